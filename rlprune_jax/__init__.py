@@ -1,0 +1,1 @@
+"""Pruning of JAX networks by constrained reinforcement learning and by their own sparsity."""

@@ -1,0 +1,1 @@
+"""Operators lowered for the backend they run on."""
