@@ -1,1 +1,19 @@
 """Pruning of JAX networks by constrained reinforcement learning and by their own sparsity."""
+
+from rlprune_jax.costs.counts import count_macs, count_params
+from rlprune_jax.graph.gating import gated
+from rlprune_jax.graph.groups import Graph, Group, ones_gates
+from rlprune_jax.graph.slim import compact, respecialise
+from rlprune_jax.graph.trace import trace_graph
+
+__all__ = [
+    "Graph",
+    "Group",
+    "compact",
+    "count_macs",
+    "count_params",
+    "gated",
+    "ones_gates",
+    "respecialise",
+    "trace_graph",
+]

@@ -1,0 +1,1 @@
+"""Costs of pruned networks as functions of their gates."""

@@ -1,0 +1,76 @@
+"""Named arrays kept in one file: written whole or not at all, read whole or not at all."""
+
+import os
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+def default_cache_dir() -> Path:
+    """Return ``$RLPRUNE_CACHE_DIR``, else ``~/.cache/rlprune_jax``."""
+    return Path(os.environ.get("RLPRUNE_CACHE_DIR") or "~/.cache/rlprune_jax").expanduser()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Write arrays to an ``.npz`` file that appears under its name only when complete.
+
+    A cache that cannot be written costs time, not results, so it warns instead of raising.
+
+    Args:
+        path: the file; folders above it are made.
+        arrays: name -> array of any shape and a plain dtype.
+
+    Returns:
+        Whether the file was written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        warnings.warn(
+            f"cannot cache decoded arrays in {path.parent} ({error}); they will be decoded again "
+            "next time; set RLPRUNE_CACHE_DIR to a writable folder",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+    return True
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """Read every array of an ``.npz`` file, checksums included.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name -> array, or ``None`` for a file that is missing, damaged or no ``.npz`` of arrays;
+        a file that is there and cannot be read also gives a warning.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # np.load gives a bare array, without `files`, for an .npy file under this name.
+        warnings.warn(
+            f"cached arrays in {path} cannot be read ({error}); they are decoded again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None

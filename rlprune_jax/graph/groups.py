@@ -1,0 +1,227 @@
+"""What a graph is: groups of coupled units, what each unit owns, and what is frozen and why."""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import jax
+import numpy as np
+
+from rlprune_jax.types import Gates
+
+PRODUCER, FOLLOWER, CONSUMER = "producer", "follower", "consumer"
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """What the units of a group own of one axis of one variable.
+
+    Attributes:
+        path: of the variable, as in ``"params/Conv_0/kernel"``.
+        axis: of that variable.
+        role: ``"producer"`` (an out-axis of weights), ``"consumer"`` (an in-axis of weights) or
+            ``"follower"`` (bias, norm scale, running statistics).
+        indices: int32[units, multiplicity], the indices along the axis that each unit owns.
+    """
+
+    path: str
+    axis: int
+    role: str
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that own the same slots: removing one removes all that it owns, in every slot.
+
+    Attributes:
+        name: the path of the first weights that make the units, without collection and leaf name.
+        size: number of units.
+        first: number of the group's first unit when all units of a graph are counted through.
+        slots: what the units own.
+    """
+
+    name: str
+    size: int
+    first: int
+    slots: tuple[Slot, ...] = field(repr=False)
+
+    def slots_of(self, role: str) -> tuple[Slot, ...]:
+        """Return the slots with this role."""
+        return tuple(slot for slot in self.slots if slot.role == role)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An out-axis of weights that is not pruned, and why."""
+
+    path: str
+    axis: int
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One contraction: a convolution or a dot.
+
+    Attributes:
+        name: path of its weights without the leaf name; of a dot of activations ``"dot_general"``.
+        kind: ``"convolution"`` or ``"dot"``.
+        factors: for each axis whose sizes multiply to the MACs of a batch, the unit that each index
+            belongs to, int32[size], -1 where it is always kept.
+        reads: units that are summed over, as in ``factors``.
+        makes: units that the weights produce, as in ``factors``.
+        space: output height and width of a convolution, ``()`` of a dot.
+        kernel: kernel height and width of a convolution, ``()`` of a dot.
+    """
+
+    name: str
+    kind: str
+    factors: tuple[np.ndarray, ...]
+    reads: tuple[np.ndarray, ...]
+    makes: tuple[np.ndarray, ...]
+    space: tuple[int, ...]
+    kernel: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Groups of coupled units of a network; made by ``trace_graph``.
+
+    Attributes:
+        groups: in depth order.
+        frozen: out-axes of weights that cannot be pruned, with the reason.
+        layers: the contractions, in the order of the program.
+        variables: path -> ``jax.ShapeDtypeStruct`` of each variable.
+        owners: path -> for each axis int32[size], the unit that owns each index, -1 for none.
+        parameters: paths of the variables that count as parameters.
+        batch: number of examples that the network was traced with.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    layers: tuple[Layer, ...]
+    variables: dict[str, jax.ShapeDtypeStruct]
+    owners: dict[str, tuple[np.ndarray, ...]]
+    parameters: tuple[str, ...]
+    batch: int
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the groups in depth order."""
+        return tuple(group.name for group in self.groups)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of units of each group in depth order."""
+        return tuple(group.size for group in self.groups)
+
+    @cached_property
+    def units(self) -> int:
+        """Number of units of all groups."""
+        return sum(self.sizes)
+
+    @cached_property
+    def group_of_unit(self) -> np.ndarray:
+        """Number of the group that each unit belongs to, int32[units]."""
+        return np.repeat(np.arange(len(self.groups), dtype=np.int32), self.sizes)
+
+    def group(self, name: str) -> Group:
+        """Return the group called ``name``.
+
+        Raises:
+            KeyError: there is none; the message lists the names.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"group {name!r} is not in the graph; it has {', '.join(self.names)}")
+
+    def __str__(self) -> str:
+        parameters = sum(math.prod(self.variables[path].shape) for path in self.parameters)
+        macs = sum(math.prod(map(len, layer.factors)) for layer in self.layers) // self.batch
+        lines = [
+            f"{len(self.groups)} groups with {self.units} units; "
+            f"{parameters:,} parameters, {macs:,} MACs per example"
+        ]
+        width = max([len(name) for name in self.names], default=0)
+        for group in self.groups:
+            owned = "; ".join(
+                f"{verb} {', '.join(map(_slot_text, group.slots_of(role)))}"
+                for role, verb in [
+                    (PRODUCER, "made by"),
+                    (FOLLOWER, "with"),
+                    (CONSUMER, "read by"),
+                ]
+                if group.slots_of(role)
+            )
+            lines.append(f"  {group.name:<{width}} {group.size:>5} units  {owned}")
+        if self.frozen:
+            lines.append("frozen:")
+        for axis in self.frozen:
+            lines.append(f"  {_short(axis.path)}[{axis.axis}] {axis.size} units: {axis.reason}")
+        return "\n".join(lines)
+
+
+def _slot_text(slot: Slot) -> str:
+    times = slot.indices.shape[1]
+    return f"{_short(slot.path)}[{slot.axis}]" + (f" x{times}" if times > 1 else "")
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("params/")
+
+
+def ones_gates(graph: Graph) -> Gates:
+    """Return gates that keep every unit: group name -> f32[units] of ones.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from rlprune_jax import trace_graph
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["a"]) @ variables["b"]
+        >>> variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+        >>> ones_gates(trace_graph(apply, variables, jnp.ones((1, 3))))["a"].shape
+        (5,)
+    """
+    return {group.name: jax.numpy.ones(group.size, jax.numpy.float32) for group in graph.groups}
+
+
+def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
+    """Check that ``gates`` fit ``graph``; values are looked at only where they are concrete.
+
+    Args:
+        graph: of the network.
+        gates: group name -> f32[units].
+        binary: whether gates other than 0 and 1 are refused.
+
+    Raises:
+        TypeError: not a dictionary.
+        ValueError: a group is missing or unknown, a shape is wrong, or a gate is NaN, below 0,
+            above 1 or, if ``binary``, neither 0 nor 1.
+    """
+    if not isinstance(gates, dict):
+        raise TypeError(
+            f"gates must be a dict group name -> f32[units], got {type(gates).__name__}"
+        )
+    unknown, missing = set(gates) - set(graph.names), set(graph.names) - set(gates)
+    if unknown or missing:
+        raise ValueError(
+            f"gates must name the groups of the graph, {', '.join(graph.names)}; "
+            f"unknown: {sorted(unknown)}, missing: {sorted(missing)}"
+        )
+    for group in graph.groups:
+        gate = gates[group.name]
+        if np.shape(gate) != (group.size,):
+            raise ValueError(
+                f"gates[{group.name!r}] has shape {np.shape(gate)}, needs ({group.size},)"
+            )
+        if isinstance(gate, jax.core.Tracer):
+            continue
+        values = np.asarray(gate)
+        allowed = (values == 0) | (values == 1) if binary else (values >= 0) & (values <= 1)
+        if not allowed.all():
+            worst = values[~allowed][0]
+            wanted = "0 or 1" if binary else "between 0 and 1"
+            raise ValueError(f"gates[{group.name!r}] holds {worst}; every gate must be {wanted}")

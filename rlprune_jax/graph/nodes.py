@@ -1,0 +1,81 @@
+"""Union-find over the indices of array axes: which indices live and die together."""
+
+import numpy as np
+
+INPUT = 0
+"""The node of every index that no pruning may remove because the function was given it."""
+
+
+class Nodes:
+    """Growing set of nodes, tied into classes; a class may be frozen for a reason.
+
+    An *id array* is an int64 array with one node per index of an array's axis. Node ``INPUT`` is
+    frozen from the start and stands for batch, positions and everything else that is never pruned,
+    so that such axes cost one shared node instead of one per index.
+    """
+
+    def __init__(self) -> None:
+        self._parent = np.zeros(1024, np.int64)
+        self._reason = np.zeros(1024, np.int64)
+        self._size = 0
+        self._reasons: list[str] = [""]
+        self.fresh(1)
+        self.freeze(np.zeros(1, np.int64), "an input of the function")
+
+    def __len__(self) -> int:
+        return self._size
+
+    def fresh(self, count: int) -> np.ndarray:
+        """Make ``count`` new untied nodes and return their ids, int64[count]."""
+        start, self._size = self._size, self._size + count
+        if self._size > len(self._parent):
+            room = max(self._size, 2 * len(self._parent)) - len(self._parent)
+            self._parent = np.concatenate([self._parent, np.zeros(room, np.int64)])
+            self._reason = np.concatenate([self._reason, np.zeros(room, np.int64)])
+        ids = np.arange(start, self._size)
+        self._parent[ids] = ids
+        self._reason[ids] = 0
+        return ids
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Return the class representative of every node of ``ids``."""
+        roots = self._parent[ids]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        self._parent[ids] = roots
+        return roots
+
+    def tie(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Merge the classes of ``first[i]`` and ``second[i]`` for every i."""
+        if first is second or np.array_equal(first, second):
+            return
+        while True:
+            first, second = self.find(first), self.find(second)
+            differ = first != second
+            if not differ.any():
+                return
+            high = np.maximum(first, second)[differ]
+            low = np.minimum(first, second)[differ]
+            # Where `high` repeats, one assignment wins and the next round ties what is left.
+            np.maximum.at(self._reason, low, self._reason[high])
+            self._parent[high] = low
+
+    def freeze(self, ids: np.ndarray, reason: str) -> None:
+        """Forbid pruning of ``ids``; the first reason given for a class is kept."""
+        roots = np.unique(self.find(ids))
+        roots = roots[self._reason[roots] == 0]
+        if roots.size:
+            if reason not in self._reasons:
+                self._reasons.append(reason)
+            self._reason[roots] = self._reasons.index(reason)
+
+    def frozen(self, ids: np.ndarray) -> np.ndarray:
+        """Return bool array: which of ``ids`` must not be pruned."""
+        return self._reason[self.find(ids)] != 0
+
+    def reason(self, node: int) -> str:
+        """Return why a node is frozen, or the empty string."""
+        return self._reasons[self._reason[self.find(np.asarray([node]))[0]]]

@@ -1,0 +1,123 @@
+"""The networks by name, and any Linen network as plain functions."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from rlprune_jax.models.cnn import CNN
+from rlprune_jax.models.mlp import MLP
+from rlprune_jax.models.vgg import STAGE_DEPTHS, VGG
+from rlprune_jax.types import Variables
+
+__all__ = ["CNN", "MLP", "VGG", "ModelFunctions", "create_model", "model_functions", "model_names"]
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "cnn": CNN,
+    **{f"vgg{depth}": partial(VGG, depth=depth) for depth in STAGE_DEPTHS},
+}
+
+
+class ModelFunctions(NamedTuple):
+    """A network as plain functions.
+
+    Attributes:
+        init: ``(key, x) -> variables``, ``{"params": ...}`` and ``"batch_stats"`` where there are.
+        apply: ``(variables, x) -> logits``, with the running statistics.
+        apply_train: ``(variables, x) -> (logits, updates)``, with the batch's statistics;
+            ``updates`` is ``{"batch_stats": ...}``, or ``{}`` for a network without them.
+    """
+
+    init: Callable[[jax.Array, jax.Array], Variables]
+    apply: Callable[[Variables, jax.Array], jax.Array]
+    apply_train: Callable[[Variables, jax.Array], tuple[jax.Array, Variables]]
+
+
+def model_names() -> tuple[str, ...]:
+    """List the names that ``create_model`` knows."""
+    return tuple(_MODELS)
+
+
+def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """Build a network of the zoo; its variables come from ``model_functions(network).init``.
+
+    Args:
+        name: one of ``model_names()``.
+        num_classes: outputs of the network.
+        **options: the fields of the network's class: ``widths`` for ``mlp`` and ``cnn``;
+            ``width``, ``widths`` and ``pools`` for VGG; ``conv_general_dilated``.
+
+    Returns:
+        A Linen module, called ``module.apply(variables, x, train=False)`` with f32[B, H, W, C].
+
+    Raises:
+        ValueError: an unknown ``name`` or a ``num_classes`` below 1.
+        TypeError: an option that the network does not have.
+
+    Example:
+        >>> create_model("vgg16", 10, width=0.25).depth
+        16
+    """
+    if name not in _MODELS:
+        raise ValueError(f"model {name!r} is unknown; choose from {', '.join(_MODELS)}")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes={num_classes!r} must be an integer of at least 1")
+    constructor = _MODELS[name]
+    known = _option_names(constructor)
+    for option in options:
+        if option not in known:
+            raise TypeError(f"model {name!r} has no option {option!r}; it has {', '.join(known)}")
+    if options.get("widths") is not None:
+        # A list would make the module unhashable, and jit keys its cache by what it closes over.
+        options["widths"] = tuple(options["widths"])
+    return constructor(num_classes=num_classes, **options)
+
+
+def model_functions(module: nn.Module) -> ModelFunctions:
+    """Turn a Linen network called ``module(x, train=...)`` into plain functions.
+
+    The functions are new ones at each call, and jitted code that takes them as static arguments
+    compiles anew for each: make them once and hand them on.
+
+    Args:
+        module: a network of the zoo, or any Linen module with the same call.
+
+    Raises:
+        TypeError: ``module`` is not a Linen module.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> init, apply, apply_train = model_functions(create_model("mlp", 10))
+        >>> variables = init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+        >>> apply(variables, jnp.ones((2, 8, 8, 1))).shape
+        (2, 10)
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module={module!r} is a {type(module).__name__}, not a Linen module")
+
+    # Under jit the forward pass of an initialisation is dead code and never runs.
+    @jax.jit
+    def init(key: jax.Array, x: jax.Array) -> Variables:
+        return module.init(key, x, train=False)
+
+    def apply(variables: Variables, x: jax.Array) -> jax.Array:
+        return module.apply(variables, x, train=False)
+
+    def apply_train(variables: Variables, x: jax.Array) -> tuple[jax.Array, Variables]:
+        logits, updates = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        return logits, dict(updates)
+
+    return ModelFunctions(init, apply, apply_train)
+
+
+def _option_names(constructor: Callable[..., nn.Module]) -> list[str]:
+    """Fields a caller may set: all but those fixed by the name or added by Linen."""
+    fixed = {"num_classes", "parent", "name"}
+    network: Any = constructor
+    if isinstance(constructor, partial):
+        network, fixed = constructor.func, fixed | set(constructor.keywords)
+    return [field.name for field in dataclasses.fields(network) if field.name not in fixed]

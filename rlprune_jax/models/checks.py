@@ -1,0 +1,53 @@
+"""Checks at the door of every network: what it is built from and what it is called with."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def check_widths(name: str, widths: Sequence[int], count: int | None = None) -> None:
+    """Refuse widths that are not positive integers, or not ``count`` of them.
+
+    Args:
+        name: the argument as the caller wrote it, for the message.
+        widths: units per layer.
+        count: how many there must be; ``None`` for any number.
+
+    Raises:
+        ValueError: naming ``name``, its value and what would do.
+    """
+    if any(isinstance(width, bool) or not isinstance(width, int) or width < 1 for width in widths):
+        raise ValueError(f"{name}={tuple(widths)} must hold positive integers, one per layer")
+    if count is not None and len(widths) != count:
+        raise ValueError(f"{name}={tuple(widths)} has {len(widths)} entries; give {count}")
+
+
+def check_images(x: jax.Array, rank: int | None, least: int = 1, remedy: str = "") -> None:
+    """Refuse input that a network cannot take.
+
+    Args:
+        x: the input, images ``[B, H, W, C]`` where ``rank`` is 4.
+        rank: the rank ``x`` must have; ``None`` for any with a batch axis and one more.
+        least: least height and width (with ``rank`` 4).
+        remedy: what to do about images that are too small, ending the message.
+
+    Raises:
+        TypeError: ``x`` is not of a floating type (raw uint8 images, usually).
+        ValueError: wrong rank, an empty image, or an image smaller than ``least``.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"images are {x.dtype}; networks take floats: normalise them first "
+            "(rlprune_jax.augment.normalise)"
+        )
+    if x.ndim < 2 if rank is None else x.ndim != rank:
+        wanted = "[B, ...]" if rank is None else "[B, H, W, C]"
+        raise ValueError(f"images have shape {x.shape}; the network takes {wanted}")
+    if any(size == 0 for size in x.shape[1:]):
+        raise ValueError(f"images have shape {x.shape}: an empty axis")
+    if rank == 4 and min(x.shape[1], x.shape[2]) < least:
+        raise ValueError(
+            f"images of {x.shape[1]}x{x.shape[2]} are too small: the poolings shrink the map to "
+            f"nothing; the least size is {least}x{least}{remedy}"
+        )

@@ -1,0 +1,67 @@
+"""What a run was computed with: versions, commit, device."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "orbax-checkpoint", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of what it computes with; the commit where known."""
+    found = {"python": platform.python_version()}
+    for package in ("rlprune_jax", *_PACKAGES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit = _commit()
+    return found if commit is None else {**found, "commit": commit}
+
+
+def describe_device() -> dict[str, Any]:
+    """What the run computes on: platform, kind and number of devices, processor and its cores."""
+    devices = jax.devices()
+    return {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that holds this package or the running script, if one tracks it."""
+    for file in (Path(__file__), Path(sys.argv[0])):
+        git = ["git", "-C", str(file.resolve().parent)]
+        try:
+            tracked = [*git, "ls-files", "--error-unmatch", file.name]
+            subprocess.run(tracked, capture_output=True, check=True, timeout=10)
+            head = [*git, "rev-parse", "HEAD"]
+            answer = subprocess.run(head, capture_output=True, check=True, timeout=10, text=True)
+            return answer.stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return None
+
+
+def _processor() -> str:
+    def names() -> Iterator[str]:
+        try:
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("model name"):
+                    yield line.partition(":")[2].strip()
+        except OSError:
+            return
+
+    return next(names(), platform.processor() or platform.machine())

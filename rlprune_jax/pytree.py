@@ -1,0 +1,105 @@
+"""Paths, sizes and fingerprints of pytrees."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlprune_jax.types import PyTree
+
+
+def leaf_paths(tree: PyTree) -> list[str]:
+    """Paths of the leaves in the order of ``jax.tree.leaves``, keys joined by a slash.
+
+    A NamedTuple or dataclass contributes field names, a list or tuple its indices, and a tree
+    that is itself one leaf has the path ``""``.
+
+    Example:
+        >>> leaf_paths({"params": {"Conv_0": {"kernel": 1.0, "bias": 2.0}}})
+        ['params/Conv_0/bias', 'params/Conv_0/kernel']
+    """
+    entries, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in entries]
+
+
+def flatten_with_paths(tree: PyTree) -> dict[str, Any]:
+    """Map from path to leaf, in the order of ``jax.tree.leaves``.
+
+    Raises:
+        ValueError: two leaves have the same path, as in ``{"a": {"b": 1}, "a/b": 2}``.
+    """
+    flat: dict[str, Any] = {}
+    for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
+        if path in flat:
+            raise ValueError(f"two leaves share the path {path!r}; rename the key with a slash")
+        flat[path] = leaf
+    return flat
+
+
+def nest_paths(flat: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries from a map of slash-joined paths: undoes `flatten_with_paths` on dicts.
+
+    Raises:
+        ValueError: one path runs through another, as in ``{"a": 1, "a/b": 2}``.
+
+    Example:
+        >>> nest_paths({"params/bias": 1, "params/kernel": 2})
+        {'params': {'bias': 1, 'kernel': 2}}
+    """
+    nested: dict[str, Any] = {}
+    leaves: set[tuple[str, ...]] = set()
+    for path, leaf in flat.items():
+        *parents, name = keys = path.split("/")
+        branch = nested
+        for depth, key in enumerate(parents, 1):
+            if tuple(keys[:depth]) in leaves:
+                raise ValueError(f"path {path!r} runs through the leaf {'/'.join(keys[:depth])!r}")
+            branch = branch.setdefault(key, {})
+        if name in branch:
+            raise ValueError(f"path {path!r} is both a leaf and a branch")
+        branch[name] = leaf
+        leaves.add(tuple(keys))
+    return nested
+
+
+def tree_size(tree: PyTree) -> int:
+    """Number of elements over all leaves, as an exact Python integer."""
+    return sum(_array(leaf).size for leaf in jax.tree.leaves(tree))
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves in memory; a `jax.ShapeDtypeStruct` counts as the array it stands for."""
+    arrays = (_array(leaf) for leaf in jax.tree.leaves(tree))
+    return sum(array.size * array.dtype.itemsize for array in arrays)
+
+
+def tree_hash(tree: PyTree) -> str:
+    """SHA-256 over path, dtype, shape and bytes of every leaf, as 64 hexadecimal digits.
+
+    Two trees have the same hash exactly when they hold bit-equal leaves under the same paths;
+    the kind of container does not enter, so a NamedTuple and a dict of its fields agree.
+    """
+    digest = hashlib.sha256()
+    flat = flatten_with_paths(tree)
+    for path in sorted(flat):
+        array = _array(flat[path])
+        header = f"{path}\0{array.dtype}\0{tuple(array.shape)}\0"
+        digest.update(header.encode())
+        digest.update(np.ascontiguousarray(host_array(array)).tobytes())
+    return digest.hexdigest()
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed random key, or stands for one."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def host_array(leaf: Any) -> np.ndarray:
+    """Copy of a leaf on the host; of a typed random key, its words ``u32[..., words]``."""
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+
+
+def _array(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") and hasattr(leaf, "size") else np.asarray(leaf)

@@ -1,0 +1,185 @@
+"""Dual updates: one Lagrange multiplier per budget, from how far the mean cost is off its limit.
+
+Each rule is an ``(init, update)`` pair of pure functions in the manner of optax; hyper-parameters
+may be traced arrays, and the state holds arrays only. K budgets are updated at once.
+With ``relative`` the error is ``(cost - limit) / limit``, so that the gains carry over from one
+unit of cost to another; else it is ``cost - limit``, as in the published codes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+
+class DualUpdate(NamedTuple):
+    """A rule for the multipliers.
+
+    Attributes:
+        init: ``(num_budgets) -> state``.
+        update: ``(state, cost f32[K], limit f32[K]) -> state``; every state has ``multiplier``,
+            f32[K], never negative.
+    """
+
+    init: Callable[[int], Any]
+    update: Callable[[Any, jax.Array, jax.Array], Any]
+
+
+class PidState(NamedTuple):
+    """State of ``pid``: all f32[K] but ``past``, f32[delay, K], oldest first."""
+
+    multiplier: jax.Array
+    integral: jax.Array
+    smooth_error: jax.Array
+    smooth_cost: jax.Array
+    past: jax.Array
+
+
+class GradientState(NamedTuple):
+    """State of ``projected_gradient``."""
+
+    multiplier: jax.Array
+
+
+class AdamState(NamedTuple):
+    """State of the Adam rules: ``parameter`` f32[K] is what Adam moves."""
+
+    multiplier: jax.Array
+    parameter: jax.Array
+    moments: optax.OptState
+
+
+def _error(cost: jax.Array, limit: jax.Array, relative: bool) -> jax.Array:
+    chex.assert_rank([cost, limit], 1)
+    chex.assert_equal_shape([cost, limit])
+    return (cost - limit) / limit if relative else cost - limit
+
+
+def pid(
+    proportional_gain: ArrayLike = 0.1,
+    integral_gain: ArrayLike = 0.01,
+    derivative_gain: ArrayLike = 0.01,
+    maximum: ArrayLike = 100.0,
+    initial: ArrayLike = 0.0,
+    proportional_smoothing: ArrayLike = 0.0,
+    derivative_smoothing: ArrayLike = 0.0,
+    delay: int = 1,
+    derivative_of_error: bool = False,
+    relative: bool = True,
+) -> DualUpdate:
+    """Proportional, integral and derivative control (Stooke et al. 2020, arXiv 2007.03964).
+
+    ``multiplier = clip(Kp * e + I + Kd * max(0, rise), 0, maximum)`` with
+    ``I = clip(I + Ki * e, 0, maximum)``: the integral cannot wind up past what can be used, nor
+    below zero. ``rise`` is by how much the smoothed cost grew in ``delay`` updates.
+
+    Args:
+        proportional_gain: Kp.
+        integral_gain: Ki.
+        derivative_gain: Kd.
+        maximum: cap of the multiplier and of the integral.
+        initial: first value of the integral.
+        proportional_smoothing: decay of the moving average of the error, 0 for none.
+        derivative_smoothing: decay of the moving average of the cost, 0 for none.
+        delay: updates over which the derivative is taken, static.
+        derivative_of_error: the first rise is counted from the limit, else from zero cost.
+        relative: see the module.
+    """
+
+    def init(num_budgets: int) -> PidState:
+        zeros = jnp.zeros(num_budgets)
+        start = jnp.full(num_budgets, initial, jnp.float32)
+        return PidState(start, start, zeros, zeros, jnp.zeros((delay, num_budgets)))
+
+    def update(state: PidState, cost: jax.Array, limit: jax.Array) -> PidState:
+        error = _error(cost, limit, relative)
+        level = error if derivative_of_error else error + (1.0 if relative else limit)
+        integral = jnp.clip(state.integral + integral_gain * error, 0.0, maximum)
+        smooth_error = optax.incremental_update(
+            error, state.smooth_error, 1.0 - jnp.asarray(proportional_smoothing)
+        )
+        smooth_cost = optax.incremental_update(
+            level, state.smooth_cost, 1.0 - jnp.asarray(derivative_smoothing)
+        )
+        rise = jnp.maximum(smooth_cost - state.past[0], 0.0)
+        wanted = proportional_gain * smooth_error + integral + derivative_gain * rise
+        past = jnp.concatenate([state.past[1:], smooth_cost[None]])
+        multiplier = jnp.clip(wanted, 0.0, maximum)
+        return PidState(multiplier, integral, smooth_error, smooth_cost, past)
+
+    return DualUpdate(init, update)
+
+
+def projected_gradient(
+    learning_rate: ArrayLike = 0.1,
+    maximum: ArrayLike = 100.0,
+    initial: ArrayLike = 0.0,
+    relative: bool = True,
+) -> DualUpdate:
+    """Gradient ascent on the dual, clipped: ``multiplier = clip(multiplier + rate * e, 0, max)``."""
+
+    def init(num_budgets: int) -> GradientState:
+        return GradientState(jnp.full(num_budgets, initial, jnp.float32))
+
+    def update(state: GradientState, cost: jax.Array, limit: jax.Array) -> GradientState:
+        step = learning_rate * _error(cost, limit, relative)
+        return GradientState(jnp.clip(state.multiplier + step, 0.0, maximum))
+
+    return DualUpdate(init, update)
+
+
+def adam_clip(
+    learning_rate: ArrayLike = 0.035,
+    maximum: ArrayLike = 100.0,
+    initial: ArrayLike = 0.001,
+    relative: bool = True,
+) -> DualUpdate:
+    """Adam on the multiplier itself, clipped at zero, as in OmniSafe's PPO-Lagrangian.
+
+    Adam divides by the size of the error, so a large violation is answered like a small one.
+    """
+
+    def init(num_budgets: int) -> AdamState:
+        start = jnp.full(num_budgets, initial, jnp.float32)
+        return AdamState(start, start, optax.scale_by_adam().init(start))
+
+    def update(state: AdamState, cost: jax.Array, limit: jax.Array) -> AdamState:
+        ascent, moments = optax.scale_by_adam().update(_error(cost, limit, relative), state.moments)
+        parameter = jnp.clip(state.parameter + learning_rate * ascent, 0.0, maximum)
+        return AdamState(parameter, parameter, moments)
+
+    return DualUpdate(init, update)
+
+
+def softplus_adam(
+    learning_rate: ArrayLike = 0.1,
+    maximum: ArrayLike = 100.0,
+    initial: ArrayLike = 1.0,
+    minimum: ArrayLike = 0.0,
+    relative: bool = True,
+) -> DualUpdate:
+    """Adam on x with ``multiplier = softplus(x)``: what constrained-RL pruning used.
+
+    The published runs took a learning rate of 1 and absolute errors (arXiv 2110.08558).
+    """
+
+    def inverse(multiplier: ArrayLike) -> jax.Array:
+        return jnp.log(jnp.maximum(jnp.expm1(jnp.asarray(multiplier, jnp.float32)), 1e-8))
+
+    def init(num_budgets: int) -> AdamState:
+        start = jnp.full(num_budgets, inverse(initial))
+        return AdamState(jax.nn.softplus(start), start, optax.scale_by_adam().init(start))
+
+    def update(state: AdamState, cost: jax.Array, limit: jax.Array) -> AdamState:
+        slope = jax.nn.sigmoid(state.parameter) * _error(cost, limit, relative)
+        ascent, moments = optax.scale_by_adam().update(slope, state.moments)
+        # Above 20 softplus is the identity to float32, and exp would overflow for a large cap.
+        top = jnp.where(jnp.asarray(maximum) > 20.0, maximum, inverse(jnp.minimum(maximum, 20.0)))
+        parameter = jnp.clip(state.parameter + learning_rate * ascent, inverse(minimum), top)
+        return AdamState(jax.nn.softplus(parameter), parameter, moments)
+
+    return DualUpdate(init, update)

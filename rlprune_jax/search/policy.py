@@ -1,0 +1,312 @@
+"""Stochastic policies over masks, and critics. The only module that imports distrax.
+
+A policy describes an action per group and step: a keep ratio (coarse) or one Bernoulli per unit
+(fine). Both answer the same few functions, so another granularity is one more ``Policy``: a ratio
+over single weights would reuse the coarse one with other masks, a soft gate the fine one with a
+continuous distribution.
+Shapes: actions and log-probabilities are f32[G, N, D], D actions per group (1, or Cmax units).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import distrax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from rlprune_jax.search.environment import (
+    Environment,
+    masks_to_ratios,
+    project_priorities,
+    project_ratios,
+    ratios_to_masks,
+)
+from rlprune_jax.types import PyTree
+
+
+class Settings(NamedTuple):
+    """Numbers that a policy reads besides its parameters, all scalars that may be traced.
+
+    Attributes:
+        initial_std: standard deviation of the coarse action before learning, in logit space.
+        minimum_std: floor of it.
+        sharpness: slope of the fine logits from the best to the worst unit of a group.
+        least_ratio: keep ratio below which no coarse action goes.
+    """
+
+    initial_std: ArrayLike
+    minimum_std: ArrayLike
+    sharpness: ArrayLike
+    least_ratio: ArrayLike
+
+
+class Trajectory(NamedTuple):
+    """What was observed and done in N episodes of G steps.
+
+    Attributes:
+        observations: f32[G, N, F'], for the networks and the critics.
+        actions: f32[G, N, D], the actions that take the credit.
+        log_probs: f32[G, N, D] under the policy that acted; 0 on padding.
+        behaviour: the parameters of the distribution that acted.
+        shift: f32[], what projection took off every fine logit; 0 otherwise.
+        proposed_masks: f32[N, G, Cmax], as sampled, before any projection.
+    """
+
+    observations: jax.Array
+    actions: jax.Array
+    log_probs: jax.Array
+    behaviour: tuple[jax.Array, ...]
+    shift: jax.Array
+    proposed_masks: jax.Array
+
+
+class Normaliser(NamedTuple):
+    """Mean and standard deviation f32[F'] taken off observations."""
+
+    mean: jax.Array
+    std: jax.Array
+
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        """Standardise f32[..., F'], clipped to ten deviations."""
+        return jnp.clip((observations - self.mean) / self.std, -10.0, 10.0)
+
+
+class Policy(NamedTuple):
+    """A policy as pure functions.
+
+    Attributes:
+        init: ``(key) -> params``.
+        act: ``(params, settings, normaliser, key) -> (masks f32[N, G, Cmax], Trajectory)``.
+        describe: ``(params, settings, normaliser, trajectory) -> parameters`` of the distribution
+            of ``trajectory.actions``, differentiable.
+        distribution: ``(parameters) -> distrax.Distribution`` of batch shape [G, N, D].
+        live: bool[G, 1, D], False on padding.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    act: Callable[..., tuple[jax.Array, Trajectory]]
+    describe: Callable[..., tuple[jax.Array, ...]]
+    distribution: Callable[[tuple[jax.Array, ...]], Any]
+    live: jax.Array
+
+    def log_prob(self, parameters: tuple[jax.Array, ...], actions: jax.Array) -> jax.Array:
+        """Log-probability f32[G, N, D] of actions, 0 on padding."""
+        return jnp.where(self.live, self.distribution(parameters).log_prob(actions), 0.0)
+
+    def entropy(self, parameters: tuple[jax.Array, ...]) -> jax.Array:
+        """Mean entropy of the live actions, nats."""
+        return self._mean_live(self.distribution(parameters).entropy())
+
+    def divergence(self, old: tuple[jax.Array, ...], new: tuple[jax.Array, ...]) -> jax.Array:
+        """Mean over live actions of KL(old || new), nats."""
+        return self._mean_live(self.distribution(old).kl_divergence(self.distribution(new)))
+
+    def _mean_live(self, values: jax.Array) -> jax.Array:
+        live = jnp.broadcast_to(self.live, values.shape)
+        return jnp.sum(jnp.where(live, values, 0.0)) / jnp.sum(live)
+
+
+class Mlp(nn.Module):
+    """Tanh layers with orthogonal initialisation, gain sqrt(2), and a linear head.
+
+    Attributes:
+        hidden_sizes: widths.
+        outputs: width of the head.
+        head_gain: gain of its initialisation: 0.01 for actions, 1 for values.
+    """
+
+    hidden_sizes: Sequence[int]
+    outputs: int
+    head_gain: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map f32[..., inputs] to f32[..., outputs]."""
+        for size in self.hidden_sizes:
+            x = nn.tanh(nn.Dense(size, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))(x))
+        return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(self.head_gain))(x)
+
+
+def observation_size(env: Environment) -> int:
+    """F': descriptor, place in depth, one-hot group, last keep ratio, fraction kept so far."""
+    return env.descriptors.shape[1] + env.num_groups + 3
+
+
+def observe(env: Environment, step: ArrayLike, last_ratio: jax.Array, kept: jax.Array) -> jax.Array:
+    """Observation f32[..., F'] before acting on group ``step``.
+
+    Args:
+        env: the problem.
+        step: i32[], the group.
+        last_ratio: f32[...], keep ratio of the group before; 1 at the first.
+        kept: f32[...], units kept so far over all units.
+    """
+    place = jnp.asarray(step, jnp.float32)[None] / max(env.num_groups - 1, 1)
+    fixed = jnp.concatenate([env.descriptors[step], place, jax.nn.one_hot(step, env.num_groups)])
+    fixed = jnp.broadcast_to(fixed, (*last_ratio.shape, fixed.size))
+    return jnp.concatenate([fixed, last_ratio[..., None], kept[..., None]], axis=-1)
+
+
+def observe_ratios(env: Environment, ratios: jax.Array) -> jax.Array:
+    """Observations f32[G, N, F'] of finished episodes with keep ratios f32[N, G]."""
+    share = jnp.asarray(env.sizes, jnp.float32) / sum(env.sizes)
+    before = jnp.cumsum(ratios * share, axis=1) - ratios * share
+    last = jnp.concatenate([jnp.ones_like(ratios[:, :1]), ratios[:, :-1]], axis=1)
+    steps = jnp.arange(env.num_groups)
+    return jax.vmap(lambda step, *past: observe(env, step, *past))(steps, last.T, before.T)
+
+
+def logit(ratio: jax.Array) -> jax.Array:
+    """Inverse of the sigmoid, finite on [0, 1]."""
+    ratio = jnp.clip(ratio, 1e-6, 1.0 - 1e-6)
+    return jnp.log(ratio) - jnp.log1p(-ratio)
+
+
+def coarse_policy(
+    env: Environment, hidden_sizes: Sequence[int], num_candidates: int, project: bool
+) -> Policy:
+    """A squashed Gaussian keep ratio per group; the action is the Gaussian before squashing.
+
+    Its mean is ``logit(initial_keep)`` plus a learned offset per group plus a network of what was
+    observed. With ``project`` the masks that are executed meet the budgets, and the action that
+    takes the credit is the executed one: all ratios shifted together in logit space.
+
+    Args:
+        env: the problem.
+        hidden_sizes: of the network.
+        num_candidates: N.
+        project: whether masks are projected onto the budgets.
+    """
+    network = Mlp(tuple(hidden_sizes), 1, 0.01)
+    groups = env.num_groups
+
+    def init(key: jax.Array) -> PyTree:
+        return {
+            "network": network.init(key, jnp.zeros(observation_size(env))),
+            "offset": jnp.zeros(groups),
+            "log_std": jnp.zeros(groups),
+        }
+
+    def step_parameters(params, settings, normaliser, step, observations):
+        correction = network.apply(params["network"], normaliser(observations))[..., 0]
+        mean = logit(env.initial_keep[step]) + params["offset"][step] + correction
+        std = settings.initial_std * jnp.exp(params["log_std"][step])
+        return mean, jnp.broadcast_to(jnp.maximum(std, settings.minimum_std), mean.shape)
+
+    def squash(action: jax.Array, settings: Settings) -> jax.Array:
+        return jnp.maximum(jax.nn.sigmoid(action), settings.least_ratio)
+
+    def distribution(parameters):
+        return distrax.Normal(*parameters)
+
+    def act(params, settings, normaliser, key):
+        share = jnp.asarray(env.sizes, jnp.float32) / sum(env.sizes)
+
+        def step(carry, inputs):
+            last_ratio, kept = carry
+            group, step_key = inputs
+            observations = observe(env, group, last_ratio, kept)
+            parameters = step_parameters(params, settings, normaliser, group, observations)
+            action = distribution(parameters).sample(seed=step_key)
+            ratio = squash(action, settings)
+            return (ratio, kept + ratio * share[group]), (observations, action, parameters)
+
+        start = (jnp.ones(num_candidates), jnp.zeros(num_candidates))
+        steps = (jnp.arange(groups), jax.random.split(key, groups))
+        _, (observations, actions, parameters) = jax.lax.scan(step, start, steps)
+        ratios = squash(actions.T, settings)
+        proposed = ratios_to_masks(env, ratios)
+        masks = proposed
+        if project:
+            ratios = project_ratios(env, ratios)
+            masks = ratios_to_masks(env, ratios)
+            actions = logit(ratios).T
+        actions = actions[..., None]
+        behaviour = jax.tree.map(lambda leaf: leaf[..., None], parameters)
+        log_probs = distribution(behaviour).log_prob(actions)
+        shift = jnp.zeros(())
+        return masks, Trajectory(observations, actions, log_probs, behaviour, shift, proposed)
+
+    def describe(params, settings, normaliser, trajectory):
+        def one(step, observations):
+            return step_parameters(params, settings, normaliser, step, observations)
+
+        parameters = jax.vmap(one)(jnp.arange(groups), trajectory.observations)
+        return jax.tree.map(lambda leaf: leaf[..., None], parameters)
+
+    return Policy(init, act, describe, distribution, jnp.ones((groups, 1, 1), bool))
+
+
+def fine_policy(
+    env: Environment, hidden_sizes: Sequence[int], num_candidates: int, project: bool
+) -> Policy:
+    """One Bernoulli per unit, started from the scores: the better a unit ranks, the likelier kept.
+
+    Logits are ``sharpness * (initial_keep * C - rank) / C`` plus a learned offset per group, a
+    learned number per unit, and a network of (score, rank, descriptor) that all units share.
+    With ``project`` units are kept by falling ``logit + noise`` as the budgets allow: the sample
+    is the same but for one threshold, and the executed mask takes the credit.
+
+    Args:
+        env: the problem.
+        hidden_sizes: of the network.
+        num_candidates: N.
+        project: whether masks are projected onto the budgets.
+    """
+    network = Mlp(tuple(hidden_sizes), 1, 0.01)
+    sizes = jnp.asarray(env.sizes, jnp.float32)[:, None]
+    rank = jnp.where(env.alive, env.ranks, 0).astype(jnp.float32)
+    shape = (env.num_groups, env.num_units)
+    described = jnp.broadcast_to(env.descriptors[:, None], (*shape, env.descriptors.shape[1]))
+    features = jnp.concatenate(
+        [env.scores[..., None], (rank / sizes)[..., None], described], axis=-1
+    )
+
+    def init(key: jax.Array) -> PyTree:
+        return {
+            "network": network.init(key, features),
+            "offset": jnp.zeros(env.num_groups),
+            "table": jnp.zeros(shape),
+        }
+
+    def logits_of(params, settings):
+        start = env.initial_keep[:, None] - (rank + 0.5) / sizes
+        correction = network.apply(params["network"], features)[..., 0]
+        learned = params["offset"][:, None] + params["table"] + correction
+        return settings.sharpness * start + learned
+
+    def distribution(parameters):
+        return distrax.Bernoulli(logits=parameters[0])
+
+    def act(params, settings, normaliser, key):
+        logits = logits_of(params, settings)
+        priorities = logits + jax.random.logistic(key, (num_candidates, *shape))
+        proposed = jnp.where(env.alive, (priorities > 0) | _best_units(env, priorities), False)
+        proposed = proposed.astype(jnp.float32)
+        masks, shift = proposed, jnp.zeros(())
+        if project:
+            masks = project_priorities(env, priorities)
+            dropped = jnp.where(env.alive & (masks < 0.5), priorities, -jnp.inf)
+            threshold = jnp.max(dropped, axis=(1, 2))
+            shift = jnp.mean(jnp.where(jnp.isfinite(threshold), threshold, 0.0))
+        actions = jnp.swapaxes(masks, 0, 1)
+        behaviour = ((logits - shift)[:, None],)
+        log_probs = distribution(behaviour).log_prob(actions)
+        log_probs = jnp.where(env.alive[:, None], log_probs, 0.0)
+        observations = observe_ratios(env, masks_to_ratios(env, masks))
+        return masks, Trajectory(observations, actions, log_probs, behaviour, shift, proposed)
+
+    def describe(params, settings, normaliser, trajectory):
+        return ((logits_of(params, settings) - trajectory.shift)[:, None],)
+
+    return Policy(init, act, describe, distribution, env.alive[:, None])
+
+
+def _best_units(env: Environment, priorities: jax.Array) -> jax.Array:
+    """bool[..., G, Cmax]: the ``min_keep`` units of highest priority in each group."""
+    priorities = jnp.where(env.alive, priorities, -jnp.inf)
+    place = jnp.argsort(jnp.argsort(-priorities, axis=-1), axis=-1)
+    return place < jnp.asarray(env.min_keep)[:, None]

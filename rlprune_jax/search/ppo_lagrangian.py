@@ -1,0 +1,222 @@
+"""Constrained policy gradient: PPO with one Lagrange multiplier per budget, by ask and tell.
+
+The clipped surrogate is that of Schulman et al. 2017 (arXiv 1707.06347), taken per action and
+summed, so that at ratio 1 its gradient is REINFORCE's however many units act at once. Multipliers
+and their error relative to the budget are those of ``multipliers``.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlprune_jax.search import multipliers
+from rlprune_jax.search.advantages import (
+    episode_advantages,
+    leave_one_out,
+    normalise,
+    rank_utilities,
+)
+from rlprune_jax.search.config import Config, HParams
+from rlprune_jax.search.critics import (
+    Running,
+    make_critics,
+    running_init,
+    running_std,
+    running_update,
+)
+from rlprune_jax.search.environment import Environment, candidate_costs
+from rlprune_jax.search.policy import (
+    Normaliser,
+    Settings,
+    coarse_policy,
+    fine_policy,
+    observation_size,
+)
+from rlprune_jax.search.searcher import (
+    Candidates,
+    Metrics,
+    Searcher,
+    batch_metrics,
+    check_told,
+    worst_for_missing,
+    worst_for_missing_costs,
+)
+from rlprune_jax.search.surrogate import Acting, Batch, improve, optimizer
+from rlprune_jax.types import PyTree
+
+ELITE_FRACTION = 0.5  # CMA-ES gives the better half of a batch its logarithmic weights
+
+
+class AgentState(NamedTuple):
+    """Everything the agent knows, arrays only.
+
+    Attributes:
+        hparams: the numbers it was started with, f32 scalars.
+        params: policy and critics.
+        moments: optimizer state.
+        dual: state of the multipliers' rule.
+        iteration: i32, tells seen.
+        observations: running statistics f32[F'].
+        outcomes: running statistics f32[1 + K] of the reward and the costs.
+    """
+
+    hparams: HParams
+    params: PyTree
+    moments: PyTree
+    dual: Any
+    iteration: jax.Array
+    observations: Running
+    outcomes: Running
+
+
+def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
+    """The agent, as init, ask and tell.
+
+    Args:
+        env: the problem; projection needs its ``cost_fn``.
+        config: the structure of the program.
+
+    Returns:
+        A searcher whose ``init(hparams, key)`` takes ``HParams``.
+
+    Raises:
+        ValueError: projection without traceable costs.
+
+    Example:
+        >>> agent = ppo_lagrangian(env, Config(candidates=16))           # doctest: +SKIP
+        >>> state = agent.init(HParams(), jax.random.key(0))             # doctest: +SKIP
+        >>> candidates, state = agent.ask(state, jax.random.key(1))      # doctest: +SKIP
+        >>> state, metrics = agent.tell(state, candidates, rewards, costs)  # doctest: +SKIP
+    """
+    if config.constraint != "multiplier" and env.cost_fn is None:
+        raise ValueError(
+            f"constraint={config.constraint!r} needs traceable costs, and cost_fn=None:"
+            " use constraint='multiplier'"
+        )
+    project = config.constraint != "multiplier"
+    make_policy = coarse_policy if config.granularity == "coarse" else fine_policy
+    policy = make_policy(env, config.hidden_sizes, config.candidates, project)
+    critics = make_critics(env, config)
+
+    def init(hparams: HParams, key: jax.Array) -> AgentState:
+        hparams = jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
+        policy_key, critic_key = jax.random.split(key)
+        params = {"policy": policy.init(policy_key), "critics": critics.init(critic_key)}
+        return AgentState(
+            hparams=hparams,
+            params=params,
+            moments=optimizer(hparams).init(params),
+            dual=_dual(config, hparams).init(env.num_budgets),
+            iteration=jnp.int32(0),
+            observations=running_init(observation_size(env)),
+            outcomes=running_init(1 + env.num_budgets),
+        )
+
+    def ask(state: AgentState, key: jax.Array) -> tuple[Candidates, AgentState]:
+        act_key, shuffle_key = jax.random.split(key)
+        settings = _settings(config, state)
+        normaliser = _normaliser(config, state.observations)
+        masks, trajectory = policy.act(state.params["policy"], settings, normaliser, act_key)
+        return Candidates(masks, (trajectory, shuffle_key)), state
+
+    def tell(
+        state: AgentState, candidates: Candidates, rewards: jax.Array, costs: jax.Array
+    ) -> tuple[AgentState, Metrics]:
+        rewards, costs = check_told(candidates.masks, rewards, costs, env.num_budgets)
+        metrics = batch_metrics(rewards, costs, env.limits)
+        trajectory, shuffle_key = candidates.trajectory
+        hparams = state.hparams
+        rewards = worst_for_missing(rewards)
+        if config.constraint == "both":
+            costs = candidate_costs(env, trajectory.proposed_masks)
+        costs = worst_for_missing_costs(costs, env.limits) / env.limits
+        dual = state.dual
+        if config.constraint != "projection":
+            target = jnp.ones(env.num_budgets)
+            dual = _dual(config, hparams).update(dual, costs.mean(0), target)
+        multiplier = dual.multiplier * (config.constraint != "projection")
+        outcomes = running_update(state.outcomes, jnp.column_stack([rewards, costs]))
+        normaliser = _normaliser(config, state.observations)
+        scale = running_std(outcomes) if config.normalise_returns else jnp.ones(1 + env.num_budgets)
+        results = jnp.column_stack([rewards, costs]) / scale
+        values = critics.values(state.params["critics"], normaliser(trajectory.observations))
+        raw = _raw_advantages(config, hparams, results, values)
+        batch = Batch(trajectory, _combine(config, raw, multiplier), raw + values)
+        params, moments, losses = improve(
+            config,
+            hparams,
+            policy,
+            critics,
+            Acting(_settings(config, state), normaliser),
+            state.params,
+            state.moments,
+            batch,
+            shuffle_key,
+        )
+        state = state._replace(
+            params=params,
+            moments=moments,
+            dual=dual,
+            iteration=state.iteration + 1,
+            observations=running_update(
+                state.observations, trajectory.observations.reshape(-1, observation_size(env))
+            ),
+            outcomes=outcomes,
+        )
+        weight = 1.0 / (1.0 + multiplier.sum())
+        capped = (multiplier >= hparams.multiplier_max).astype(jnp.float32)
+        return state, metrics | losses | {
+            "multiplier": multiplier,
+            "multiplier_capped": capped,
+            "reward_weight": weight,
+            "cost_weight": multiplier * weight,
+            "proposed_cost_mean": costs.mean(0) * env.limits,
+        }
+
+    return Searcher(init, ask, tell)
+
+
+def _dual(config: Config, hparams: HParams) -> multipliers.DualUpdate:
+    shared = {"maximum": hparams.multiplier_max, "initial": hparams.dual_initial}
+    if config.dual == "pid":
+        return multipliers.pid(hparams.dual_kp, hparams.dual_ki, hparams.dual_kd, **shared)
+    rule = getattr(multipliers, config.dual)
+    return rule(hparams.dual_learning_rate, **shared)
+
+
+def _settings(config: Config, state: AgentState) -> Settings:
+    """The policy's numbers at this point of the run."""
+    hparams = state.hparams
+    progress = state.iteration / config.iterations if config.iterations else 0.0
+    largest_prune = hparams.action_clip_start + hparams.action_clip_slope * progress
+    least_ratio = jnp.clip(1.0 - largest_prune, 0.0, 1.0)
+    return Settings(hparams.initial_std, hparams.minimum_std, hparams.sharpness, least_ratio)
+
+
+def _normaliser(config: Config, seen: Running) -> Normaliser:
+    if config.normalise_observations:
+        return Normaliser(seen.mean, running_std(seen))
+    return Normaliser(jnp.zeros_like(seen.mean), jnp.ones_like(seen.mean))
+
+
+def _raw_advantages(
+    config: Config, hparams: HParams, results: jax.Array, values: jax.Array
+) -> jax.Array:
+    """Advantages f32[G, N, 1 + K] of rewards and costs f32[N, 1 + K]."""
+    if not config.critic:
+        return jnp.broadcast_to(leave_one_out(results), values.shape)
+    estimate = jax.vmap(episode_advantages, in_axes=(-1, -1, None, None), out_axes=-1)
+    return estimate(results, values, hparams.gamma, hparams.gae_lambda)
+
+
+def _combine(config: Config, raw: jax.Array, multiplier: jax.Array) -> jax.Array:
+    """``(A_r - sum_k lambda_k A_k) / (1 + sum_k lambda_k)``, f32[G, N], shaped."""
+    reward = normalise(raw[..., 0])
+    centre_only = not config.standardise_cost
+    cost = jax.vmap(lambda a: normalise(a, centre_only), in_axes=-1, out_axes=-1)(raw[..., 1:])
+    combined = (reward - cost @ multiplier) / (1.0 + multiplier.sum())
+    if config.shaping == "standardise":
+        return combined
+    fraction = ELITE_FRACTION if config.shaping == "elite" else None
+    return jnp.broadcast_to(rank_utilities(combined[0], fraction), combined.shape)

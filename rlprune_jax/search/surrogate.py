@@ -1,0 +1,157 @@
+"""One policy improvement on a batch: clipped surrogate, critics' error, KL stop as a masked scan."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from rlprune_jax.search.config import Config, HParams
+from rlprune_jax.search.critics import Critics
+from rlprune_jax.search.policy import Normaliser, Policy, Settings, Trajectory
+from rlprune_jax.search.searcher import Metrics
+from rlprune_jax.types import PyTree
+
+
+class Batch(NamedTuple):
+    """What an improvement learns from.
+
+    Attributes:
+        trajectory: N episodes.
+        advantages: f32[G, N], rewards and costs combined.
+        returns: f32[G, N, 1 + K], targets of the critics.
+    """
+
+    trajectory: Trajectory
+    advantages: jax.Array
+    returns: jax.Array
+
+
+class Acting(NamedTuple):
+    """What a policy acted under, besides its parameters."""
+
+    settings: Settings
+    normaliser: Normaliser
+
+
+def clipped_surrogate(
+    log_ratio: jax.Array, advantages: jax.Array, clip_epsilon: ArrayLike
+) -> jax.Array:
+    """PPO's pessimistic objective per action, ``min(r A, clip(r, 1 - e, 1 + e) A)``.
+
+    Args:
+        log_ratio: f32[..., D], new less old log-probability of each action.
+        advantages: f32[...], shared by the D actions of a step.
+        clip_epsilon: e, scalar.
+
+    Returns:
+        f32[..., D]. At ratio 1 its gradient is that of ``log_prob * advantage``.
+    """
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1.0 - clip_epsilon, 1.0 + clip_epsilon)
+    return jnp.minimum(ratio * advantages[..., None], clipped * advantages[..., None])
+
+
+def optimizer(hparams: HParams) -> optax.GradientTransformation:
+    """Adam with its own rate for the networks, the tables and the deviations.
+
+    Rebuilt from numbers wherever it is used, so that no closure has to live in a state.
+    """
+
+    def rate(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = path[1].key if path[0].key == "policy" else "network"
+        rates = {"offset": hparams.table_learning_rate, "table": hparams.unit_learning_rate}
+        rates["log_std"] = hparams.std_learning_rate
+        return jnp.asarray(rates.get(name, hparams.learning_rate))
+
+    def scale(updates: PyTree, _: PyTree = None) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, x: -rate(path, x) * x, updates)
+
+    return optax.chain(
+        optax.clip_by_global_norm(hparams.max_grad_norm),
+        optax.scale_by_adam(b2=0.99, eps=1e-5),
+        optax.stateless(scale),
+    )
+
+
+def improve(
+    config: Config,
+    hparams: HParams,
+    policy: Policy,
+    critics: Critics,
+    acting: Acting,
+    params: PyTree,
+    moments: PyTree,
+    batch: Batch,
+    key: jax.Array,
+) -> tuple[PyTree, PyTree, Metrics]:
+    """All epochs of one iteration.
+
+    Once the divergence from the policy that acted passes 1.5 ``target_kl``, the remaining steps
+    leave everything as it is: a scan of fixed length, so that it vmaps.
+
+    Returns:
+        Parameters, optimizer state, and ``policy_loss``, ``value_loss``, ``entropy``,
+        ``approx_kl``, ``clip_fraction``, ``update_fraction`` of the last steps taken.
+    """
+    transform = optimizer(hparams)
+    part = config.candidates // config.minibatches
+
+    def loss_fn(params: PyTree, chosen: jax.Array) -> tuple[jax.Array, Metrics]:
+        episodes = _take(batch.trajectory, chosen)
+        new = policy.describe(params["policy"], *acting, episodes)
+        log_ratio = policy.log_prob(new, episodes.actions) - episodes.log_probs
+        objective = clipped_surrogate(log_ratio, batch.advantages[:, chosen], hparams.clip_epsilon)
+        live = jnp.broadcast_to(policy.live, objective.shape)
+        # Summed over an episode's actions and averaged over episodes: the joint REINFORCE gradient.
+        policy_loss = -jnp.sum(jnp.where(live, objective, 0.0)) / part
+        entropy = policy.entropy(new)
+        values = critics.values(params["critics"], acting.normaliser(episodes.observations))
+        value_loss = jnp.mean(jnp.square(values - batch.returns[:, chosen]))
+        bonus = hparams.entropy_coef * entropy * (jnp.sum(live) / part)
+        loss = policy_loss + hparams.value_coef * value_loss * config.critic - bonus
+        outside = jnp.abs(jnp.expm1(log_ratio)) > hparams.clip_epsilon
+        return loss, {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "approx_kl": policy.divergence(episodes.behaviour, new),
+            "clip_fraction": jnp.sum(outside & live) / jnp.sum(live),
+        }
+
+    def step(carry, chosen: jax.Array):
+        params, moments, stopped = carry
+        gradient, losses = jax.grad(loss_fn, has_aux=True)(params, chosen)
+        stopped = stopped | (losses["approx_kl"] > 1.5 * hparams.target_kl)
+        updates, new_moments = transform.update(gradient, moments, params)
+        new_params = optax.apply_updates(params, updates)
+        params, moments = jax.tree.map(
+            lambda old, new: jnp.where(stopped, old, new),
+            (params, moments),
+            (new_params, new_moments),
+        )
+        return (params, moments, stopped), losses | {"update_fraction": 1.0 - stopped}
+
+    keys = jax.random.split(key, config.epochs)
+    order = jax.vmap(lambda k: jax.random.permutation(k, config.candidates))(keys)
+    order = order.reshape(config.epochs * config.minibatches, part)
+    start = (params, moments, jnp.zeros((), bool))
+    (params, moments, _), losses = jax.lax.scan(step, start, order)
+    metrics = {name: series[-1] for name, series in losses.items()}
+    metrics["update_fraction"] = losses["update_fraction"].mean()
+    return params, moments, metrics
+
+
+def _take(trajectory: Trajectory, chosen: jax.Array) -> Trajectory:
+    """The chosen episodes; what is shared by all candidates stays as it is."""
+    behaviour = tuple(
+        leaf[:, chosen] if leaf.shape[1] > 1 else leaf for leaf in trajectory.behaviour
+    )
+    return trajectory._replace(
+        observations=trajectory.observations[:, chosen],
+        actions=trajectory.actions[:, chosen],
+        log_probs=trajectory.log_probs[:, chosen],
+        behaviour=behaviour,
+        proposed_masks=trajectory.proposed_masks[chosen],
+    )
