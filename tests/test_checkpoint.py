@@ -217,7 +217,7 @@ def test_damage_anywhere_is_an_error_or_harmless(tmp_path, how):
             except CheckpointError as error:
                 refused.add(name)
                 missing = "no checkpoint below" in str(error)
-                assert missing or "bad/4" in str(error) and "delete it" in str(error)
+                assert missing or ("bad/4" in str(error) and "delete it" in str(error))
             else:
                 # Some files repeat what others say: whatever comes back is all of it.
                 assert_same(restored, tree)

@@ -152,7 +152,7 @@ def test_a_broken_line_in_the_middle_is_refused(tmp_path):
     with open_run(tmp_path, "x", {}) as run:
         path = run.path / "metrics.jsonl"
     path.write_text('{"stage": "a", "step": 1}\nrubbish\n{"stage": "a", "step": 2}\n')
-    with pytest.raises(RunDirectoryError, match="line 2 .*--runs-dir"):
+    with pytest.raises(RunDirectoryError, match=r"line 2 .*--runs-dir"):
         open_run(tmp_path, "x", {})
     path.write_text("")
     open_run(tmp_path, "x", {}).close()  # the failed opening has dropped its lock

@@ -105,7 +105,8 @@ def model_functions(module: nn.Module) -> ModelFunctions:
         return module.init(key, x, train=False)
 
     def apply(variables: Variables, x: jax.Array) -> jax.Array:
-        return module.apply(variables, x, train=False)
+        logits: Any = module.apply(variables, x, train=False)
+        return logits
 
     def apply_train(variables: Variables, x: jax.Array) -> tuple[jax.Array, Variables]:
         logits, updates = module.apply(variables, x, train=True, mutable=["batch_stats"])

@@ -79,9 +79,9 @@ class VGG(nn.Module):
                     conv_general_dilated=self.conv_general_dilated,
                     name=f"conv{depth}",
                 )(x)
-                x = nn.BatchNorm(
-                    use_running_average=not train, momentum=0.9, name=f"norm{depth}"
-                )(x)
+                x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"norm{depth}")(
+                    x
+                )
                 x = nn.relu(x)
             if stage < self.pools:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))

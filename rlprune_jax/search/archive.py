@@ -1,4 +1,4 @@
-"""The best masks seen so far, as arrays of fixed size: what can be delivered, and the near misses."""
+"""The best masks seen so far, in arrays of fixed size: what can be delivered, and near misses."""
 
 from typing import NamedTuple
 
@@ -33,12 +33,12 @@ class Archive(NamedTuple):
     Attributes:
         feasible: masks within every budget, by falling reward.
         infeasible: masks over some budget, by rising violation: the fall-back for projection.
-        count: i32, evaluations seen.
+        seen: i32, evaluations so far.
     """
 
     feasible: Entries
     infeasible: Entries
-    count: jax.Array
+    seen: jax.Array
 
 
 def archive_init(env: Environment, capacity: int, num_budgets: int | None = None) -> Archive:
@@ -77,13 +77,13 @@ def archive_update(
     rewards, costs = check_told(masks, rewards, costs, limits.shape[-1])
     usable = jnp.isfinite(rewards) & jnp.isfinite(costs).all(-1)
     good = feasible(costs, limits)
-    numbers = archive.count + jnp.arange(masks.shape[0], dtype=jnp.int32)
+    numbers = archive.seen + jnp.arange(masks.shape[0], dtype=jnp.int32)
     new = Entries(masks > 0.5, rewards, costs, usable & good, numbers)
     near = new._replace(valid=usable & ~good)
     return Archive(
         _best(archive.feasible, new, lambda entries: entries.rewards),
         _best(archive.infeasible, near, lambda entries: -violation(entries.costs, limits)),
-        archive.count + masks.shape[0],
+        archive.seen + masks.shape[0],
     )
 
 

@@ -38,19 +38,17 @@ def make_critics(env: Environment, config: Config) -> Critics:
         return {"reward": reward_net.init(first, example), "cost": cost_net.init(second, example)}
 
     def values(params: PyTree, observations: jax.Array) -> jax.Array:
-        parts = (
-            reward_net.apply(params["reward"], observations),
-            cost_net.apply(params["cost"], observations),
-        )
-        return jnp.concatenate(parts, axis=-1)
+        reward = jnp.asarray(reward_net.apply(params["reward"], observations))
+        cost = jnp.asarray(cost_net.apply(params["cost"], observations))
+        return jnp.concatenate([reward, cost], axis=-1)
 
     return Critics(init, values)
 
 
 class Running(NamedTuple):
-    """Running statistics of vectors: count, mean f32[F], summed squared deviation f32[F]."""
+    """Running statistics: size of the sample, mean f32[F], summed squared deviation f32[F]."""
 
-    count: jax.Array
+    size: jax.Array
     mean: jax.Array
     squares: jax.Array
 
@@ -65,16 +63,16 @@ def running_update(running: Running, batch: jax.Array) -> Running:
     size = batch.shape[0]
     mean = batch.mean(0)
     squares = jnp.sum((batch - mean) ** 2, axis=0)
-    total = running.count + size
+    total = running.size + size
     delta = mean - running.mean
     return Running(
         total,
         running.mean + delta * size / total,
-        running.squares + squares + delta**2 * running.count * size / total,
+        running.squares + squares + delta**2 * running.size * size / total,
     )
 
 
 def running_std(running: Running) -> jax.Array:
     """Standard deviation f32[F]; 1 before anything was seen and where nothing varies."""
-    variance = running.squares / jnp.maximum(running.count, 1.0)
+    variance = running.squares / jnp.maximum(running.size, 1.0)
     return jnp.where(variance > 1e-12, jnp.sqrt(jnp.maximum(variance, 1e-12)), 1.0)

@@ -5,6 +5,7 @@ a rank for each; a cost is any traceable function of the masks that grows with t
 Shapes: G groups, C units of the largest group (``Cmax``), F features, K budgets, N candidates.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -113,7 +114,8 @@ def make_environment(
         names, counts = tuple(f"group{i}" for i in range(len(sizes))), tuple(map(int, sizes))
     if not counts or min(counts) < 1:
         raise ValueError(
-            f"sizes={dict(zip(names, counts, strict=True))}: needs at least one group, each of 1 unit or more"
+            f"sizes={dict(zip(names, counts, strict=True))}: "
+            " needs at least one group, each of 1 unit or more"
         )
     kept = _per_group("min_keep", min_keep, names)
     for name, size, least in zip(names, counts, kept, strict=True):
@@ -164,9 +166,10 @@ def make_environment(
         start = np.broadcast_to(np.asarray(initial_keep, np.float32), (groups,))
         if not ((start > 0) & (start <= 1)).all():
             raise ValueError(f"initial_keep={start.tolist()}: needs ratios in (0, 1]")
-        return env.replace(initial_keep=jnp.asarray(start))
+        return dataclasses.replace(env, initial_keep=jnp.asarray(start))
     if cost_fn is not None:
-        return env.replace(initial_keep=jax.jit(project_ratios)(env, jnp.full(groups, 0.5)))
+        start = jax.jit(project_ratios)(env, jnp.full(groups, 0.5))
+        return dataclasses.replace(env, initial_keep=start)
     return env
 
 

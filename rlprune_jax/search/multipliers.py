@@ -120,7 +120,7 @@ def projected_gradient(
     initial: ArrayLike = 0.0,
     relative: bool = True,
 ) -> DualUpdate:
-    """Gradient ascent on the dual, clipped: ``multiplier = clip(multiplier + rate * e, 0, max)``."""
+    """Projected gradient ascent: ``multiplier = clip(multiplier + rate * e, 0, maximum)``."""
 
     def init(num_budgets: int) -> GradientState:
         return GradientState(jnp.full(num_budgets, initial, jnp.float32))

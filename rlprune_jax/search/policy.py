@@ -8,7 +8,7 @@ Shapes: actions and log-probabilities are f32[G, N, D], D actions per group (1, 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import distrax
 import flax.linen as nn
@@ -25,6 +25,9 @@ from rlprune_jax.search.environment import (
     ratios_to_masks,
 )
 from rlprune_jax.types import PyTree
+
+Credit = Literal["sampled", "projected", "sampled_of_projected"]
+"""Execute the sampled mask, or its projection; let the sample or the projection take the credit."""
 
 
 class Settings(NamedTuple):
@@ -166,19 +169,18 @@ def logit(ratio: jax.Array) -> jax.Array:
 
 
 def coarse_policy(
-    env: Environment, hidden_sizes: Sequence[int], num_candidates: int, project: bool
+    env: Environment, hidden_sizes: Sequence[int], num_candidates: int, credit: Credit
 ) -> Policy:
     """A squashed Gaussian keep ratio per group; the action is the Gaussian before squashing.
 
     Its mean is ``logit(initial_keep)`` plus a learned offset per group plus a network of what was
-    observed. With ``project`` the masks that are executed meet the budgets, and the action that
-    takes the credit is the executed one: all ratios shifted together in logit space.
+    observed. Projection shifts all ratios of a candidate together in logit space.
 
     Args:
         env: the problem.
         hidden_sizes: of the network.
         num_candidates: N.
-        project: whether masks are projected onto the budgets.
+        credit: which masks are executed, and which action learns from them.
     """
     network = Mlp(tuple(hidden_sizes), 1, 0.01)
     groups = env.num_groups
@@ -191,7 +193,7 @@ def coarse_policy(
         }
 
     def step_parameters(params, settings, normaliser, step, observations):
-        correction = network.apply(params["network"], normaliser(observations))[..., 0]
+        correction = jnp.asarray(network.apply(params["network"], normaliser(observations)))[..., 0]
         mean = logit(env.initial_keep[step]) + params["offset"][step] + correction
         std = settings.initial_std * jnp.exp(params["log_std"][step])
         return mean, jnp.broadcast_to(jnp.maximum(std, settings.minimum_std), mean.shape)
@@ -220,9 +222,10 @@ def coarse_policy(
         ratios = squash(actions.T, settings)
         proposed = ratios_to_masks(env, ratios)
         masks = proposed
-        if project:
+        if credit != "sampled":
             ratios = project_ratios(env, ratios)
             masks = ratios_to_masks(env, ratios)
+        if credit == "projected":
             actions = logit(ratios).T
         actions = actions[..., None]
         behaviour = jax.tree.map(lambda leaf: leaf[..., None], parameters)
@@ -241,20 +244,20 @@ def coarse_policy(
 
 
 def fine_policy(
-    env: Environment, hidden_sizes: Sequence[int], num_candidates: int, project: bool
+    env: Environment, hidden_sizes: Sequence[int], num_candidates: int, credit: Credit
 ) -> Policy:
     """One Bernoulli per unit, started from the scores: the better a unit ranks, the likelier kept.
 
     Logits are ``sharpness * (initial_keep * C - rank) / C`` plus a learned offset per group, a
     learned number per unit, and a network of (score, rank, descriptor) that all units share.
-    With ``project`` units are kept by falling ``logit + noise`` as the budgets allow: the sample
-    is the same but for one threshold, and the executed mask takes the credit.
+    Projection keeps units by falling ``logit + noise`` as the budgets allow: the sample is the
+    same but for its threshold, 0 without projection.
 
     Args:
         env: the problem.
         hidden_sizes: of the network.
         num_candidates: N.
-        project: whether masks are projected onto the budgets.
+        credit: which masks are executed, and which action learns from them.
     """
     network = Mlp(tuple(hidden_sizes), 1, 0.01)
     sizes = jnp.asarray(env.sizes, jnp.float32)[:, None]
@@ -274,7 +277,7 @@ def fine_policy(
 
     def logits_of(params, settings):
         start = env.initial_keep[:, None] - (rank + 0.5) / sizes
-        correction = network.apply(params["network"], features)[..., 0]
+        correction = jnp.asarray(network.apply(params["network"], features))[..., 0]
         learned = params["offset"][:, None] + params["table"] + correction
         return settings.sharpness * start + learned
 
@@ -286,13 +289,15 @@ def fine_policy(
         priorities = logits + jax.random.logistic(key, (num_candidates, *shape))
         proposed = jnp.where(env.alive, (priorities > 0) | _best_units(env, priorities), False)
         proposed = proposed.astype(jnp.float32)
-        masks, shift = proposed, jnp.zeros(())
-        if project:
+        masks, credited, shift = proposed, proposed, jnp.zeros(())
+        if credit != "sampled":
             masks = project_priorities(env, priorities)
+        if credit == "projected":
+            credited = masks
             dropped = jnp.where(env.alive & (masks < 0.5), priorities, -jnp.inf)
             threshold = jnp.max(dropped, axis=(1, 2))
             shift = jnp.mean(jnp.where(jnp.isfinite(threshold), threshold, 0.0))
-        actions = jnp.swapaxes(masks, 0, 1)
+        actions = jnp.swapaxes(credited, 0, 1)
         behaviour = ((logits - shift)[:, None],)
         log_probs = distribution(behaviour).log_prob(actions)
         log_probs = jnp.where(env.alive[:, None], log_probs, 0.0)

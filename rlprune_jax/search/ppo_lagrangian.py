@@ -27,6 +27,7 @@ from rlprune_jax.search.critics import (
 )
 from rlprune_jax.search.environment import Environment, candidate_costs
 from rlprune_jax.search.policy import (
+    Credit,
     Normaliser,
     Settings,
     coarse_policy,
@@ -45,6 +46,12 @@ from rlprune_jax.search.searcher import (
 from rlprune_jax.search.surrogate import Acting, Batch, improve, optimizer
 from rlprune_jax.types import PyTree
 
+# Under "both" the multipliers act on what was sampled, so the sample has to take the credit.
+CREDIT: dict[str, Credit] = {
+    "multiplier": "sampled",
+    "projection": "projected",
+    "both": "sampled_of_projected",
+}
 ELITE_FRACTION = 0.5  # CMA-ES gives the better half of a batch its logarithmic weights
 
 
@@ -94,9 +101,9 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
             f"constraint={config.constraint!r} needs traceable costs, and cost_fn=None:"
             " use constraint='multiplier'"
         )
-    project = config.constraint != "multiplier"
+    credit = CREDIT[config.constraint]
     make_policy = coarse_policy if config.granularity == "coarse" else fine_policy
-    policy = make_policy(env, config.hidden_sizes, config.candidates, project)
+    policy = make_policy(env, config.hidden_sizes, config.candidates, credit)
     critics = make_critics(env, config)
 
     def init(hparams: HParams, key: jax.Array) -> AgentState:
@@ -178,11 +185,11 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
 
 
 def _dual(config: Config, hparams: HParams) -> multipliers.DualUpdate:
-    shared = {"maximum": hparams.multiplier_max, "initial": hparams.dual_initial}
+    bounds = (hparams.multiplier_max, hparams.dual_initial)
     if config.dual == "pid":
-        return multipliers.pid(hparams.dual_kp, hparams.dual_ki, hparams.dual_kd, **shared)
-    rule = getattr(multipliers, config.dual)
-    return rule(hparams.dual_learning_rate, **shared)
+        gains = (hparams.dual_kp, hparams.dual_ki, hparams.dual_kd)
+        return multipliers.pid(*gains, *bounds)
+    return getattr(multipliers, config.dual)(hparams.dual_learning_rate, *bounds)
 
 
 def _settings(config: Config, state: AgentState) -> Settings:

@@ -1,4 +1,4 @@
-"""One policy improvement on a batch: clipped surrogate, critics' error, KL stop as a masked scan."""
+"""One improvement of the policy on a batch: clipped surrogate, critics, KL stop as masked scan."""
 
 from typing import NamedTuple
 

@@ -1,0 +1,5 @@
+"""The run's page."""
+
+
+def write_page(run, config, result, history):
+    pass

@@ -1,0 +1,82 @@
+"""Saliency of units: how much is lost, it is guessed, with each one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlprune_jax.graph.gating import gated
+from rlprune_jax.graph.groups import PRODUCER, Graph, ones_gates
+from rlprune_jax.pytree import flatten_with_paths
+from rlprune_jax.types import Apply, Gates, Variables
+
+UNIT_SCORES = ("taylor", "magnitude", "random")
+"""Names of the scores of units."""
+
+
+def magnitude_scores(graph: Graph, variables: Variables) -> Gates:
+    """Return group name -> f32[units], the L2 norm of the weights that produce each unit.
+
+    Groups with several producers (a residual stream) add up their squares. Filters' norms grow
+    with fan-in, so across groups each is divided by the group's mean.
+
+    Reference:
+        Li et al. 2017, "Pruning Filters for Efficient ConvNets" (with L1).
+    """
+    flat = flatten_with_paths(variables)
+    scores = {}
+    for group in graph.groups:
+        squares = jnp.zeros(group.size)
+        for slot in group.slots_of(PRODUCER):
+            weights = jnp.moveaxis(jnp.asarray(flat[slot.path]), slot.axis, 0)
+            energy = jnp.sum(jnp.square(weights.reshape(weights.shape[0], -1)), axis=1)
+            squares += jnp.sum(energy[slot.indices], axis=1)
+        norms = jnp.sqrt(squares)
+        scores[group.name] = norms / jnp.maximum(jnp.mean(norms), 1e-12)
+    return scores
+
+
+def taylor_scores(
+    apply: Apply, graph: Graph, variables: Variables, images: jax.Array, labels: jax.Array
+) -> Gates:
+    """Return group name -> f32[units], the mean squared first-order change of the loss.
+
+    The derivative of the cross-entropy by a unit's gate, squared and averaged over minibatches,
+    is what the loss loses with the unit to first order; it compares units across groups.
+
+    Args:
+        apply: ``(variables, x) -> logits``.
+        graph: of the network.
+        variables: dense.
+        images: f32[M, B, ...], M minibatches.
+        labels: i32[M, B].
+
+    Reference:
+        Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", eq. 8 with gates.
+    """
+    masked = gated(apply, graph)
+
+    def loss(gates: Gates, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits = masked(variables, gates, batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    def squared(batch: tuple[jax.Array, jax.Array]) -> Gates:
+        return jax.tree.map(jnp.square, jax.grad(loss)(ones_gates(graph), batch))
+
+    return jax.tree.map(lambda each: each.mean(0), jax.lax.map(squared, (images, labels)))
+
+
+def random_scores(graph: Graph, key: jax.Array) -> Gates:
+    """Return group name -> f32[units], uniform in [0, 1): the control of every other score."""
+    keys = jax.random.split(key, len(graph.groups))
+    return {
+        group.name: jax.random.uniform(group_key, (group.size,))
+        for group, group_key in zip(graph.groups, keys, strict=True)
+    }
+
+
+def group_scores(graph: Graph, scores: Gates, reduce: Callable[[Any], Any] = jnp.sum) -> jax.Array:
+    """Return f32[G], the units' scores reduced over each group, in depth order."""
+    return jnp.stack([reduce(scores[name]) for name in graph.names])

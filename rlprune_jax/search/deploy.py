@@ -1,0 +1,151 @@
+"""From what a search found to gates that are delivered: within every budget, always.
+
+Searches count costs in float32 and explore; what is delivered is counted in exact integers,
+brought under every budget if it is over, and filled up to it if it is under.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlprune_jax.costs.budget import Budget, exact_costs, satisfies
+from rlprune_jax.graph.gating import gated
+from rlprune_jax.graph.groups import Graph
+from rlprune_jax.graph.slim import respecialise
+from rlprune_jax.search.archive import Archive
+from rlprune_jax.search.environment import (
+    Environment,
+    masks_to_gates,
+    masks_to_ratios,
+    project_priorities,
+    project_ratios,
+    ratios_to_masks,
+)
+from rlprune_jax.types import Apply, Gates, Variables
+
+
+def fit_to_budgets(
+    env: Environment, graph: Graph, budgets: Sequence[Budget], mask: jax.Array
+) -> Gates:
+    """Turn any mask into gates that respect every budget and use what they allow.
+
+    Over budget, the keep ratios of all groups are shifted down together; what room is left goes to
+    the pruned units of highest score. The last word is an exact integer count.
+
+    Args:
+        env: the problem, with traceable costs.
+        graph: of the network, whose groups are those of ``env``.
+        budgets: to respect.
+        mask: f32[G, Cmax] or bool.
+
+    Returns:
+        Gates of zeros and ones, group name -> f32[units].
+
+    Raises:
+        ValueError: no mask meets the budgets (``check_reachable`` says so before a search).
+    """
+    mask = jnp.asarray(mask, jnp.float32)
+    gates = _concrete(masks_to_gates(env, mask))
+    if not satisfies(graph, budgets, gates):
+        mask = ratios_to_masks(env, _project_ratios(env, masks_to_ratios(env, mask)))
+    # Kept units come first, then the pruned ones, each by score.
+    standing = jnp.argsort(jnp.argsort(env.raw_scores.reshape(-1))).reshape(env.raw_scores.shape)
+    priorities = mask + standing / env.raw_scores.size
+    mask = np.array(_project_priorities(env, priorities))
+    gates = _concrete(masks_to_gates(env, jnp.asarray(mask)))
+    # float32 costs can sit on the limit: drop the least important units until integers agree.
+    order = np.argsort(np.where(mask > 0, np.asarray(priorities), np.inf), axis=None)
+    for flat in order[: int(mask.sum())]:
+        if satisfies(graph, budgets, gates):
+            return gates
+        group, unit = np.unravel_index(flat, mask.shape)
+        if mask[group].sum() > env.min_keep[group]:
+            mask[group, unit] = 0
+            gates = _concrete(masks_to_gates(env, jnp.asarray(mask)))
+    if satisfies(graph, budgets, gates):
+        return gates
+    raise ValueError(
+        f"no mask with min_keep={env.min_keep} meets the budgets "
+        f"{[f'{budget.name}={budget.limit:g}' for budget in budgets]}; "
+        f"the least reachable is {exact_costs(graph, budgets, gates)}"
+    )
+
+
+_project_ratios = jax.jit(project_ratios)
+_project_priorities = jax.jit(project_priorities)
+
+
+def deliverable(
+    env: Environment, graph: Graph, budgets: Sequence[Budget], archive: Archive, count: int
+) -> list[Gates]:
+    """Return up to ``count`` different gates within every budget, the most promising first.
+
+    They are the best feasible masks of the archive, then its near misses brought under the budgets,
+    and the uniform keep ratio where the search left neither.
+
+    Raises:
+        ValueError: ``count`` below 1, or budgets that no mask meets.
+    """
+    if count < 1:
+        raise ValueError(f"count={count} must be at least 1")
+    found: dict[bytes, Gates] = {}
+    sources = [
+        entries.masks[index]
+        for entries in (archive.feasible, archive.infeasible)
+        for index in range(entries.valid.shape[0])
+        if bool(entries.valid[index])
+    ]
+    sources.append(ratios_to_masks(env, jnp.full(env.num_groups, 0.5)))
+    for number, mask in enumerate(sources):
+        fallback = number >= int(archive.feasible.valid.sum())
+        if len(found) == count or (found and fallback and number == len(sources) - 1):
+            break
+        gates = fit_to_budgets(env, graph, budgets, mask)
+        found.setdefault(b"".join(np.asarray(gates[name]).tobytes() for name in env.names), gates)
+    return list(found.values())
+
+
+def best_of(
+    candidates: Sequence[Gates], judge: Callable[[Gates], float]
+) -> tuple[Gates, list[float]]:
+    """Return the candidate that ``judge`` rates highest, and all ratings; NaN rates lowest.
+
+    Raises:
+        ValueError: no candidates.
+    """
+    if not candidates:
+        raise ValueError("candidates is empty; a search leaves at least one")
+    ratings = [float(judge(gates)) for gates in candidates]
+    ranked = [-np.inf if np.isnan(rating) else rating for rating in ratings]
+    return candidates[int(np.argmax(ranked))], ratings
+
+
+def equivalence(
+    apply: Apply,
+    graph: Graph,
+    variables: Variables,
+    slim_variables: Variables,
+    gates: Gates,
+    *inputs: Any,
+) -> float:
+    """Return the largest absolute difference between the masked and the slim network's outputs.
+
+    Args:
+        apply: ``(variables, *inputs) -> outputs``.
+        graph: of the network.
+        variables: dense.
+        slim_variables: ``compact(graph, variables, gates)``.
+        gates: concrete.
+        *inputs: of the network.
+    """
+    masked = jax.jit(gated(apply, graph))(variables, gates, *inputs)
+    slim = jax.jit(respecialise(apply, graph))(slim_variables, *inputs)
+    differences = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), masked, slim)
+    return max(jax.tree.leaves(differences))
+
+
+def _concrete(gates: Gates) -> Gates:
+    return {name: jnp.asarray(np.asarray(gate), jnp.float32) for name, gate in gates.items()}
