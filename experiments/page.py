@@ -1,5 +1,127 @@
-"""The run's page."""
+"""The run's page: what was found, at what cost, and how it compares."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rlprune_jax.files import to_json
+from rlprune_jax.report import (
+    Table,
+    candidates_figure,
+    layers_figure,
+    percent,
+    progress_figure,
+    render_report,
+    results_table,
+    search_figure,
+    write_report,
+)
+from rlprune_jax.run_directory import RunDirectory
+
+METRICS = ("reward_mean", "reward_best", "cost_mean", "multiplier", "feasible_fraction")
 
 
-def write_page(run, config, result, history):
-    pass
+def write_page(
+    run: RunDirectory, config: Any, result: Mapping[str, Any], history: Mapping[str, Any]
+) -> None:
+    """Write ``report.html``.
+
+    Args:
+        run: whose metrics are drawn.
+        config: the dataclass of settings.
+        result: what goes into ``result.json``.
+        history: per method ``rewards`` [M] and ``costs`` [M, K] of every evaluation.
+    """
+    names = [budget["name"] for budget in result["budgets"]]
+    limits = [budget["limit"] for budget in result["budgets"]]
+    dense, pruned = result["dense"], result["pruned"]
+    rows = run.metrics("search-agent")
+    metrics = {name: [row[name] for row in rows] for name in METRICS if name in rows[0]}
+    kept = {
+        "agent": list(pruned["kept"].values()),
+        **{
+            name: list(result["baselines"][name]["kept"].values())
+            for name in ("uniform",)
+            if name in result["baselines"]
+        },
+    }
+    methods = {
+        "agent": pruned
+        | {
+            "evaluations": result["search"]["evaluations"],
+            "latency_ms": pruned["latency_ms"]["median"],
+        },
+        **{name: baseline for name, baseline in result["baselines"].items()},
+    }
+    if getattr(config, "constraint", "") == "projection":
+        metrics.pop("multiplier", None)
+    caption = (
+        "Every method had the same number of evaluations, the same re-ranking and the same "
+        "finetuning. Test images were read once per delivered network."
+    )
+    budgets = Table(
+        "Budgets",
+        ("budget", "limit", "achieved", "counted", "respected"),
+        [
+            (
+                budget["name"],
+                percent(budget["limit"], 2),
+                percent(budget["achieved"], 2),
+                budget["count"],
+                budget["satisfied"],
+            )
+            for budget in result["budgets"]
+        ],
+    )
+    page = render_report(
+        f"{result['model']} on {result['dataset']}, pruned to "
+        + " and ".join(f"{name} ≤ {limit:g}" for name, limit in zip(names, limits, strict=True)),
+        {
+            "test accuracy": (
+                percent(pruned["accuracy"], 2),
+                f"dense {percent(dense['accuracy'], 2)}",
+            ),
+            "parameters": (
+                pruned["params"],
+                f"{percent(pruned['params'] / dense['params'], 2)} of {dense['params']:,}",
+            ),
+            "MACs": (pruned["macs"], f"{percent(pruned['macs'] / dense['macs'], 2)} of dense"),
+            "latency, batch 128": (
+                f"{pruned['latency_ms']['median']:.2f} ms",
+                f"dense {dense['latency_ms']['median']:.2f} ms",
+            ),
+            "masked = slim": (f"{result['equivalence']['max_abs_diff']:.1e}", "largest difference"),
+        },
+        [
+            results_table(
+                dense | {"latency_ms": dense["latency_ms"]["median"]}, methods, caption=caption
+            ),
+            budgets,
+        ],
+        [
+            ("The search", search_figure(metrics, names, limits), "Per iteration of the agent."),
+            (
+                "Units kept per layer",
+                layers_figure(list(result["groups"]), list(result["groups"].values()), kept),
+                "The dense layer is the outline.",
+            ),
+            (
+                "Reward against evaluations",
+                progress_figure(history, limits),
+                "Best held-out reward among candidates within every budget.",
+            ),
+            (
+                "Reward against cost",
+                candidates_figure(history, names, limits),
+                "Every candidate that any method evaluated, before finetuning.",
+            ),
+        ],
+        {
+            "configuration": to_json(dataclasses.asdict(config)),
+            "search": result["search"],
+            "versions": result["versions"],
+            "device": result["device"],
+        },
+        lead=f"Seed {result['seed']}, {result['seconds']:.0f} seconds in all.",
+    )
+    write_report(run.report, page)

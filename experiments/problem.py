@@ -68,7 +68,9 @@ def make_problem(dataset: Dataset, functions: ModelFunctions, key: jax.Array) ->
     Raises:
         ValueError: the network cannot take images of this size, or nothing in it can be pruned.
     """
-    prepare = make_prepare(dataset.mean, dataset.std, **AUGMENTATION[dataset.name])
+    prepare = make_prepare(
+        jnp.array(dataset.mean), jnp.array(dataset.std), **AUGMENTATION[dataset.name]
+    )
     splits = [
         Images(jnp.asarray(split.images), jnp.asarray(split.labels))
         for split in (dataset.train, dataset.held_out, dataset.test)

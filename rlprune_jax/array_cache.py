@@ -66,8 +66,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        # np.load gives a bare array, without `files`, for an .npy file under this name.
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # TypeError: an .npy file under this name loads as a bare array.
         warnings.warn(
             f"cached arrays in {path} cannot be read ({error}); they are decoded again",
             RuntimeWarning,

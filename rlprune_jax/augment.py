@@ -32,8 +32,9 @@ def normalise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
 
     Example:
         >>> import numpy as np
-        >>> float(normalise(np.full((1, 1, 1, 1), 255, np.uint8), mean=0.5, std=0.5)[0, 0, 0, 0])
-        1.0
+        >>> image = normalise(np.full((1, 1, 1), 255, np.uint8), mean=0.5, std=0.25)
+        >>> round(float(image[0, 0, 0]), 4)
+        2.0
     """
     images, mean, std = jnp.asarray(images), jnp.asarray(mean), jnp.asarray(std)
     if images.dtype != jnp.uint8:

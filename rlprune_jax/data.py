@@ -14,8 +14,6 @@ import numpy as np
 from rlprune_jax.array_cache import default_cache_dir, read_arrays, write_arrays
 
 Progress = Callable[[int, int], None]
-"""Told ``(images decoded, images in all)`` now and then during a slow decoding."""
-
 _DECODED_AT_ONCE = 1000
 
 

@@ -9,11 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from rlprune_jax.classification import (
-    check_examples,
-    check_labels_named,
-    cross_entropy_and_hits,
-)
+from rlprune_jax.classification import check_examples, check_labels_named, cross_entropy_and_hits
 from rlprune_jax.types import Apply, PyTree, Variables
 
 Metrics = dict[str, jax.Array]

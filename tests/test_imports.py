@@ -16,7 +16,7 @@ PACKAGE = Path(rlprune_jax.__file__).parent
 ROOT = PACKAGE.parent
 HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "matplotlib")
 # Used by experiments only, each for the sake of one of the libraries above or of a terminal.
-LEAVES = ("data", "checkpoint", "export", "report", "figures")
+LEAVES = ("data", "checkpoint", "export", "report", "figures", "drawing")
 
 
 @cache
@@ -117,8 +117,10 @@ RULES = {
     ),
     "sparsity stands on the base": (
         SPARSITY,
-        ("pruners", "optimizer", "graph", "costs", "models", "training", *UPPER),
+        ("pruners", "optimizer", "costs", "models", "training", *UPPER),
     ),
+    # Scores of units are read at the gates; all else here speaks of single weights.
+    "of these only scores know the graph": (("masks", "selection", "pqi"), ("graph",)),
     "pruners stand on sparsity": (
         ("pruners", "optimizer"),
         ("graph", "costs", "models", "training", *UPPER),
@@ -130,7 +132,7 @@ RULES = {
     ),
     "the graph knows neither models nor costs": (
         ("graph",),
-        ("models", "costs", "training", *UPPER),
+        (*SPARSITY, "pruners", "optimizer", "models", "costs", "training", *UPPER),
     ),
     "costs never import the search": (("costs",), UPPER),
     "candidates never import the search": (("candidates", "training"), ("search", "study")),

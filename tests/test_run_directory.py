@@ -1,4 +1,4 @@
-"""The run directory: naming, metrics, result, locking, interruption; files and provenance."""
+"""The run directory: naming, metrics, result, locking, interruption."""
 
 import dataclasses
 import json
@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import rlprune_jax
-from rlprune_jax.files import UnwritableError, to_json, write_atomically
-from rlprune_jax.provenance import describe_device, versions
+from rlprune_jax.files import UnwritableError
 from rlprune_jax.run_directory import RunDirectoryError, config_hash, open_run
 
 
@@ -218,29 +217,3 @@ def test_kill_leaves_whole_files(tmp_path):
         # The result of a step is written after its line.
         assert run.result()["step"] in (count - 1, count)
         assert run.result()["values"] == list(range(5000))
-
-
-def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path):
-    write_atomically(tmp_path / "a", "one")
-    write_atomically(tmp_path / "a", b"two")
-    assert (tmp_path / "a").read_text() == "two"
-    with pytest.raises(UnwritableError, match="cannot write"):
-        write_atomically(tmp_path / "missing" / "a", "one")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UnwritableError):
-        write_atomically(tmp_path / "folder", "one")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder"]
-
-
-def test_json_of_arrays_and_numbers():
-    value = {1: (np.float32(0.5), jnp.arange(2)), "nan": [np.nan, -np.inf], "path": Path("a")}
-    assert to_json(value) == {"1": [0.5, [0, 1]], "nan": [None, None], "path": "a"}
-    assert to_json(np.True_) is True
-
-
-def test_provenance_is_json_and_names_what_computed():
-    found = versions()
-    assert {"python", "jax", "flax", "numpy"} <= set(found)
-    device = describe_device()
-    assert device["platform"] and device["count"] >= 1 and device["cores"] >= 1
-    json.dumps([found, device])

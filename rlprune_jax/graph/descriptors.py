@@ -21,7 +21,7 @@ FEATURES = (
 
 
 def layer_descriptors(graph: Graph) -> np.ndarray:
-    """Return f32[G, 9], one row per group in depth order, the columns of ``FEATURES`` scaled near 1.
+    """Return f32[G, 9], one row per group in depth order: ``FEATURES``, scaled near 1.
 
     Fan-in, kernel and positions are those of the first layer that makes the group's units; a
     group's share of a cost is what the dense network would save without the group.

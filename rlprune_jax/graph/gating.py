@@ -8,7 +8,7 @@ import numpy as np
 
 from rlprune_jax.graph.groups import Graph, check_gates
 from rlprune_jax.graph.matching import Matched, match
-from rlprune_jax.graph.program import Literal
+from rlprune_jax.graph.program import Call, Literal, evaluate
 from rlprune_jax.types import Apply, Gates, Variables
 
 
@@ -62,37 +62,46 @@ def flat_gates(graph: Graph, gates: Gates) -> jax.Array:
 
 def _evaluate(matched: Matched, leaves: list[Any], gates: jax.Array) -> list[Any]:
     program = matched.program
-    values: dict[int, Any] = dict(zip(program.inputs, leaves, strict=True))
-    values.update(program.constants)
-    contractions = {each.equation: each for each in matched.contractions}
+    # Made here, not where they are read, so that none belongs to the body of a checkpoint.
     made: dict[bytes, jax.Array] = {}
+    reads: dict[int, tuple[int, list[tuple[int, jax.Array]]]] = {}
+    for each in matched.contractions:
+        atom = program.equations[each.equation].inputs[each.operand]
+        if isinstance(atom, Literal):
+            continue
+        axes = []
+        for axis in each.axis:
+            units = matched.units[atom][axis]
+            if (units >= 0).any():
+                if units.tobytes() not in made:
+                    made[units.tobytes()] = _gate_of(units, gates)
+                axes.append((axis, made[units.tobytes()]))
+        if axes:
+            reads[each.equation] = (each.operand, axes)
 
-    def read(atom: Any) -> Any:
-        return atom.value if isinstance(atom, Literal) else values[atom]
+    def step(number: int, operands: list[Any]) -> list[Any]:
+        if number in reads:
+            position, axes = reads[number]
+            for axis, gate in axes:
+                operands[position] = _multiply(operands[position], axis, gate)
+        return program.equations[number].bind(*operands)
 
-    def gate_of(units: np.ndarray) -> jax.Array:
-        key = units.tobytes()
-        if key not in made:
-            run = units[0] + np.arange(len(units))
-            made[key] = (
-                gates[units[0] : units[0] + len(units)]
-                if units[0] >= 0 and np.array_equal(units, run)
-                else gates[units]
-            )
-        return made[key]
+    def call(item: Call, operands: list[Any]) -> list[Any] | None:
+        if any(number in reads for number in range(item.first, item.last)):
+            return None
+        return item.equation.bind(*operands)
 
-    for number, equation in enumerate(program.equations):
-        operands = [read(atom) for atom in equation.inputs]
-        each = contractions.get(number)
-        atom = None if each is None else equation.inputs[each.operand]
-        if each is not None and not isinstance(atom, Literal):
-            operand = operands[each.operand]
-            for axis in each.axis:
-                units = matched.units[atom][axis]  # type: ignore[index]
-                if (units >= 0).any():
-                    shape = [1] * operand.ndim
-                    shape[axis] = len(units)
-                    operand = operand * gate_of(units).reshape(shape).astype(operand.dtype)
-            operands[each.operand] = operand
-        values.update(zip(equation.outputs, equation.bind(*operands), strict=True))
-    return [read(atom) for atom in program.outputs]
+    return evaluate(program, leaves, program.constants, step, call)
+
+
+def _gate_of(units: np.ndarray, gates: jax.Array) -> jax.Array:
+    if units[0] >= 0 and np.array_equal(units, units[0] + np.arange(len(units))):
+        return jax.lax.slice_in_dim(gates, int(units[0]), int(units[0]) + len(units))
+    places = np.where(units < 0, len(gates) - 1, units)
+    return gates.at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _multiply(operand: jax.Array, axis: int, gate: jax.Array) -> jax.Array:
+    shape = [1] * operand.ndim
+    shape[axis] = len(gate)
+    return operand * gate.reshape(shape).astype(operand.dtype)

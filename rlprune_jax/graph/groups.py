@@ -66,7 +66,7 @@ class Layer:
     """One contraction: a convolution or a dot.
 
     Attributes:
-        name: path of its weights without the leaf name; of a dot of activations ``"dot_general"``.
+        name: path of its weights without the leaf name; of a dot of activations ``"dot"``.
         kind: ``"convolution"`` or ``"dot"``.
         factors: for each axis whose sizes multiply to the MACs of a batch, the unit that each index
             belongs to, int32[size], -1 where it is always kept.
@@ -194,10 +194,10 @@ def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
     Args:
         graph: of the network.
         gates: group name -> f32[units].
-        binary: whether gates other than 0 and 1 are refused.
+        binary: whether gates other than 0 and 1, and gates not known yet, are refused.
 
     Raises:
-        TypeError: not a dictionary.
+        TypeError: not a dictionary, or, if ``binary``, a traced array.
         ValueError: a group is missing or unknown, a shape is wrong, or a gate is NaN, below 0,
             above 1 or, if ``binary``, neither 0 nor 1.
     """
@@ -218,6 +218,11 @@ def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
                 f"gates[{group.name!r}] has shape {np.shape(gate)}, needs ({group.size},)"
             )
         if isinstance(gate, jax.core.Tracer):
+            if binary:
+                raise TypeError(
+                    f"gates[{group.name!r}] is traced, but the shapes of a slim network depend on "
+                    "its values; pass concrete gates, from outside of jit and vmap"
+                )
             continue
         values = np.asarray(gate)
         allowed = (values == 0) | (values == 1) if binary else (values >= 0) & (values <= 1)

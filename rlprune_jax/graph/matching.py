@@ -1,5 +1,6 @@
 """Finding a graph's units again in any function of the same variables."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ class Matched(NamedTuple):
 
     program: Program
     out_shape: Any
-    units: list[tuple[np.ndarray, ...] | None]
+    units: list[tuple[np.ndarray, ...]]
     contractions: list[Contraction]
 
 
@@ -34,27 +35,37 @@ def match(apply: Apply, graph: Graph, variables: Variables, inputs: tuple[Any, .
     Batch size, train mode and what is returned may differ from the function that was traced.
 
     Raises:
-        ValueError: the variables are not those of the graph, or the function ties together units
-            that the graph holds for separate.
+        ValueError: the variables are not those of the graph, or the function couples or reads units
+            otherwise than the function that the graph was traced with.
     """
     check_variables(graph, variables)
     program, out_shape = trace_program(apply, variables, *inputs)
     paths = list(flatten_with_paths(variables))
     found = walk(program, len(paths))
     unit_of = np.full(len(found.nodes), -1, np.int32)
-    for path, slot in zip(paths, program.inputs, strict=False):
-        for ids, owners in zip(found.axes[slot] or (), graph.owners[path], strict=True):
-            roots = found.nodes.find(ids)
-            clash = (unit_of[roots] >= 0) & (owners >= 0) & (unit_of[roots] != owners)
-            if clash.any():
-                raise ValueError(
-                    f"apply ties units of {path!r} that the graph holds for separate; "
-                    "trace the graph with this function"
-                )
-            unit_of[roots[owners >= 0]] = owners[owners >= 0]
-    every = np.arange(len(found.nodes))
-    unit_of = unit_of[found.nodes.find(every)]
-    units = [None if axes is None else tuple(unit_of[ids] for ids in axes) for axes in found.axes]
+    held = [
+        (path, ids, found.nodes.find(ids), owners)
+        for path, slot in zip(paths, program.inputs, strict=False)
+        for ids, owners in zip(found.axes[slot], graph.owners[path], strict=True)
+    ]
+    for _, _, roots, owners in held:
+        unit_of[roots[owners >= 0]] = owners[owners >= 0]
+    single = np.asarray(graph.sizes, np.int32)[graph.group_of_unit] == 1
+    for path, ids, roots, owners in held:
+        if not np.array_equal(unit_of[roots], owners):
+            raise ValueError(
+                f"apply couples units of {path!r} that the graph holds for separate; "
+                "trace the graph with this function"
+            )
+        odd = (owners >= 0) & ~single[owners] & found.nodes.frozen(ids)
+        if odd.any():
+            raise ValueError(
+                f"apply does with units of {path!r} what the function that the graph was traced "
+                f"with does not: {found.nodes.reason(int(ids[odd][0]))}; trace the graph with this "
+                "function, or do this outside of it"
+            )
+    unit_of = unit_of[found.nodes.find(np.arange(len(found.nodes)))]
+    units = [tuple(unit_of[ids] for ids in axes) for axes in found.axes]
     return Matched(program, out_shape, units, found.contractions)
 
 
@@ -65,10 +76,8 @@ def check_variables(graph: Graph, variables: Variables) -> None:
         ValueError: naming the first path that is missing, unknown or of another shape.
     """
     flat = flatten_with_paths(variables)
-    for path in [*graph.variables, *flat]:
-        if path not in flat or path not in graph.variables:
-            where = "variables" if path not in flat else "the graph"
-            raise ValueError(f"{path!r} is not in {where}; trace the graph with these variables")
+    check_paths(graph, flat)
+    for path in flat:
         if np.shape(flat[path]) != graph.variables[path].shape:
             raise ValueError(
                 f"variable {path!r} has shape {np.shape(flat[path])}, the graph was traced with "
@@ -83,11 +92,22 @@ def dense_variables(graph: Graph, variables: Variables) -> Variables:
         ValueError: a path is missing or unknown.
     """
     flat = flatten_with_paths(variables)
-    if set(flat) != set(graph.variables):
-        odd = sorted(set(flat) ^ set(graph.variables))
-        raise ValueError(f"variables and graph differ in the path {odd[0]!r}")
+    check_paths(graph, flat)
     leaves = [
-        jax.ShapeDtypeStruct(graph.variables[path].shape, jax.numpy.asarray(leaf).dtype)
+        jax.ShapeDtypeStruct(graph.variables[path].shape, jax.dtypes.result_type(leaf))
         for path, leaf in flat.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(variables), leaves)
+
+
+def check_paths(graph: Graph, paths: Iterable[str]) -> None:
+    """Check that ``paths`` are those of the graph's variables.
+
+    Raises:
+        ValueError: naming the first that is missing or unknown.
+    """
+    given = dict.fromkeys(paths)
+    for path in [*graph.variables, *given]:
+        if path not in given or path not in graph.variables:
+            where = "variables" if path not in given else "the graph"
+            raise ValueError(f"{path!r} is not in {where}; trace the graph with these variables")

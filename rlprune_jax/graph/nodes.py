@@ -5,6 +5,9 @@ import numpy as np
 INPUT = 0
 """The node of every index that no pruning may remove because the function was given it."""
 
+_FREE = np.iinfo(np.int64).max
+"""In place of the number of a reason: the class may be pruned."""
+
 
 class Nodes:
     """Growing set of nodes, tied into classes; a class may be frozen for a reason.
@@ -16,9 +19,9 @@ class Nodes:
 
     def __init__(self) -> None:
         self._parent = np.zeros(1024, np.int64)
-        self._reason = np.zeros(1024, np.int64)
+        self._reason = np.full(1024, _FREE)
         self._size = 0
-        self._reasons: list[str] = [""]
+        self._reasons: list[str] = []
         self.fresh(1)
         self.freeze(np.zeros(1, np.int64), "an input of the function")
 
@@ -31,10 +34,10 @@ class Nodes:
         if self._size > len(self._parent):
             room = max(self._size, 2 * len(self._parent)) - len(self._parent)
             self._parent = np.concatenate([self._parent, np.zeros(room, np.int64)])
-            self._reason = np.concatenate([self._reason, np.zeros(room, np.int64)])
+            self._reason = np.concatenate([self._reason, np.full(room, _FREE)])
         ids = np.arange(start, self._size)
         self._parent[ids] = ids
-        self._reason[ids] = 0
+        self._reason[ids] = _FREE
         return ids
 
     def find(self, ids: np.ndarray) -> np.ndarray:
@@ -52,21 +55,21 @@ class Nodes:
         """Merge the classes of ``first[i]`` and ``second[i]`` for every i."""
         if first is second or np.array_equal(first, second):
             return
+        before = self.find(np.concatenate([first, second]))
         while True:
             first, second = self.find(first), self.find(second)
             differ = first != second
             if not differ.any():
-                return
-            high = np.maximum(first, second)[differ]
-            low = np.minimum(first, second)[differ]
-            # Where `high` repeats, one assignment wins and the next round ties what is left.
-            np.maximum.at(self._reason, low, self._reason[high])
-            self._parent[high] = low
+                break
+            # Where a class repeats, one assignment wins and the next round ties what is left.
+            self._parent[np.maximum(first, second)[differ]] = np.minimum(first, second)[differ]
+        # Only now, as a class may have been absorbed through several others in one round.
+        np.minimum.at(self._reason, self.find(before), self._reason[before])
 
     def freeze(self, ids: np.ndarray, reason: str) -> None:
-        """Forbid pruning of ``ids``; the first reason given for a class is kept."""
+        """Forbid pruning of ``ids``; of a class's reasons the one that came up first is kept."""
         roots = np.unique(self.find(ids))
-        roots = roots[self._reason[roots] == 0]
+        roots = roots[self._reason[roots] == _FREE]
         if roots.size:
             if reason not in self._reasons:
                 self._reasons.append(reason)
@@ -74,8 +77,9 @@ class Nodes:
 
     def frozen(self, ids: np.ndarray) -> np.ndarray:
         """Return bool array: which of ``ids`` must not be pruned."""
-        return self._reason[self.find(ids)] != 0
+        return self._reason[self.find(ids)] != _FREE
 
     def reason(self, node: int) -> str:
         """Return why a node is frozen, or the empty string."""
-        return self._reasons[self._reason[self.find(np.asarray([node]))[0]]]
+        number = self._reason[self.find(np.asarray([node]))[0]]
+        return "" if number == _FREE else self._reasons[number]

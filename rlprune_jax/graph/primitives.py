@@ -1,26 +1,29 @@
 """Names of JAX primitives by how they move the indices of their operands."""
 
 ELEMENTWISE = frozenset(
-    """abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz
-    complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp
-    exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma
-    log log1p logistic lt lt_to max min mul mulhi ne neg nextafter not or polygamma population_count
-    pow real reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sharding_constraint sign sin sinh sqrt square sub tan
-    tanh xor zeta stop_gradient""".split()
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos
+    cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a
+    igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul
+    mulhi ne neg nextafter not or polygamma population_count pow pvary real reduce_precision
+    regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
+    shift_right_logical sharding_constraint sign sin sinh sqrt square sub tan tanh xor zeta
+    stop_gradient""".split()  # noqa: SIM905
 )
 """Position i of the output is made of position i of each operand (sizes 1 are stretched)."""
 
 REDUCTIONS = frozenset(
     """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax
-    argmin""".split()
+    argmin""".split()  # noqa: SIM905
 )
 """Read every index of ``axes`` and drop these axes."""
 
-CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
+CUMULATIVE = frozenset(["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"])
 """Mix the indices of ``axis`` and keep every axis."""
 
-WINDOWED = frozenset("reduce_window reduce_window_sum reduce_window_max reduce_window_min".split())
+WINDOWED = frozenset(
+    ["reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"]
+)
 """Read windows of positions: axes with windows of one are passed through."""
 
 CONVOLUTIONS = frozenset(["conv_general_dilated", "rlprune_convolution"])

@@ -4,15 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core as jex_core
-
-from rlprune_jax.graph.primitives import ELEMENTWISE
 
 _INLINED = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
+    "composite": "jaxpr",
+}
+_KEPT = {
     "remat": "jaxpr",
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
@@ -20,10 +22,14 @@ _INLINED = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
+"""Calls that mean more than their body: what is stored for the gradient, or what it is."""
 
 
 class Equation(NamedTuple):
-    """One primitive application; operands are value slots, or literals carried in place."""
+    """One primitive application; operands are value slots, or literals carried in place.
+
+    Without a source it is the identity, which gives values new slots.
+    """
 
     source: Any
     inputs: tuple[Any, ...]
@@ -32,41 +38,70 @@ class Equation(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the primitive."""
-        return self.source.primitive.name
+        return "identity" if self.source is None else self.source.primitive.name
 
     @property
     def params(self) -> dict[str, Any]:
         """Static parameters of the primitive."""
-        return self.source.params
+        return {} if self.source is None else self.source.params
 
     def bind(self, *operands: Any, **changed: Any) -> list[Any]:
         """Apply the primitive to ``operands``, with some of its parameters changed."""
-        return bind(self.source.primitive, {**self.params, **changed}, operands)
-
-
-def bind(primitive: Any, params: dict[str, Any], operands: Sequence[Any]) -> list[Any]:
-    """Apply a primitive, as read off an equation, to ``operands``."""
-    bound = primitive.get_bind_params(params)
-    # JAX before 0.10 returns functions and parameters apart.
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    result = primitive.bind(*functions, *operands, **params)
-    return list(result) if primitive.multiple_results else [result]
+        if self.source is None:
+            return list(operands)
+        primitive = self.source.primitive
+        bound = primitive.get_bind_params({**self.params, **changed})
+        # JAX before 0.10 returns functions and parameters apart.
+        functions, params = bound if isinstance(bound, tuple) else ((), bound)
+        result = primitive.bind(*functions, *operands, **params)
+        return list(result) if primitive.multiple_results else [result]
 
 
 class Literal(NamedTuple):
-    """A constant written into the program."""
+    """A scalar written into the program."""
 
     value: Any
 
 
+class Call(NamedTuple):
+    """A call whose body is part of the program: ``body`` computes the same outputs.
+
+    Attributes:
+        equation: the whole call.
+        first: number of the first equation of the body.
+        last: number after the body's last equation.
+        body: numbers of equations, and calls.
+    """
+
+    equation: Equation
+    first: int
+    last: int
+    body: "tuple[int | Call, ...]"
+
+    @property
+    def is_remat(self) -> bool:
+        """Whether the call stands for ``jax.checkpoint``."""
+        return not self.equation.name.startswith("custom")
+
+
 class Program(NamedTuple):
-    """Straight-line program: slots are numbered values, ``avals[slot]`` their shape and dtype."""
+    """Straight-line program: slots are numbered values, ``avals[slot]`` their shape and dtype.
+
+    Attributes:
+        inputs: slots of the arguments, in flattening order.
+        constants: slot -> array that the function closed over.
+        equations: all of them, those of calls included.
+        outputs: slots or literals.
+        avals: shape and dtype of each slot.
+        body: numbers of equations in the order of evaluation, and calls in place of theirs.
+    """
 
     inputs: tuple[int, ...]
     constants: dict[int, Any]
     equations: list[Equation]
     outputs: tuple[Any, ...]
     avals: list[Any]
+    body: tuple[int | Call, ...]
 
 
 def trace_program(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
@@ -81,56 +116,135 @@ def trace_program(function: Callable[..., Any], *args: Any) -> tuple[Program, An
         as a pytree of ``jax.ShapeDtypeStruct``.
     """
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    avals: list[Any] = []
-    constants: dict[int, Any] = {}
-    equations: list[Equation] = []
+    builder = _Builder()
+    inputs = [builder.new_slot(var.aval) for var in closed.jaxpr.invars]
+    body: list[int | Call] = []
+    outputs = builder.inline(closed.jaxpr, closed.consts, list(inputs), body)
+    program = Program(
+        tuple(inputs),
+        builder.constants,
+        builder.equations,
+        tuple(outputs),
+        builder.avals,
+        tuple(body),
+    )
+    return program, out_shape
 
-    def new_slot(aval: Any) -> int:
-        avals.append(aval)
-        return len(avals) - 1
 
-    def inline(jaxpr: Any, consts: Any, operands: list[Any]) -> list[Any]:
+class _Builder:
+    def __init__(self) -> None:
+        self.avals: list[Any] = []
+        self.constants: dict[int, Any] = {}
+        self.equations: list[Equation] = []
+
+    def new_slot(self, aval: Any) -> int:
+        self.avals.append(aval)
+        return len(self.avals) - 1
+
+    def _add(self, equation: Equation, body: list[int | Call]) -> None:
+        body.append(len(self.equations))
+        self.equations.append(equation)
+
+    def _constant(self, aval: Any, value: Any) -> int:
+        slot = self.new_slot(aval)
+        self.constants[slot] = value
+        return slot
+
+    def inline(
+        self, jaxpr: Any, consts: Any, operands: list[Any], body: list[int | Call]
+    ) -> list[Any]:
+        """Add the equations of ``jaxpr`` to ``body``; return slots or literals of its outputs."""
         env: dict[Any, Any] = dict(zip(jaxpr.invars, operands, strict=True))
         for var, value in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = new_slot(var.aval)
-            constants[env[var]] = value
+            env[var] = self._constant(var.aval, value)
 
         def read(atom: Any) -> Any:
-            return Literal(atom.val) if isinstance(atom, jex_core.Literal) else env[atom]
+            if not isinstance(atom, jex_core.Literal):
+                return env[atom]
+            return (
+                Literal(atom.val) if not np.shape(atom.val) else self._constant(atom.aval, atom.val)
+            )
 
         for eqn in jaxpr.eqns:
             inputs = [read(atom) for atom in eqn.invars]
-            inner = eqn.params.get(_INLINED.get(eqn.primitive.name, ""))
-            if inner is not None and not _is_elementwise_custom_jvp(eqn):
-                body, body_consts = (
-                    (inner.jaxpr, inner.consts) if hasattr(inner, "jaxpr") else (inner, ())
-                )
-                outputs = inline(body, body_consts, inputs)
+            name = eqn.primitive.name
+            if name in _INLINED:
+                outputs = self.inline(*_opened(eqn.params[_INLINED[name]]), inputs, body)
+            elif name in _KEPT:
+                outputs = self._call(eqn, inputs, body)
             else:
-                outputs = [new_slot(var.aval) for var in eqn.outvars]
-                equations.append(Equation(eqn, tuple(inputs), tuple(outputs)))
+                outputs = [self.new_slot(var.aval) for var in eqn.outvars]
+                self._add(Equation(eqn, tuple(inputs), tuple(outputs)), body)
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    inputs = [new_slot(var.aval) for var in closed.jaxpr.invars]
-    outputs = inline(closed.jaxpr, closed.consts, list(inputs))
-    return Program(tuple(inputs), constants, equations, tuple(outputs), avals), out_shape
+    def _call(self, eqn: Any, inputs: list[Any], body: list[int | Call]) -> list[Any]:
+        first = len(self.equations)
+        inner: list[int | Call] = []
+        results = self.inline(*_opened(eqn.params[_KEPT[eqn.primitive.name]]), inputs, inner)
+        # Slots of its own, as a call may hand on an argument with another derivative.
+        outputs = [self.new_slot(var.aval) for var in eqn.outvars]
+        self._add(Equation(None, tuple(results), tuple(outputs)), inner)
+        whole = Equation(eqn, tuple(inputs), tuple(outputs))
+        body.append(Call(whole, first, len(self.equations), tuple(inner)))
+        return outputs
 
 
-def _is_elementwise_custom_jvp(eqn: Any) -> bool:
-    # Kept whole, such a function keeps its derivative (relu's is 0 at 0, that of max is 1/2).
-    if eqn.primitive.name != "custom_jvp_call":
-        return False
-    shapes = {var.aval.shape for var in [*eqn.invars, *eqn.outvars]}
+def _opened(jaxpr: Any) -> tuple[Any, Any]:
+    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
 
-    def elementwise(jaxpr: Any) -> bool:
-        for inner in jaxpr.eqns:
-            body = inner.params.get(_INLINED.get(inner.primitive.name, ""))
-            if body is not None:
-                if not elementwise(getattr(body, "jaxpr", body)):
-                    return False
-            elif inner.primitive.name not in ELEMENTWISE:
-                return False
-        return True
 
-    return len(shapes) == 1 and elementwise(eqn.params["call_jaxpr"].jaxpr)
+def evaluate(
+    program: Program,
+    arguments: Sequence[Any],
+    constants: dict[int, Any],
+    step: Callable[[int, list[Any]], list[Any]],
+    call: Callable[[Call, list[Any]], list[Any] | None],
+) -> list[Any]:
+    """Run a program with other meanings for its equations.
+
+    Args:
+        program: to run.
+        arguments: flat, one per input.
+        constants: slot -> value.
+        step: ``(number of the equation, operands) -> outputs``.
+        call: ``(call, operands) -> outputs``, or None to run the call's body; the body of
+            ``jax.checkpoint`` is run under ``jax.checkpoint`` again.
+
+    Returns:
+        The flat outputs.
+    """
+
+    def read(values: dict[int, Any], atom: Any) -> Any:
+        return atom.value if isinstance(atom, Literal) else values[atom]
+
+    def run(body: tuple[int | Call, ...], values: dict[int, Any]) -> None:
+        for item in body:
+            equation = program.equations[item] if isinstance(item, int) else item.equation
+            operands = [read(values, atom) for atom in equation.inputs]
+            outputs = step(item, operands) if isinstance(item, int) else call(item, operands)
+            if outputs is None:
+                assert isinstance(item, Call)
+                outputs = run_call(item, operands, values)
+            values.update(zip(equation.outputs, outputs, strict=True))
+
+    def run_call(item: Call, operands: list[Any], values: dict[int, Any]) -> list[Any]:
+        def rematerialised(*operands: Any) -> list[Any]:
+            own = dict(values)
+            for atom, operand in zip(item.equation.inputs, operands, strict=True):
+                if not isinstance(atom, Literal):
+                    own[atom] = operand
+            run(item.body, own)
+            return [own[slot] for slot in item.equation.outputs]
+
+        if item.is_remat:
+            params = item.equation.params
+            once = {"prevent_cse": params["prevent_cse"], "policy": params["policy"]}
+            return jax.checkpoint(rematerialised, **once)(*operands)
+        run(item.body, values)
+        return [values[slot] for slot in item.equation.outputs]
+
+    values: dict[int, Any] = dict(zip(program.inputs, arguments, strict=True))
+    values.update(constants)
+    run(program.body, values)
+    return [read(values, atom) for atom in program.outputs]

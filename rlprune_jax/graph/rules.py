@@ -1,6 +1,7 @@
 """How each primitive hands the nodes of its operands' axes on to its outputs' axes."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,9 @@ def propagate(
     return rule(context, equation, axes, shapes)
 
 
-def _register(*names: str) -> Callable[[Rule], Rule]:
+def register(*names: str) -> Callable[[Rule], Rule]:
+    """Make the decorated function the rule of the primitives ``names``."""
+
     def add(rule: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, rule))
         return rule
@@ -63,9 +66,12 @@ def _register(*names: str) -> Callable[[Rule], Rule]:
     return add
 
 
-@_register(*primitives.ELEMENTWISE, "custom_jvp_call")
+@register(*primitives.ELEMENTWISE)
 def _elementwise(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
-    operands = [operand for operand in axes if len(operand) == len(shapes[0])]
+    operands = [operand for operand in axes if operand]
+    if any(len(operand) != len(shapes[0]) for operand in operands):
+        context.freeze_all(operands, f"takes another rank in '{equation.name}'")
+        return [fixed_axes(shape) for shape in shapes]
     output = []
     for position, size in enumerate(shapes[0]):
         ids = [operand[position] for operand in operands]
@@ -79,12 +85,12 @@ def _elementwise(context: Context, equation: Equation, axes: list[Axes], shapes:
     return [tuple(output)] * len(shapes)
 
 
-@_register("optimization_barrier")
+@register("identity", "optimization_barrier")
 def _pass_through(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     return list(axes)
 
 
-@_register("broadcast_in_dim")
+@register("broadcast_in_dim")
 def _broadcast(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     output: list[Any] = [None] * len(shapes[0])
     for ids, position in zip(axes[0], equation.params["broadcast_dimensions"], strict=True):
@@ -100,29 +106,29 @@ def _broadcast(context: Context, equation: Equation, axes: list[Axes], shapes: l
     ]
 
 
-@_register("iota", "random_bits", "rng_uniform", "empty", "empty2")
+@register("iota", "random_bits", "rng_uniform", "empty", "empty2")
 def _generate(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     context.freeze_all(axes, "shapes a generated array")
     return [tuple(context.nodes.fresh(size) for size in shape) for shape in shapes]
 
 
-@_register("random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split")
+@register("random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split")
 def _keys(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     context.freeze_all(axes, "part of a random key")
     return [fixed_axes(shape) for shape in shapes]
 
 
-@_register("reshape")
+@register("reshape")
 def _reshape(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     return [context.reshapes.reshape(axes[0], shapes[0])]
 
 
-@_register("transpose")
+@register("transpose")
 def _transpose(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     return [tuple(axes[0][position] for position in equation.params["permutation"])]
 
 
-@_register("squeeze")
+@register("squeeze")
 def _squeeze(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     dropped = equation.params["dimensions"]
     for position in dropped:
@@ -130,29 +136,29 @@ def _squeeze(context: Context, equation: Equation, axes: list[Axes], shapes: lis
     return [tuple(ids for position, ids in enumerate(axes[0]) if position not in dropped)]
 
 
-@_register("rev")
+@register("rev")
 def _reverse(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     reversed_ = equation.params["dimensions"]
     return [tuple(ids[::-1] if i in reversed_ else ids for i, ids in enumerate(axes[0]))]
 
 
-@_register(*primitives.REDUCTIONS)
+@register(*primitives.REDUCTIONS)
 def _reduce(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     dropped = equation.params["axes"]
     for position in dropped:
         context.nodes.freeze(
-            axes[0][position], f"read whole by '{equation.name}' (a norm or mean over the units)"
+            axes[0][position], f"read whole by '{equation.name}', as by a norm, softmax or mean"
         )
     return [tuple(ids for position, ids in enumerate(axes[0]) if position not in dropped)]
 
 
-@_register(*primitives.CUMULATIVE)
+@register(*primitives.CUMULATIVE)
 def _cumulate(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     context.nodes.freeze(axes[0][equation.params["axis"]], f"mixed by '{equation.name}'")
     return [axes[0]]
 
 
-@_register("sort")
+@register("sort")
 def _sort(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     for operand in axes:
         context.nodes.freeze(operand[equation.params["dimension"]], "mixed by 'sort'")
@@ -160,10 +166,12 @@ def _sort(context: Context, equation: Equation, axes: list[Axes], shapes: list) 
     return [tied] * len(shapes)
 
 
-@_register(*primitives.WINDOWED)
+@register(*primitives.WINDOWED)
 def _reduce_window(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     params = equation.params
-    operand = axes[0]
+    operand = _elementwise(
+        context, equation, [ids for ids in axes if ids], [tuple(map(len, axes[0]))]
+    )[0]
     untouched = [
         window == stride == base == dilation == 1 and tuple(padding) == (0, 0)
         for window, stride, base, dilation, padding in zip(
@@ -185,7 +193,7 @@ def _reduce_window(context: Context, equation: Equation, axes: list[Axes], shape
     return [output] * len(shapes)
 
 
-@_register("slice")
+@register("slice")
 def _slice(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     params = equation.params
     strides = params["strides"] or (1,) * len(axes[0])
@@ -199,17 +207,17 @@ def _slice(context: Context, equation: Equation, axes: list[Axes], shapes: list)
     ]
 
 
-@_register("split")
+@register("split")
 def _split(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     position = equation.params["axis"]
     starts = np.cumsum((0, *equation.params["sizes"]))
     return [
         tuple(ids[first:last] if i == position else ids for i, ids in enumerate(axes[0]))
-        for first, last in zip(starts[:-1], starts[1:], strict=True)
+        for first, last in pairwise(starts)
     ]
 
 
-@_register("pad")
+@register("pad")
 def _pad(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     output = []
     configuration = equation.params["padding_config"]
@@ -228,7 +236,7 @@ def _pad(context: Context, equation: Equation, axes: list[Axes], shapes: list) -
     return [tuple(output)]
 
 
-@_register("concatenate")
+@register("concatenate")
 def _concatenate(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     position = equation.params["dimension"]
     output = []
@@ -242,57 +250,27 @@ def _concatenate(context: Context, equation: Equation, axes: list[Axes], shapes:
     return [tuple(output)]
 
 
-@_register("dot_general")
-def _dot_general(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
-    (left_contract, right_contract), (left_batch, right_batch) = equation.params[
-        "dimension_numbers"
-    ]
-    left, right = axes
-    for i, j in [
-        *zip(left_contract, right_contract, strict=True),
-        *zip(left_batch, right_batch, strict=True),
-    ]:
-        context.nodes.tie(left[i], right[j])
-    return [
-        (
-            *(left[i] for i in left_batch),
-            *(ids for i, ids in enumerate(left) if i not in (*left_contract, *left_batch)),
-            *(ids for j, ids in enumerate(right) if j not in (*right_contract, *right_batch)),
-        )
-    ]
+@register("stack")
+def _stack(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
+    position = equation.params["axis"]
+    tied = _elementwise(context, equation, axes, [tuple(map(len, axes[0]))])[0]
+    return [(*tied[:position], fixed(len(axes)), *tied[position:])]
 
 
-@_register(*primitives.CONVOLUTIONS)
-def _convolution(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
-    nodes, params = context.nodes, equation.params
-    in_axes, kernel_axes, out_axes = primitives.convolution_axes(equation.name, params)
-    image, kernel = axes
-    groups = params["feature_group_count"]
-    for ids in [*(image[i] for i in in_axes[2:]), *(kernel[i] for i in kernel_axes[2:])]:
-        nodes.freeze(ids, "a position of a convolution")
-    channels, kernel_in = image[in_axes[1]], kernel[kernel_axes[1]]
-    kernel_out = kernel[kernel_axes[0]]
-    if params.get("batch_group_count", 1) != 1:
-        context.freeze_all(axes, "a convolution with batch groups")
-        return [fixed_axes(shapes[0])]
-    if groups == 1:
-        nodes.tie(channels, kernel_in)
-    elif len(kernel_in) == 1:
-        # Depthwise: a channel goes straight on to the outputs made of it.
-        nodes.tie(np.repeat(channels, len(kernel_out) // len(channels)), kernel_out)
-        nodes.freeze(kernel_in, "the one input channel of a depthwise kernel")
-    else:
-        # Groups stay of equal size when the same position goes from each of them.
-        nodes.tie(channels, np.tile(kernel_in, groups))
-        by_group = kernel_out.reshape(groups, -1)
-        nodes.tie(np.tile(by_group[0], groups), kernel_out)
-    output: list[Any] = [fixed(size) for size in shapes[0]]
-    output[out_axes[0]] = image[in_axes[0]]
-    output[out_axes[1]] = kernel_out
-    return [tuple(output)]
+@register("unstack")
+def _unstack(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
+    position = equation.params["axis"]
+    context.nodes.freeze(axes[0][position], "taken apart by 'unstack'")
+    return [axes[0][:position] + axes[0][position + 1 :]] * len(shapes)
 
 
-@_register("gather")
+@register("tile")
+def _tile(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
+    times = equation.params["reps"]
+    return [tuple(np.tile(ids, count) for ids, count in zip(axes[0], times, strict=True))]
+
+
+@register("gather")
 def _gather(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     params = equation.params
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
@@ -314,7 +292,7 @@ def _gather(context: Context, equation: Equation, axes: list[Axes], shapes: list
     return [tuple(output)]
 
 
-@_register("dynamic_slice")
+@register("dynamic_slice")
 def _dynamic_slice(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     output = []
     for ids, size in zip(axes[0], equation.params["slice_sizes"], strict=True):

@@ -3,33 +3,15 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.graph.gating import flat_gates
-from rlprune_jax.graph.groups import Graph, check_gates
-from rlprune_jax.graph.matching import check_variables, dense_variables, match
-from rlprune_jax.graph.specialise import specialise
-from rlprune_jax.graph.program import Literal
+from rlprune_jax.graph.groups import Graph
+from rlprune_jax.graph.matching import Matched, check_variables, dense_variables, match
+from rlprune_jax.graph.program import Call, Literal, evaluate
+from rlprune_jax.graph.specialise import Alive, cut, is_cut, specialise, spread
+from rlprune_jax.graph.widths import check_widths, kept_units, widths_to_kept
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
-
-
-def kept_units(graph: Graph, gates: Gates) -> np.ndarray:
-    """Return bool[units + 1]: which units gates of 0 and 1 keep; the last entry is True.
-
-    Raises:
-        ValueError: the gates do not fit, are not 0 or 1, or prune a whole group.
-    """
-    check_gates(graph, gates, binary=True)
-    kept = np.asarray(flat_gates(graph, gates)) > 0
-    for group in graph.groups:
-        if not kept[group.first : group.first + group.size].any():
-            raise ValueError(
-                f"gates[{group.name!r}] prunes all {group.size} units and would cut the network "
-                "in two; keep at least one"
-            )
-    return kept
 
 
 def compact(graph: Graph, variables: Variables, gates: Gates, *, opt_state: PyTree = None) -> Any:
@@ -39,64 +21,56 @@ def compact(graph: Graph, variables: Variables, gates: Gates, *, opt_state: PyTr
         graph: of the network.
         variables: dense, as traced.
         gates: group name -> f32[units], concrete, every gate 0 or 1.
-        opt_state: optionally a pytree in which subtrees have the structure of ``variables["params"]``
-            or of ``variables``, such as the moments of an optimizer: cut along.
+        opt_state: optionally an optimizer's state. A leaf whose path ends in that of a variable (or
+            of one below ``"params"``), as moments do, is cut like it; others stay as they are.
 
     Returns:
         The slim variables, dense arrays of smaller shapes; with ``opt_state`` the pair
         ``(slim variables, slim opt_state)``.
 
     Raises:
-        ValueError: gates or variables do not fit the graph, a gate is neither 0 nor 1, or a group
-            would lose all its units.
+        ValueError: gates or variables do not fit the graph, a gate is neither 0 nor 1, a group
+            would lose all its units, or a leaf of ``opt_state`` goes with a variable that is cut
+            but has another shape (factored moments).
     """
     kept = kept_units(graph, gates)
     check_variables(graph, variables)
-    flat = flatten_with_paths(variables)
-    slim = [_cut(leaf, graph.owners[path], kept) for path, leaf in flat.items()]
+    slim = [
+        cut(leaf, tuple(kept[units] for units in graph.owners[path]))
+        for path, leaf in flatten_with_paths(variables).items()
+    ]
     variables_out = jax.tree.unflatten(jax.tree.structure(variables), slim)
     if opt_state is None:
         return variables_out
-    return variables_out, _cut_like(graph, variables, opt_state, kept)
+    return variables_out, _cut_state(graph, opt_state, kept)
 
 
-def _cut(leaf: Any, owners: tuple[np.ndarray, ...], kept: np.ndarray) -> Any:
-    for axis, units in enumerate(owners):
-        alive = kept[units]
-        if not alive.all():
-            leaf = jnp.take(leaf, np.flatnonzero(alive), axis=axis)
-    return leaf
+def _cut_state(graph: Graph, state: PyTree, kept: np.ndarray) -> PyTree:
+    endings = {path.removeprefix("params/"): path for path in graph.variables}
+    endings |= {path: path for path in graph.variables}
 
+    def followed(path: str) -> str | None:
+        parts = path.split("/")
+        tails = ("/".join(parts[i:]) for i in range(len(parts) + 1))
+        return next((endings[tail] for tail in tails if tail in endings), None)
 
-def _cut_like(graph: Graph, variables: Variables, like: PyTree, kept: np.ndarray) -> PyTree:
-    parts: list[tuple[Any, dict[str, Any]]] = [
-        (jax.tree.structure(variables), flatten_with_paths(variables))
-    ]
-    if isinstance(variables, dict) and "params" in variables:
-        below = variables["params"]
-        paths = {f"params/{path}": leaf for path, leaf in flatten_with_paths(below).items()}
-        parts.append((jax.tree.structure(below), paths))
-
-    def matches(subtree: Any) -> dict[str, Any] | None:
-        for structure, paths in parts:
-            if jax.tree.structure(subtree) == structure and all(
-                np.shape(a) == np.shape(b)
-                for a, b in zip(jax.tree.leaves(subtree), paths.values(), strict=True)
-            ):
-                return paths
-        return None
-
-    def cut(subtree: Any) -> Any:
-        paths = matches(subtree)
-        if paths is None:
-            return subtree
-        leaves = zip(paths, jax.tree.leaves(subtree), strict=True)
-        return jax.tree.unflatten(
-            jax.tree.structure(subtree),
-            [_cut(leaf, graph.owners[path], kept) for path, leaf in leaves],
-        )
-
-    return jax.tree.map(cut, like, is_leaf=lambda subtree: matches(subtree) is not None)
+    leaves = []
+    for path, leaf in flatten_with_paths(state).items():
+        variable = followed(path)
+        if variable is None or np.size(leaf) <= 1:
+            leaves.append(leaf)
+            continue
+        alive = tuple(kept[units] for units in graph.owners[variable])
+        if np.shape(leaf) == graph.variables[variable].shape:
+            leaf = cut(leaf, alive)
+        elif is_cut(alive) and variable:
+            raise ValueError(
+                f"opt_state leaf {path!r} has shape {np.shape(leaf)} but goes with variable "
+                f"{variable!r} of shape {graph.variables[variable].shape}, so it cannot be cut; "
+                "start the slim network with a fresh optimizer state"
+            )
+        leaves.append(leaf)
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
 def respecialise(apply: Apply, graph: Graph, gates: Gates | None = None) -> Apply:
@@ -117,100 +91,43 @@ def respecialise(apply: Apply, graph: Graph, gates: Gates | None = None) -> Appl
         ``(slim variables, *inputs) -> outputs``, differentiable, for jit, vmap and export.
 
     Raises:
-        ValueError: (on call) the variables have paths or widths that fit no choice of units.
+        ValueError: (on call) the variables have paths or widths that fit no choice of units, or
+            ``gates`` are needed and not given.
     """
 
     def slim_apply(variables: Variables, *inputs: Any) -> Any:
         kept = widths_to_kept(graph, variables) if gates is None else kept_units(graph, gates)
-        _check_widths(graph, variables, kept)
+        check_widths(graph, variables, kept)
         matched = match(apply, graph, dense_variables(graph, variables), inputs)
-        program = matched.program
-        alive: list[Any] = [
-            None if units is None else tuple(kept[each] for each in units)
-            for units in matched.units
-        ]
-        leaves = jax.tree.leaves((variables, *inputs))
-        values: dict[int, Any] = dict(zip(program.inputs, leaves, strict=True))
-        for slot, value in program.constants.items():
-            if gates is None and _varies_over_cut(value, alive[slot]):
-                raise ValueError(
-                    "apply holds a constant whose entries belong to single units; pass the gates: "
-                    "respecialise(apply, graph, gates)"
-                )
-            values[slot] = _cut_alive(value, alive[slot])
-
-        def read(atom: Any) -> Any:
-            return atom.value if isinstance(atom, Literal) else values[atom]
-
-        for equation in program.equations:
-            outputs = specialise(
-                equation,
-                [read(atom) for atom in equation.inputs],
-                [None if isinstance(atom, Literal) else alive[atom] for atom in equation.inputs],
-                [alive[slot] for slot in equation.outputs],
-            )
-            values.update(zip(equation.outputs, outputs, strict=True))
-        results = [read(atom) for atom in program.outputs]
-        return jax.tree.unflatten(jax.tree.structure(matched.out_shape), results)
+        alive = [tuple(kept[each] for each in units) for units in matched.units]
+        if gates is None:
+            _check_places(matched, alive)
+        outputs = _evaluate(matched, jax.tree.leaves((variables, *inputs)), alive)
+        return jax.tree.unflatten(jax.tree.structure(matched.out_shape), outputs)
 
     return slim_apply
 
 
-def widths_to_kept(graph: Graph, variables: Variables) -> np.ndarray:
-    """Return bool[units + 1] that keeps the first units of each group, as many as variables have.
-
-    Raises:
-        ValueError: a width is read off no axis, or is none of 1 to the group's size.
-    """
-    flat = flatten_with_paths(variables)
-    kept = np.ones(graph.units + 1, bool)
-    for group in graph.groups:
-        last = group.first + group.size
-        for slot in group.slots:
-            owners = graph.owners[slot.path][slot.axis]
-            times = slot.indices.shape[1]
-            others = len(owners) - group.size * times
-            if slot.path in flat and not ((owners >= 0) & (group_mask(owners, group))).sum() < len(
-                owners[owners >= 0]
-            ):
-                width = (np.shape(flat[slot.path])[slot.axis] - others) / times
-                break
-        else:
-            raise ValueError(f"the width of group {group.name!r} cannot be told; pass the gates")
-        if width != int(width) or not 1 <= width <= group.size:
-            raise ValueError(
-                f"variable {slot.path!r} has shape {np.shape(flat[slot.path])}, which leaves group "
-                f"{group.name!r} {width:g} of its {group.size} units"
-            )
-        kept[group.first + int(width) : last] = False
-    return kept
+def _check_places(matched: Matched, alive: list[Alive]) -> None:
+    """Refuse programs that treat one unit otherwise than its neighbour."""
+    program = matched.program
+    placed = [
+        slot
+        for equation in program.equations
+        if equation.name == "iota"
+        for slot in equation.outputs
+        if not alive[slot][equation.params["dimension"]].all()
+    ]
+    placed += [slot for slot, value in program.constants.items() if _varies(value, alive[slot])]
+    if placed:
+        raise ValueError(
+            "apply holds a constant whose entries belong to single units; pass the gates: "
+            "respecialise(apply, graph, gates)"
+        )
 
 
-def group_mask(owners: np.ndarray, group: Any) -> np.ndarray:
-    """Return bool array: which of ``owners`` are units of ``group``."""
-    return (owners >= group.first) & (owners < group.first + group.size)
-
-
-def _check_widths(graph: Graph, variables: Variables, kept: np.ndarray) -> None:
-    for path, leaf in flatten_with_paths(variables).items():
-        if path not in graph.owners:
-            raise ValueError(f"variable {path!r} is not in the graph")
-        wanted = tuple(int(kept[units].sum()) for units in graph.owners[path])
-        if np.shape(leaf) != wanted:
-            raise ValueError(
-                f"slim variable {path!r} has shape {np.shape(leaf)}, the kept units give {wanted}"
-            )
-
-
-def _cut_alive(value: Any, alive: tuple[np.ndarray, ...]) -> Any:
-    for axis, each in enumerate(alive):
-        if not each.all():
-            value = jnp.take(value, np.flatnonzero(each), axis=axis)
-    return value
-
-
-def _varies_over_cut(value: Any, alive: tuple[np.ndarray, ...]) -> bool:
-    if all(each.all() for each in alive):
+def _varies(value: Any, alive: Alive) -> bool:
+    if not is_cut(alive):
         return False
     if isinstance(value, jax.core.Tracer):
         return True
@@ -220,3 +137,57 @@ def _varies_over_cut(value: Any, alive: tuple[np.ndarray, ...]) -> bool:
         and not np.array_equal(array, np.broadcast_to(array.take([0], axis), array.shape))
         for axis, each in enumerate(alive)
     )
+
+
+def _evaluate(matched: Matched, leaves: list[Any], alive: list[Alive]) -> list[Any]:
+    program = matched.program
+    constants = {slot: cut(value, alive[slot]) for slot, value in program.constants.items()}
+
+    def alive_of(atoms: tuple[Any, ...]) -> list[Alive]:
+        return [() if isinstance(atom, Literal) else alive[atom] for atom in atoms]
+
+    changed = [
+        any(map(is_cut, alive_of((*equation.inputs, *equation.outputs))))
+        for equation in program.equations
+    ]
+    contracting = {
+        each.equation
+        for each in matched.contractions
+        if any(map(is_cut, alive_of(program.equations[each.equation].inputs)))
+    }
+
+    def step(number: int, operands: list[Any]) -> list[Any]:
+        equation = program.equations[number]
+        if not changed[number]:
+            return equation.bind(*operands)
+        return specialise(equation, operands, alive_of(equation.inputs), alive_of(equation.outputs))
+
+    def call(item: Call, operands: list[Any]) -> list[Any] | None:
+        body = range(item.first, item.last)
+        if not any(changed[number] for number in body):
+            return item.equation.bind(*operands)
+        if item.is_remat or any(number in contracting for number in body):
+            return None
+        if _is_relu(item):
+            return [jax.nn.relu(operands[0])]
+        # The rule of its gradient knows the dense shape alone; units do not mix here.
+        inputs = alive_of(item.equation.inputs)
+        dense = item.equation.bind(*map(spread, operands, inputs))
+        return [
+            cut(value, each)
+            for value, each in zip(dense, alive_of(item.equation.outputs), strict=True)
+        ]
+
+    return evaluate(program, leaves, constants, step, call)
+
+
+def _is_relu(item: Call) -> bool:
+    if item.equation.name != "custom_jvp_call":
+        return False
+    own = jax.make_jaxpr(jax.nn.relu)(jax.ShapeDtypeStruct((), np.float32)).eqns[0]
+    sources = [
+        eqn.params["call_jaxpr"].jaxpr.debug_info.func_src_info
+        for eqn in (item.equation, own)
+        if "call_jaxpr" in eqn.params
+    ]
+    return len(sources) == 2 and sources[0] == sources[1]

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from rlprune_jax.graph import primitives
-from rlprune_jax.graph.program import Equation, bind
+from rlprune_jax.graph.program import Equation
 
 Alive = tuple[np.ndarray, ...]
 """For each axis of the dense array bool[size]: which indices are still there."""
@@ -20,43 +20,54 @@ _CHANGED: dict[str, Specialised] = {}
 
 
 def specialise(
-    equation: Equation, operands: list[Any], alive_in: list[Alive | None], alive_out: list[Alive]
+    equation: Equation, operands: list[Any], alive_in: list[Alive], alive_out: list[Alive]
 ) -> list[Any]:
     """Evaluate ``equation`` on slim operands.
 
     Args:
         equation: of the dense program.
         operands: slim arrays.
-        alive_in: which dense indices each operand still has; None for a literal.
+        alive_in: which dense indices each operand still has; () for a literal.
         alive_out: which dense indices each output is to have.
 
     Returns:
         The slim outputs.
     """
-    inputs = [
-        tuple(np.ones(size, bool) for size in np.shape(operand)) if alive is None else alive
-        for operand, alive in zip(operands, alive_in, strict=True)
-    ]
-    if not any(map(_is_cut, [*inputs, *alive_out])):
+    if not any(map(is_cut, [*alive_in, *alive_out])):
         return equation.bind(*operands)
     rule = _CHANGED.get(equation.name)
     if rule is not None:
-        return rule(equation, operands, inputs, alive_out)
-    if not any(map(_is_cut, inputs)):
+        return rule(equation, operands, alive_in, alive_out)
+    if not any(map(is_cut, alive_in)):
         # Generated at the dense shape (random bits, iota), then cut: equal to the masked network's.
         outputs = equation.bind(*operands)
-        return [_cut(value, alive) for value, alive in zip(outputs, alive_out, strict=True)]
+        return [cut(value, alive) for value, alive in zip(outputs, alive_out, strict=True)]
     return equation.bind(*operands)
 
 
-def _is_cut(alive: Alive) -> bool:
+def is_cut(alive: Alive) -> bool:
+    """Return whether some index of some axis is gone."""
     return any(not each.all() for each in alive)
 
 
-def _cut(value: Any, alive: Alive) -> Any:
+def cut(value: Any, alive: Alive) -> Any:
+    """Take from a dense array the indices that are still there."""
     for axis, each in enumerate(alive):
         if not each.all():
-            value = jnp.take(value, np.flatnonzero(each), axis=axis)
+            places = np.flatnonzero(each)
+            if isinstance(value, jax.core.Tracer):
+                value = jnp.take(value, places, axis=axis)
+            else:
+                # On the host, as XLA would compile one program for every shape.
+                value = np.take(np.asarray(value), places, axis=axis)
+    return value if isinstance(value, jax.core.Tracer) else jnp.asarray(value)
+
+
+def spread(value: Any, alive: Alive) -> Any:
+    """Undo ``cut``; indices that are gone repeat one that is kept."""
+    for axis, each in enumerate(alive):
+        if not each.all():
+            value = jnp.take(value, np.maximum(np.cumsum(each) - 1, 0), axis=axis)
     return value
 
 
@@ -70,28 +81,6 @@ def _register(*names: str) -> Callable[[Specialised], Specialised]:
         return rule
 
     return add
-
-
-@_register("custom_jvp_call")
-def _custom_jvp(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
-    if equation.source.params["call_jaxpr"].jaxpr.debug_info.func_name == "relu":
-        return [jax.nn.relu(operands[0])]
-    return _evaluate_elementwise(equation.params["call_jaxpr"], operands)
-
-
-def _evaluate_elementwise(closed: Any, operands: list[Any]) -> list[Any]:
-    # Elementwise bodies hold no shapes, so their equations run on any.
-    env = dict(zip(closed.jaxpr.invars, operands, strict=True))
-    env.update(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    for eqn in closed.jaxpr.eqns:
-        values = [atom.val if hasattr(atom, "val") else env[atom] for atom in eqn.invars]
-        inner = eqn.params.get("jaxpr")
-        if inner is not None:
-            results = _evaluate_elementwise(inner, values)
-        else:
-            results = bind(eqn.primitive, eqn.params, values)
-        env.update(zip(eqn.outvars, results, strict=True))
-    return [atom.val if hasattr(atom, "val") else env[atom] for atom in closed.jaxpr.outvars]
 
 
 @_register("broadcast_in_dim")
@@ -130,11 +119,7 @@ def _slice(equation: Equation, operands: list, inputs: list, outputs: list) -> l
 @_register("split")
 def _split(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
     axis = equation.params["axis"]
-    starts = np.cumsum([0, *(int(alive[axis].sum()) for alive in outputs)])
-    return [
-        lax.slice_in_dim(operands[0], int(first), int(last), axis=axis)
-        for first, last in zip(starts[:-1], starts[1:], strict=True)
-    ]
+    return list(lax.split(operands[0], [int(alive[axis].sum()) for alive in outputs], axis))
 
 
 def _take_run(value: Any, places: np.ndarray, axis: int) -> Any:

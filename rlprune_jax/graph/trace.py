@@ -5,7 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import CONSUMER, FOLLOWER, PRODUCER, Frozen, Graph, Group, Layer, Slot
+from rlprune_jax.graph.nodes import Nodes
 from rlprune_jax.graph.program import Literal, Program, trace_program
 from rlprune_jax.graph.walk import Walk, walk
 from rlprune_jax.pytree import flatten_with_paths
@@ -48,7 +50,7 @@ def trace_graph(apply: Apply, variables: Variables, *inputs: Any) -> Graph:
     found = walk(program, len(structure))
     for atom in program.outputs:
         if not isinstance(atom, Literal):
-            for ids in found.axes[atom] or ():
+            for ids in found.axes[atom]:
                 found.nodes.freeze(ids, "an output of the function")
     graph = _gather(program, found, structure, _batch_size(inputs))
     if not graph.groups:
@@ -68,146 +70,159 @@ def _batch_size(inputs: tuple[Any, ...]) -> int:
     return np.shape(leaves[0])[0]
 
 
+Key = tuple[str, int]
+"""Path and axis of a variable; for a factor of a contraction ``""`` and its number."""
+
+
 def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int) -> Graph:
     nodes = found.nodes
-    # Slots are (path, axis); contracted axes without a variable take part in what tells units apart.
-    axis_ids: dict[tuple[str, int], np.ndarray] = {}
-    for path, slot in zip(structure, program.inputs, strict=False):
-        for axis, ids in enumerate(found.axes[slot] or ()):
-            axis_ids[path, axis] = ids
-    inner = {
-        ("", number): np.concatenate(each.multiplied)
-        for number, each in enumerate(found.contractions)
+    axis_ids: dict[Key, np.ndarray] = {
+        (path, axis): ids
+        for path, slot in zip(structure, program.inputs, strict=False)
+        for axis, ids in enumerate(found.axes[slot])
     }
-    produced = _mark(nodes, [ids for each in found.contractions for ids in each.produced])
-    consumed_roots = _roots(nodes, [ids for each in found.contractions for ids in each.consumed])
-    produced_roots = _roots(nodes, [ids for each in found.contractions for ids in each.produced])
-    consumed = _mark(nodes, [ids for each in found.contractions for ids in each.consumed])
-
-    holdings: dict[int, list[tuple[tuple[str, int], int]]] = {}
-    for key, ids in [*axis_ids.items(), *inner.items()]:
-        roots, counts = np.unique(nodes.find(ids), return_counts=True)
-        live = ~nodes.frozen(roots)
-        for root, count in zip(roots[live].tolist(), counts[live].tolist(), strict=True):
-            holdings.setdefault(root, []).append((key, count))
-
-    prunable = produced_roots & consumed_roots
-    members: dict[tuple, list[int]] = {}
-    for root, held in holdings.items():
-        if root in prunable:
-            members.setdefault(tuple(held), []).append(root)
-
-    order = _first_seen(nodes, found)
+    marks = _Marks(found, axis_ids)
     groups: list[Group] = []
-    unit_of_root: dict[int, int] = {}
+    unit_of = np.full(len(nodes), -1, np.int32)
     first = 0
-    for roots in sorted(members.values(), key=lambda roots: min(order[root] for root in roots)):
-        roots.sort(key=order.__getitem__)
-        keys = [key for key, _ in holdings[roots[0]] if key[0]]
-        group = _make_group(nodes, roots, keys, axis_ids, produced, consumed, first)
-        name = group.name
+    for roots, keys in _coupled(found, axis_ids):
+        unit_of[roots] = first + np.arange(len(roots))
+        slots = tuple(_slot(nodes, axis_ids[key], key, marks, unit_of, first) for key in keys)
+        name = marks.name(keys)
         repeats = sum(each.name.split("#")[0] == name for each in groups)
-        if repeats:
-            group = Group(f"{name}#{repeats + 1}", group.size, group.first, group.slots)
-        groups.append(group)
-        unit_of_root.update({root: first + i for i, root in enumerate(roots)})
+        name += f"#{repeats + 1}" if repeats else ""
+        groups.append(Group(name, len(roots), first, slots))
         first += len(roots)
 
     def owners(ids: np.ndarray) -> np.ndarray:
-        return np.asarray(
-            [unit_of_root.get(root, -1) for root in nodes.find(ids).tolist()], np.int32
-        )
+        return unit_of[nodes.find(ids)]
 
     shapes = {
         path: jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.result_type(leaf))
         for path, leaf in structure.items()
     }
-    layers = tuple(
-        Layer(
-            _layer_name(program, each, structure, found),
-            "dot" if program.equations[each.equation].name == "dot_general" else "convolution",
-            *(tuple(map(owners, ids)) for ids in (each.multiplied, each.consumed, each.produced)),
-            each.space,
-            each.kernel,
-        )
-        for each in found.contractions
-    )
-    frozen = tuple(
-        Frozen(path, axis, len(ids), nodes.reason(int(ids[nodes.frozen(ids)][0])))
-        for (path, axis), ids in axis_ids.items()
-        if produced[ids].any() and nodes.frozen(ids).any()
-    )
-    parameters = tuple(path for path in shapes if path.startswith("params/")) or tuple(shapes)
     return Graph(
-        tuple(groups),
-        frozen,
-        layers,
-        shapes,
-        {
+        groups=tuple(groups),
+        frozen=tuple(
+            Frozen(path, axis, len(ids), nodes.reason(int(ids[nodes.frozen(ids)][0])))
+            for (path, axis), ids in axis_ids.items()
+            if (path, axis) in marks.produced and nodes.frozen(ids).any()
+        ),
+        layers=tuple(
+            Layer(
+                name=_layer_name(program, each, structure, found),
+                kind=each.kind,
+                factors=tuple(map(owners, each.multiplied)),
+                reads=tuple(map(owners, each.consumed)),
+                makes=tuple(map(owners, each.produced)),
+                space=each.space,
+                kernel=each.kernel,
+            )
+            for each in found.contractions
+        ),
+        variables=shapes,
+        owners={
             path: tuple(owners(axis_ids[path, axis]) for axis in range(len(shape.shape)))
             for path, shape in shapes.items()
         },
-        parameters,
-        batch,
+        parameters=tuple(path for path in shapes if path.startswith("params/")) or tuple(shapes),
+        batch=batch,
     )
 
 
-def _mark(nodes: Any, arrays: list[np.ndarray]) -> np.ndarray:
-    """Mark nodes by their own ids: a variable's axis keeps its ids through moves and casts."""
+class _Marks:
+    """Axes of variables that contractions produce and consume.
+
+    Told by nodes, not classes: an axis keeps its own nodes through moves and casts.
+    """
+
+    def __init__(self, found: Walk, axis_ids: dict[Key, np.ndarray]) -> None:
+        never = len(found.contractions)
+        made, read = (np.full(len(found.nodes), never) for _ in range(2))
+        for number in reversed(range(never)):
+            for ids in found.contractions[number].produced:
+                made[ids] = number
+            for ids in found.contractions[number].consumed:
+                read[ids] = number
+        firsts = {key: int(made[ids].min(initial=never)) for key, ids in axis_ids.items()}
+        self.produced = {key: first for key, first in firsts.items() if first < never}
+        self.consumed = {key for key, ids in axis_ids.items() if (read[ids] < never).any()}
+        self.weights = {path for path, _ in self.produced}
+
+    def role(self, key: Key) -> str:
+        if key in self.produced:
+            return PRODUCER
+        return CONSUMER if key in self.consumed or key[0] in self.weights else FOLLOWER
+
+    def name(self, keys: list[Key]) -> str:
+        """Name a group that owns ``keys`` by the first of its weights that the program uses."""
+        makers = [key for key in keys if key in self.produced]
+        path, _ = min(makers, key=self.produced.__getitem__) if makers else keys[0]
+        return _without_leaf(path)
+
+
+def _coupled(found: Walk, axis_ids: dict[Key, np.ndarray]) -> list[tuple[list[int], list[Key]]]:
+    """Group the prunable classes that hold the same axes; return their roots and those axes.
+
+    Prunable is what is not frozen, produced by one contraction and consumed by another. Factors of
+    contractions are compared too, so that all units of a group count alike.
+    """
+    nodes = found.nodes
+    produced = [ids for each in found.contractions for ids in each.produced]
+    consumed = [ids for each in found.contractions for ids in each.consumed]
+    factors = [ids for each in found.contractions for ids in each.multiplied]
+    made = _roots(nodes, produced)
+    prunable = np.zeros(len(nodes), bool)
+    prunable[made] = True
+    prunable &= _marked(nodes, consumed)
+    prunable &= ~nodes.frozen(np.arange(len(nodes)))
+
+    # Classes start with one label; each axis splits a label by how many indices a class has in it.
+    label = np.zeros(len(nodes), np.int64)
+    holders: list[tuple[Key, np.ndarray]] = []
+    last = 0
+    for key, ids in [*axis_ids.items(), *((("", i), ids) for i, ids in enumerate(factors))]:
+        roots, counts = np.unique(nodes.find(ids), return_counts=True)
+        roots, counts = roots[prunable[roots]], counts[prunable[roots]]
+        if roots.size:
+            _, split = np.unique((label[roots] << 32) + counts, return_inverse=True)
+            label[roots] = last + 1 + split
+            last = int(label[roots].max())
+            if key[0]:
+                holders.append((key, roots))
+    keys: dict[int, list[Key]] = {}
+    for key, roots in holders:
+        for each in np.unique(label[roots]).tolist():
+            keys.setdefault(each, []).append(key)
+    members: dict[int, list[int]] = {}
+    for root in made[prunable[made]].tolist():
+        members.setdefault(int(label[root]), []).append(root)
+    return [(roots, keys[each]) for each, roots in members.items() if each in keys]
+
+
+def _marked(nodes: Nodes, arrays: list[np.ndarray]) -> np.ndarray:
+    """Return bool[nodes]: which are roots of ``arrays``."""
     marked = np.zeros(len(nodes), bool)
     for ids in arrays:
-        marked[ids] = True
+        marked[nodes.find(ids)] = True
     return marked
 
 
-def _roots(nodes: Any, arrays: list[np.ndarray]) -> set[int]:
-    return {root for ids in arrays for root in np.unique(nodes.find(ids)).tolist()}
+def _roots(nodes: Nodes, arrays: list[np.ndarray]) -> np.ndarray:
+    """Return the roots of ``arrays`` in the order in which they come up, int64."""
+    roots = nodes.find(np.concatenate([np.zeros(0, np.int64), *arrays]))
+    _, first = np.unique(roots, return_index=True)
+    return roots[np.sort(first)]
 
 
-def _first_seen(nodes: Any, found: Walk) -> dict[int, int]:
-    """Order roots by the first contraction that produces them, then by index."""
-    order: dict[int, int] = {}
-    for each in found.contractions:
-        for ids in each.produced:
-            for root in nodes.find(ids).tolist():
-                order.setdefault(root, len(order))
-    return order
-
-
-def _make_group(
-    nodes: Any,
-    roots: list[int],
-    keys: list[tuple[str, int]],
-    axis_ids: dict[tuple[str, int], np.ndarray],
-    produced: np.ndarray,
-    consumed: np.ndarray,
-    first: int,
-) -> Group:
-    slots = []
-    position = np.full(len(nodes), -1, np.int64)
-    position[roots] = np.arange(len(roots))
-    for path, axis in keys:
-        ids = axis_ids[path, axis]
-        units = position[nodes.find(ids)]
-        held = np.flatnonzero(units >= 0)
-        indices = held[np.argsort(units[held], kind="stable")].reshape(len(roots), -1)
-        own = ids[held]
-        makes_others = any(
-            produced[ids].any()
-            for key, ids in axis_ids.items()
-            if key[0] == path and key[1] != axis
-        )
-        if produced[own].any():
-            role = PRODUCER
-        else:
-            role = CONSUMER if consumed[own].any() or makes_others else FOLLOWER
-        slots.append(Slot(path, axis, role, indices.astype(np.int32)))
-    makers = [slot for slot in slots if slot.role == PRODUCER] or slots
-    name = _without_leaf(makers[0].path)
-    if len(makers) > 1:
-        earliest = min(makers, key=lambda slot: axis_ids[slot.path, slot.axis][slot.indices[0, 0]])
-        name = _without_leaf(earliest.path)
-    return Group(name, len(roots), first, tuple(slots))
+def _slot(
+    nodes: Nodes, ids: np.ndarray, key: Key, marks: _Marks, unit_of: np.ndarray, first: int
+) -> Slot:
+    units = unit_of[nodes.find(ids)]
+    held = np.flatnonzero(units >= first)
+    indices = held[np.argsort(units[held], kind="stable")]
+    count = len(np.unique(units[held]))
+    return Slot(*key, marks.role(key), indices.reshape(count, -1).astype(np.int32))
 
 
 def _without_leaf(path: str) -> str:
@@ -215,18 +230,17 @@ def _without_leaf(path: str) -> str:
     return "/".join(parts[:-1]) or parts[0]
 
 
-def _layer_name(program: Program, contraction: Any, structure: dict[str, Any], found: Walk) -> str:
+def _layer_name(
+    program: Program, contraction: Contraction, structure: dict[str, Any], found: Walk
+) -> str:
     """Name a contraction by the variable whose nodes its weights carry."""
-    if contraction.weight is not None:
-        equation = program.equations[contraction.equation]
-        atom = equation.inputs[contraction.weight]
-        if not isinstance(atom, Literal):
-            carried = {int(ids[0]) for ids in found.axes[atom] or () if len(ids)}
-            best, most = "", 0
-            for path, slot in zip(structure, program.inputs, strict=False):
-                own = {int(i) for ids in found.axes[slot] or () for i in ids[:1]}
-                if len(own & carried) > most:
-                    best, most = path, len(own & carried)
-            if best:
-                return _without_leaf(best)
-    return "dot_general"
+    if contraction.weight is None:
+        return contraction.kind
+    atom = program.equations[contraction.equation].inputs[contraction.weight]
+    carried = {int(ids[0]) for ids in found.axes[atom] if len(ids)}
+    shared = {
+        path: len(carried & {int(ids[0]) for ids in found.axes[slot] if len(ids)})
+        for path, slot in zip(structure, program.inputs, strict=False)
+    }
+    best = max(shared, key=shared.__getitem__)
+    return _without_leaf(best) if shared[best] else contraction.kind

@@ -4,11 +4,11 @@ import math
 
 import flax.linen as nn
 import jax
-from flax.typing import Initializer
 
 from rlprune_jax.models.checks import check_images, check_widths
+from rlprune_jax.models.initializers import variance_scaling
 
-DENSE_INIT: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+DENSE_INIT = variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for a linear layer, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as in the paper."""
 
 

@@ -7,6 +7,7 @@ import jax
 from flax.linen.linear import ConvGeneralDilatedT
 
 from rlprune_jax.models.checks import check_images, check_widths
+from rlprune_jax.models.initializers import variance_scaling
 from rlprune_jax.ops.conv import conv_general_dilated
 
 STAGE_WIDTHS = (64, 128, 256, 512, 512)
@@ -19,6 +20,8 @@ STAGE_DEPTHS: dict[int, tuple[int, ...]] = {
     19: (2, 2, 4, 4, 4),
 }
 """Convolutions per stage, by the number of layers in the network's name."""
+
+_XAVIER = variance_scaling(1.0, "fan_avg", "normal")
 
 
 class VGG(nn.Module):
@@ -75,7 +78,7 @@ class VGG(nn.Module):
                 x = nn.Conv(
                     width,
                     (3, 3),
-                    kernel_init=nn.initializers.xavier_normal(),
+                    kernel_init=_XAVIER,
                     conv_general_dilated=self.conv_general_dilated,
                     name=f"conv{depth}",
                 )(x)
@@ -86,8 +89,7 @@ class VGG(nn.Module):
             if stage < self.pools:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape((x.shape[0], math.prod(x.shape[1:])))
-        head_init = nn.initializers.xavier_normal()
-        return nn.Dense(self.num_classes, kernel_init=head_init, name="head")(x)
+        return nn.Dense(self.num_classes, kernel_init=_XAVIER, name="head")(x)
 
     def _stage_widths(self) -> list[tuple[int, ...]]:
         """Channels of each convolution, stage by stage, after checking every option."""

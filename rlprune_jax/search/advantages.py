@@ -76,7 +76,7 @@ def normalise(advantage: jax.Array, centre_only: bool = False) -> jax.Array:
     centred = advantage - advantage.mean()
     if centre_only:
         return centred
-    deviation = jnp.sqrt(jnp.mean(centred**2))
+    deviation = jnp.sqrt(jnp.maximum(jnp.mean(centred**2), 1e-30))
     scale = jnp.maximum(jnp.max(jnp.abs(advantage)), 1e-30)
     flat = deviation <= 1e-6 * scale  # rounding of the mean, not a difference between candidates
     return jnp.where(flat, 0.0, centred / jnp.where(flat, 1.0, deviation))

@@ -118,10 +118,10 @@ def cross_entropy(
     num_candidates: int,
     elite_fraction: float = 0.25,
     granularity: str = "coarse",
-    smoothing: float = 0.5,
+    smoothing: float = 0.3,
     initial_std: float = 0.7,
     minimum_std: float = 0.05,
-    sharpness: float = 12.0,
+    sharpness: float = 6.0,
 ) -> Searcher:
     """The cross-entropy method (Rubinstein 1999): move a distribution to the best candidates.
 

@@ -38,7 +38,7 @@ class Config:
 
     granularity: str = "coarse"
     constraint: str = "projection"
-    candidates: int = 32
+    candidates: int = 16
     epochs: int = 8
     minibatches: int = 1
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -96,7 +96,7 @@ class HParams(NamedTuple):
 
     learning_rate: ArrayLike = 1e-3
     table_learning_rate: ArrayLike = 0.05
-    unit_learning_rate: ArrayLike = 0.05
+    unit_learning_rate: ArrayLike = 0.15
     std_learning_rate: ArrayLike = 0.02
     clip_epsilon: ArrayLike = 0.2
     entropy_coef: ArrayLike = 0.0
@@ -107,7 +107,7 @@ class HParams(NamedTuple):
     max_grad_norm: ArrayLike = 10.0
     initial_std: ArrayLike = 0.5
     minimum_std: ArrayLike = 0.05
-    sharpness: ArrayLike = 12.0
+    sharpness: ArrayLike = 6.0
     dual_initial: ArrayLike = 0.0
     dual_kp: ArrayLike = 1.0
     dual_ki: ArrayLike = 0.1

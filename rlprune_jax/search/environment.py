@@ -99,7 +99,7 @@ def make_environment(
         The environment. Budgets below ``minimum_costs`` are not refused here: see ``reachable``.
 
     Raises:
-        ValueError: a wrong shape, a size below 1, a ``min_keep`` outside [1, size], a limit that
+        ValueError: a wrong shape, a size below 1, a ``min_keep`` outside [0, size], a limit that
             is not above 0, a score or descriptor that is not finite.
 
     Example:
@@ -119,9 +119,9 @@ def make_environment(
         )
     kept = _per_group("min_keep", min_keep, names)
     for name, size, least in zip(names, counts, kept, strict=True):
-        if not 1 <= least <= size:
+        if not 0 <= least <= size:
             raise ValueError(
-                f"min_keep={least} for group {name!r} of {size} units: choose 1 to {size}"
+                f"min_keep={least} for group {name!r} of {size} units: choose 0 to {size}"
             )
     groups, width = len(counts), max(counts)
     ranks = np.full((groups, width), width, np.int32)

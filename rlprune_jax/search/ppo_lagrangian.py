@@ -149,7 +149,7 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
         results = jnp.column_stack([rewards, costs]) / scale
         values = critics.values(state.params["critics"], normaliser(trajectory.observations))
         raw = _raw_advantages(config, hparams, results, values)
-        batch = Batch(trajectory, _combine(config, raw, multiplier), raw + values)
+        batch = Batch(trajectory, _combine(config, raw * scale, multiplier), raw + values)
         params, moments, losses = improve(
             config,
             hparams,
@@ -171,11 +171,15 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
             ),
             outcomes=outcomes,
         )
+        # What one relative unit of a budget is worth in reward: undoes the standardisation.
+        spread = costs.std(0) if config.standardise_cost else jnp.ones(env.num_budgets)
+        price = multiplier * rewards.std() / jnp.maximum(spread, 1e-12) * (costs.std(0) > 0)
         weight = 1.0 / (1.0 + multiplier.sum())
         capped = (multiplier >= hparams.multiplier_max).astype(jnp.float32)
         return state, metrics | losses | {
             "multiplier": multiplier,
             "multiplier_capped": capped,
+            "shadow_price": price,
             "reward_weight": weight,
             "cost_weight": multiplier * weight,
             "proposed_cost_mean": costs.mean(0) * env.limits,

@@ -1,0 +1,47 @@
+# make demo    sets up and prunes a network on the digits that come with scikit-learn
+# make test    sets up and passes the tests; make test ARGS="-k graph" runs some of them
+# make lint    style, formatting and types
+# PYTHON=python3.12 chooses the interpreter, VENV=folder the virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+.PHONY: help demo test lint environment clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,/^$$/s/^# //p' Makefile
+
+demo: $(VENV)/.installed
+	@$(VENV)/bin/python experiments/prune_rl.py --dataset digits --budget params=0.1 --budget macs=0.3 $(ARGS)
+
+test: environment
+	@$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+lint: environment
+	@$(VENV)/bin/python -m ruff check .
+	@$(VENV)/bin/python -m ruff format --check .
+	@$(VENV)/bin/python -m mypy
+
+environment: $(VENV)/.installed-test
+
+# Editable, so that a change of the code needs no new installation.
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	@echo "installing rlprune_jax into $(VENV) (a minute or two) ..."
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.created pyproject.toml
+	@echo "installing rlprune_jax and what its tests need into $(VENV) (a minute or two) ..."
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version) is too old: Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,177 @@
+"""Scoring units and searching: the agent and its baselines, one resumable stage each."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from compile_clock import CompileClock
+from problem import Images, Jobs, Problem
+from settings import AGENT, BASELINES, DETERMINISTIC, Config, agent_config, stage_key
+from stages import run_stage
+
+from rlprune_jax.candidates import CandidateData
+from rlprune_jax.costs.budget import Budget, cost_function, limits
+from rlprune_jax.graph.descriptors import layer_descriptors
+from rlprune_jax.run_directory import RunDirectory
+from rlprune_jax.scores import magnitude_scores, random_scores, taylor_scores
+from rlprune_jax.search import (
+    Archive,
+    Environment,
+    HParams,
+    archive_init,
+    make_environment,
+    masks_to_gates,
+    ppo_lagrangian,
+    run_search_host,
+)
+from rlprune_jax.types import Gates, Variables
+
+ARCHIVE_SIZE = 16
+
+
+def score_units(config: Config, problem: Problem, variables: Variables) -> Gates:
+    """Score every unit, on training images where the score looks at any."""
+    if config.score == "random":
+        return random_scores(problem.graph, stage_key(config, "scores"))
+    if config.score == "magnitude":
+        return magnitude_scores(problem.graph, variables)
+    batch, batches = 64, max(1, min(1024, len(problem.train.labels)) // 64)
+
+    @jax.jit
+    def score(variables: Variables, images: Images) -> Gates:
+        x = problem.prepare(images.images[: batch * batches])
+        x = x.reshape(batches, batch, *x.shape[1:])
+        labels = images.labels[: batch * batches].reshape(batches, batch)
+        return taylor_scores(problem.functions.apply, problem.graph, variables, x, labels)
+
+    return score(variables, problem.train)
+
+
+def make_search_environment(
+    config: Config, problem: Problem, budgets: Sequence[Budget], scores: Gates
+) -> Environment:
+    """The constrained decision process of this network and these budgets."""
+    graph = problem.graph
+    cost = cost_function(graph, budgets)
+
+    def mask_cost(masks: jax.Array) -> jax.Array:
+        return cost(
+            {
+                name: masks[i, :size]
+                for i, (name, size) in enumerate(zip(graph.names, graph.sizes, strict=True))
+            }
+        )
+
+    return make_environment(
+        dict(zip(graph.names, graph.sizes, strict=True)),
+        {name: np.asarray(score) for name, score in scores.items()},
+        layer_descriptors(graph),
+        limits(budgets),
+        min_keep={
+            name: min(config.min_keep, size)
+            for name, size in zip(graph.names, graph.sizes, strict=True)
+        },
+        cost_fn=mask_cost,
+    )
+
+
+class Search(NamedTuple):
+    """What a method found: its archive, and ``rewards`` [T, N] and ``costs`` [T, N, K] of all."""
+
+    archive: Archive
+    rewards: jax.Array
+    costs: jax.Array
+
+
+def search(
+    config: Config,
+    run: RunDirectory,
+    problem: Problem,
+    jobs: Jobs,
+    variables: Variables,
+    env: Environment,
+    method: str,
+    clock: CompileClock,
+) -> Search:
+    """Run one method for ``evaluations`` candidates, or all it has where these are fewer."""
+    iterations = 1 if method in DETERMINISTIC else config.evaluations // config.candidates
+    searcher = (
+        ppo_lagrangian(env, agent_config(config))
+        if method == AGENT
+        else BASELINES[method](env, config)
+    )
+    key = stage_key(config, "search")
+    held_out, train = problem.held_out, problem.train
+    count = min(config.reward_images, len(held_out.labels))
+    sample = CandidateData(
+        problem.prepare(train.images[: min(config.reward_images, len(train.labels))]),
+        problem.prepare(held_out.images[:count]),
+        held_out.labels[:count],
+    )
+    assert env.cost_fn is not None
+    costs = jax.jit(jax.vmap(env.cost_fn))
+
+    def evaluate_with(steps: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        def evaluate(masks: jax.Array, key: jax.Array) -> jax.Array:
+            judged = jobs.judge(
+                variables, masks_to_gates(env, masks), sample, key, finetune_steps=steps
+            )
+            return judged.accuracy if config.reward == "accuracy" else -judged.loss
+
+        return evaluate
+
+    def advance(state: Any, start: int, count: int) -> tuple[Any, list]:
+        inner, found = state
+        rows = []
+        for iteration in range(start, start + count):
+            began, compiled = time.perf_counter(), clock.seconds
+            stair = config.reward_finetune[iteration * len(config.reward_finetune) // iterations]
+            result = run_search_host(
+                searcher,
+                evaluate_with(stair),
+                costs,
+                env.limits,
+                inner,
+                found.archive,
+                1,
+                key,
+                iteration,
+            )
+            inner = result.state
+            found = Search(
+                result.archive,
+                found.rewards.at[iteration].set(result.history.rewards[0]),
+                found.costs.at[iteration].set(result.history.costs[0]),
+            )
+            values: dict[str, Any] = {
+                name: np.asarray(value[0]) for name, value in result.metrics.items()
+            }
+            best = np.asarray(result.archive.feasible.rewards[0])
+            values |= {
+                "best": best,
+                "seconds": time.perf_counter() - began,
+                "compile_seconds": clock.seconds - compiled,
+            }
+            rows.append((iteration + 1, values))
+        return (inner, found), rows
+
+    empty = Search(
+        archive_init(env, ARCHIVE_SIZE),
+        jnp.full((iterations, config.candidates), jnp.nan),
+        jnp.full((iterations, config.candidates, env.num_budgets), jnp.nan),
+    )
+    inner = searcher.init(HParams(), jax.random.fold_in(key, 2**30))
+    _, found = run_stage(
+        run,
+        f"search-{method}",
+        (inner, empty),
+        iterations,
+        advance,
+        chunk=1,
+        save_seconds=config.save_seconds,
+        note=lambda values: f"best {float(values['best']):.4f}",
+    )
+    return found

@@ -1,0 +1,158 @@
+"""Settings of a pruning run: the options, their defaults by data set, and what is refused."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from rlprune_jax.costs.budget import parse_budgets
+from rlprune_jax.scores import UNIT_SCORES
+from rlprune_jax.search import Config as AgentConfig
+from rlprune_jax.search import Environment, Searcher, baselines
+
+AGENT = "agent"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a run; all but the directories decide the run's name."""
+
+    budget: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Limit as NAME=FRACTION of the dense network, any number of times: params=0.1, macs=0.3."""
+    dataset: str = "digits"
+    """digits (embedded), mnist, fashion_mnist, cifar10, cifar100."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets; else $TFDS_DATA_DIR. digits needs none."""
+    model: str = "cnn"
+    """mlp, cnn, vgg11, vgg13, vgg16, vgg19."""
+    widths: tuple[int, ...] = ()
+    """Units per layer of mlp and cnn; for digits 32 64 128 256 unless told."""
+    width: float = 1.0
+    """Multiplier of a VGG's widths."""
+    seed: int = 0
+    """Of data split, initialisation, training and search."""
+    runs_dir: Path = Path("runs")
+    """Where run directories go."""
+    dense_steps: int | None = None
+    """Steps of training the dense network; by default a few epochs, by data set."""
+    dense_rate: float = 0.1
+    """Peak learning rate of that (SGD with momentum, cosine)."""
+    batch_size: int = 128
+    """Images a step, in training and finetuning."""
+    granularity: str = "coarse"
+    """coarse: a keep ratio per group of channels; fine: every channel by itself."""
+    constraint: str = "projection"
+    """multiplier: Lagrangian; projection: every candidate is put on the budgets; both."""
+    dual: str = "pid"
+    """Update of the multipliers: pid, projected_gradient, adam_clip, softplus_adam."""
+    evaluations: int = 1024
+    """Candidates that the agent, and each baseline, may evaluate."""
+    candidates: int = 32
+    """Candidates an iteration."""
+    baselines: tuple[str, ...] = ("uniform", "global_threshold", "random_search", "cross_entropy")
+    """What to run beside the agent; also: random_search_coarse, cross_entropy_coarse."""
+    score: str = "taylor"
+    """What ranks the units of a group: taylor, magnitude, random."""
+    reward: str = "accuracy"
+    """accuracy or loss (negative), on held-out images after batch-norm recalibration."""
+    reward_images: int = 512
+    """Held-out images a candidate is rewarded on, and training images it is recalibrated on."""
+    reward_finetune: tuple[int, ...] = (0,)
+    """Finetuning steps before each reward: a staircase, one entry per equal part of the search."""
+    min_keep: int = 2
+    """Channels that every group keeps."""
+    rerank: int = 4
+    """Candidates of each method that get the short finetune."""
+    rerank_steps: int | None = None
+    """Steps of the short finetune."""
+    finetune_steps: int | None = None
+    """Steps of the last finetune."""
+    finetune_rate: float = 1e-3
+    """Its peak learning rate (Adam, cosine)."""
+    chunk: int | None = None
+    """Candidates evaluated at once; by default as memory allows."""
+    save_seconds: float = 20.0
+    """A kill loses at most so many seconds, and the step under way."""
+
+
+DETERMINISTIC = ("uniform", "global_threshold")
+"""Baselines that propose the same candidates every iteration: one iteration tells all."""
+
+DEFAULT_STEPS = {"digits": (400, 60, 360), "mnist": (1000, 100, 1000)}
+"""Steps of the dense training, the short and the last finetune, where the data set is known."""
+
+
+def resolve(config: Config) -> Config:
+    """Fill in the defaults that depend on the data set, and refuse what cannot be run.
+
+    Raises:
+        ValueError: naming the option, its value and what it may be.
+    """
+    parse_budgets(config.budget)
+    for option in ("evaluations", "candidates", "rerank", "reward_images", "batch_size"):
+        if getattr(config, option) < 1:
+            raise ValueError(f"{option}={getattr(config, option)} must be at least 1")
+    if config.candidates > config.evaluations:
+        raise ValueError(
+            f"candidates={config.candidates} an iteration exceed evaluations={config.evaluations}"
+        )
+    for option, known in (
+        ("score", UNIT_SCORES),
+        ("reward", ("accuracy", "loss")),
+        ("baselines", tuple(BASELINES)),
+    ):
+        given = getattr(config, option)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value not in known:
+                raise ValueError(f"{option}={value!r} is unknown; choose from {', '.join(known)}")
+    if not config.reward_finetune or min(config.reward_finetune) < 0:
+        raise ValueError(f"reward_finetune={config.reward_finetune} must be steps of at least 0")
+    steps = DEFAULT_STEPS.get(config.dataset, (2000, 100, 1500))
+    names = ("dense_steps", "rerank_steps", "finetune_steps")
+    filled: dict[str, Any] = {
+        name: default if getattr(config, name) is None else getattr(config, name)
+        for name, default in zip(names, steps, strict=True)
+    }
+    for name, value in filled.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    widths = config.widths
+    if not widths and config.dataset == "digits" and config.model == "cnn":
+        widths = (32, 64, 128, 256)
+    agent_config(config)
+    filled["widths"] = widths
+    return dataclasses.replace(config, **filled)
+
+
+def agent_config(config: Config) -> AgentConfig:
+    """The static structure of the agent."""
+    return AgentConfig(
+        granularity=config.granularity,
+        constraint=config.constraint,
+        dual=config.dual,
+        candidates=config.candidates,
+        iterations=config.evaluations // config.candidates,
+    )
+
+
+BASELINES: dict[str, Callable[[Environment, Config], Searcher]] = {
+    "uniform": lambda env, config: baselines.uniform(env, config.candidates),
+    "global_threshold": lambda env, config: baselines.global_threshold(env, config.candidates),
+    "random_search": lambda env, config: baselines.random_search(
+        env, config.candidates, config.granularity
+    ),
+    "cross_entropy": lambda env, config: baselines.cross_entropy(
+        env, config.candidates, granularity=config.granularity
+    ),
+    "random_search_coarse": lambda env, config: baselines.random_search(env, config.candidates),
+    "cross_entropy_coarse": lambda env, config: baselines.cross_entropy(env, config.candidates),
+}
+
+
+def stage_key(config: Config, stage: str) -> jax.Array:
+    """The random key of a stage: a function of the seed and the stage's name alone."""
+    number = int.from_bytes(stage.encode()[-4:], "big") % 2**31
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), number), len(stage))

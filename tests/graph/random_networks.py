@@ -1,0 +1,163 @@
+"""Random convolutional networks: a list of steps drawn by hypothesis, run by one Linen module."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from hypothesis import strategies as st
+
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "tanh": jnp.tanh,
+    "elu": nn.elu,
+    "leaky_relu": nn.leaky_relu,
+    "hard_swish": nn.hard_swish,
+}
+
+Step = tuple[str, Any]
+
+
+def _simple_steps() -> st.SearchStrategy[Step]:
+    width = st.integers(2, 6)
+    return st.one_of(
+        st.tuples(
+            st.just("conv"), st.tuples(width, st.sampled_from([1, 3]), st.sampled_from([1, 2]))
+        ),
+        st.tuples(st.just("grouped"), st.tuples(st.sampled_from([2, 4]), st.integers(1, 3))),
+        st.tuples(st.just("depthwise"), st.integers(1, 2)),
+        st.tuples(st.just("activation"), st.sampled_from(sorted(ACTIVATIONS))),
+        st.tuples(st.just("norm"), st.sampled_from(["batch", "group", "layer", "instance"])),
+        st.tuples(st.just("pool"), st.sampled_from(["max", "avg", "same"])),
+        st.tuples(st.just("excite"), st.integers(1, 3)),
+        st.tuples(st.just("gate"), st.none()),
+        st.tuples(st.just("swap"), st.none()),
+        st.tuples(st.just("shuffle"), st.none()),
+        st.tuples(st.just("dropout"), st.none()),
+        st.tuples(st.just("widen"), st.integers(1, 2)),
+        st.tuples(st.just("scale"), st.none()),
+    )
+
+
+def architectures() -> st.SearchStrategy[tuple[Step, ...]]:
+    """Draw the body of a network; branches hold bodies of their own."""
+    steps = st.recursive(
+        _simple_steps(),
+        lambda inner: st.tuples(
+            st.sampled_from(["residual", "concat", "product", "remat"]),
+            st.lists(inner, min_size=1, max_size=3).map(tuple),
+        ),
+        max_leaves=4,
+    )
+    return st.lists(steps, min_size=2, max_size=7).map(tuple)
+
+
+class RandomNetwork(nn.Module):
+    """Stem, the steps, and a linear head after a mean or a flatten."""
+
+    steps: tuple[Step, ...]
+    head: str = "mean"
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Conv(self.width, (3, 3))(x)
+        for step in self.steps:
+            x = _run(step, x, train)
+        if self.head == "mean":
+            x = jnp.mean(x, axis=(1, 2))
+        elif self.head == "max":
+            x = jnp.max(x, axis=(1, 2))
+        else:
+            x = x.reshape(x.shape[0], -1)
+        if self.head == "deep":
+            x = nn.relu(nn.Dense(5)(x))
+        return nn.Dense(3)(x)
+
+
+def _run(step: Step, x: jax.Array, train: bool) -> jax.Array:
+    kind, option = step
+    channels = x.shape[-1]
+    match kind:
+        case "conv":
+            width, size, stride = option
+            return nn.Conv(width, (size, size), strides=stride)(x)
+        case "grouped":
+            groups, each = option
+            x = nn.Conv(groups * 2, (1, 1))(x) if channels % groups else x
+            return nn.Conv(groups * each, (3, 3), feature_group_count=groups)(x)
+        case "depthwise":
+            return nn.Conv(channels * option, (3, 3), feature_group_count=channels)(x)
+        case "activation":
+            return ACTIVATIONS[option](x)
+        case "norm" if option == "batch":
+            return nn.BatchNorm(use_running_average=not train)(x)
+        case "norm" if option == "group":
+            return nn.GroupNorm(num_groups=2 if channels % 2 == 0 else 1)(x)
+        case "norm" if option == "instance":
+            return nn.GroupNorm(num_groups=None, group_size=1)(x)
+        case "norm":
+            return nn.LayerNorm()(x)
+        case "pool":
+            if option == "same":
+                return nn.max_pool(x, (3, 3), padding="SAME")
+            if min(x.shape[1:3]) < 2:
+                return x
+            return (nn.max_pool if option == "max" else nn.avg_pool)(x, (2, 2), (2, 2))
+        case "excite":
+            squeezed = nn.relu(nn.Dense(option)(jnp.mean(x, axis=(1, 2), keepdims=True)))
+            return x * nn.sigmoid(nn.Dense(channels)(squeezed))
+        case "gate" if channels % 2 == 0:
+            return nn.glu(x, axis=-1)
+        case "swap" if channels % 2 == 0:
+            first, second = jnp.split(x, 2, axis=-1)
+            return jnp.concatenate([second, first], axis=-1)
+        case "shuffle" if channels % 2 == 0:
+            parts = x.reshape(*x.shape[:3], 2, channels // 2)
+            return jnp.swapaxes(parts, 3, 4).reshape(x.shape)
+        case "dropout":
+            return nn.Dropout(0.3, deterministic=not train)(x)
+        case "widen":
+            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (option, option)))
+        case "scale":
+            return x * 0.5 + jnp.float32(0.1)
+        case "residual":
+            branch = _run_all(option, x, train)
+            if branch.shape != x.shape:
+                x = nn.Conv(branch.shape[-1], (1, 1))(_shrink(x, branch.shape))
+            return x + branch
+        case "product":
+            branch = _run_all(option, x, train)
+            if branch.shape != x.shape:
+                x = nn.Conv(branch.shape[-1], (1, 1))(_shrink(x, branch.shape))
+            return x * jnp.tanh(branch)
+        case "concat":
+            branch = _run_all(option, x, train)
+            return jnp.concatenate([_shrink(x, branch.shape), branch], axis=-1)
+        case "remat":
+            return nn.remat(_Body, static_argnums=(2,))(option)(x, train)
+        case _:
+            return x
+
+
+class _Body(nn.Module):
+    steps: tuple[Step, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return _run_all(self.steps, x, train)
+
+
+def _run_all(steps: tuple[Step, ...], x: jax.Array, train: bool) -> jax.Array:
+    for step in steps:
+        x = _run(step, x, train)
+    return x
+
+
+def _shrink(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Take every so many positions until the map has the size of ``shape``."""
+    strides = [-(-old // new) for old, new in zip(x.shape[1:3], shape[1:3], strict=True)]
+    x = x[:, :: strides[0], :: strides[1]]
+    return x[:, : shape[1], : shape[2]]

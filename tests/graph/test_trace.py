@@ -1,0 +1,223 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import (
+    DenseNetwork,
+    NormedNetwork,
+    ResidualNetwork,
+    SeparableNetwork,
+    images,
+    random_variables,
+)
+
+from rlprune_jax import trace_graph
+from rlprune_jax.graph.groups import CONSUMER, FOLLOWER, PRODUCER
+from rlprune_jax.models import create_model, model_functions
+
+
+def groups_of(graph):
+    return {group.name: group.size for group in graph.groups}
+
+
+def frozen_of(graph):
+    return {(axis.path, axis.axis): axis.reason for axis in graph.frozen}
+
+
+def graph_of(module, x):
+    return trace_graph(lambda v, x: module.apply(v, x), random_variables(module, x), x)
+
+
+def zoo_graph(name, shape, **options):
+    functions = model_functions(create_model(name, 3, **options))
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(functions.init, jax.random.key(0), x)
+    return trace_graph(functions.apply, variables, x)
+
+
+def two_layers(variables, x):
+    return jax.nn.relu(x @ variables["a"] + variables["bias"]) @ variables["b"]
+
+
+TWO = {"a": jnp.ones((3, 5)), "bias": jnp.ones(5), "b": jnp.ones((5, 2))}
+
+
+def test_text_of_a_small_graph():
+    assert str(graph_of(ResidualNetwork(), images())).splitlines() == [
+        "4 groups with 20 units; 1,017 parameters, 12,282 MACs per example",
+        "  stem       4 units  made by outer0/kernel[3], stem/kernel[3]; with "
+        "batch_stats/BatchNorm_1/mean[0], batch_stats/BatchNorm_1/var[0], "
+        "batch_stats/stem_norm/mean[0], batch_stats/stem_norm/var[0], BatchNorm_1/bias[0], "
+        "BatchNorm_1/scale[0], outer0/bias[0], stem/bias[0], stem_norm/bias[0], "
+        "stem_norm/scale[0]; read by inner0/kernel[2], inner1/kernel[2], shortcut1/kernel[2]",
+        "  inner0     5 units  made by inner0/kernel[3]; with batch_stats/BatchNorm_0/mean[0], "
+        "batch_stats/BatchNorm_0/var[0], BatchNorm_0/bias[0], BatchNorm_0/scale[0], "
+        "inner0/bias[0]; read by outer0/kernel[2]",
+        "  inner1     5 units  made by inner1/kernel[3]; with batch_stats/BatchNorm_2/mean[0], "
+        "batch_stats/BatchNorm_2/var[0], BatchNorm_2/bias[0], BatchNorm_2/scale[0], "
+        "inner1/bias[0]; read by outer1/kernel[2]",
+        "  outer1     6 units  made by outer1/kernel[3], shortcut1/kernel[3]; with "
+        "batch_stats/BatchNorm_3/mean[0], batch_stats/BatchNorm_3/var[0], "
+        "batch_stats/BatchNorm_4/mean[0], batch_stats/BatchNorm_4/var[0], BatchNorm_3/bias[0], "
+        "BatchNorm_3/scale[0], BatchNorm_4/bias[0], BatchNorm_4/scale[0], outer1/bias[0], "
+        "shortcut1/bias[0]; read by head/kernel[0]",
+        "frozen:",
+        "  head/kernel[1] 3 units: an output of the function",
+    ]
+
+
+def test_slots_of_a_plain_function_on_a_dict():
+    (group,) = trace_graph(two_layers, TWO, jnp.ones((1, 3))).groups
+    assert (group.name, group.size, group.first) == ("a", 5, 0)
+    assert {(slot.path, slot.axis, slot.role) for slot in group.slots} == {
+        ("a", 1, PRODUCER),
+        ("bias", 0, FOLLOWER),
+        ("b", 0, CONSUMER),
+    }
+    for slot in group.slots:
+        np.testing.assert_array_equal(slot.indices, np.arange(5)[:, None])
+
+
+def test_a_flatten_gives_each_unit_its_positions():
+    def apply(v, x):
+        return (x @ v["a"]).reshape(x.shape[0], -1) @ v["b"]
+
+    graph = trace_graph(apply, {"a": jnp.ones((3, 2)), "b": jnp.ones((8, 2))}, jnp.ones((1, 4, 3)))
+    (slot,) = graph.group("a").slots_of(CONSUMER)
+    np.testing.assert_array_equal(slot.indices, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    assert "b[0] x4" in str(graph)
+
+
+def test_mlp_and_cnn():
+    assert groups_of(zoo_graph("mlp", (1, 4, 4, 1), widths=(5, 6))) == {"dense1": 5, "dense2": 6}
+    graph = zoo_graph("cnn", (2, 8, 8, 1), widths=(3, 4, 5))
+    assert groups_of(graph) == {"conv1": 3, "conv2": 4, "conv3": 5}
+    assert frozen_of(graph) == {("params/head/kernel", 1): "an output of the function"}
+
+
+@pytest.mark.parametrize(("depth", "convolutions"), [(11, 8), (13, 10), (16, 13), (19, 16)])
+def test_vgg_has_one_group_per_convolution(depth, convolutions):
+    graph = zoo_graph(f"vgg{depth}", (1, 32, 32, 3), width=1 / 16)
+    assert list(graph.names) == [f"conv{i + 1}" for i in range(convolutions)]
+    assert set(graph.sizes) == {4, 8, 16, 32}
+    assert [len(group.slots) for group in graph.groups] == [7] * convolutions
+    assert [layer.name for layer in graph.layers] == [*graph.names, "head"]
+
+
+def test_concatenation_keeps_groups_apart():
+    graph = graph_of(DenseNetwork(), images())
+    assert groups_of(graph) == {"conv0": 3, "conv1": 4, "conv2": 5}
+    # conv0 comes after two input channels in all that read it.
+    slots = {slot.path: slot.indices[:, 0].tolist() for slot in graph.group("conv0").slots}
+    assert slots["params/conv1/kernel"] == slots["params/head/kernel"] == [2, 3, 4]
+
+
+def test_depthwise_ties_in_to_out_and_grouped_ties_the_groups():
+    graph = graph_of(SeparableNetwork(), images())
+    assert groups_of(graph) == {"expand": 4, "project": 3, "grouped": 4}
+    roles = {(slot.path, slot.axis): slot.role for slot in graph.group("expand").slots}
+    assert roles["params/depthwise/kernel", 3] == FOLLOWER
+    assert roles["params/project/kernel", 2] == CONSUMER
+    (maker,) = graph.group("project").slots_of(PRODUCER)
+    np.testing.assert_array_equal(maker.indices, [[0, 3], [1, 4], [2, 5]])
+
+
+def test_group_norm_prunes_whole_norm_groups_and_layer_norm_freezes():
+    graph = graph_of(NormedNetwork(), images(size=1)[:, 0, 0])
+    assert groups_of(graph) == {"grouped": 3, "free": 7}
+    assert graph.group("grouped").slots_of(PRODUCER)[0].indices.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert frozen_of(graph)["params/whole/kernel", 1].startswith("read whole by 'reduce_sum'")
+
+
+def test_dropout_in_train_mode_prunes_the_same():
+    module, x = NormedNetwork(), images(size=1)[:, 0, 0]
+    variables = random_variables(module, x)
+
+    def train(v, x, key):
+        return module.apply(v, x, train=True, rngs={"dropout": key})
+
+    graph = trace_graph(train, variables, x, jax.random.key(0))
+    assert groups_of(graph) == {"grouped": 3, "free": 7}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_batch_size_changes_nothing(batch):
+    reference, graph = (graph_of(ResidualNetwork(), images(size)) for size in (3, batch))
+    assert str(graph) == str(reference)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("scan", lambda h: jax.lax.scan(lambda h, _: (jnp.tanh(h), None), h, length=2)[0]),
+        ("while", lambda h: jax.lax.while_loop(lambda h: h.sum() > 9, jnp.tanh, h)),
+        ("cond", lambda h: jax.lax.cond(jnp.array(True), jnp.tanh, jnp.sin, h)),
+        ("top_k", lambda h: jax.lax.top_k(h, 5)[0]),
+        ("fft", lambda h: jnp.fft.fft(h).real),
+        ("scatter", lambda h: h.at[:, 0].set(0.0)),
+    ],
+)
+def test_an_unknown_primitive_freezes_and_says_so(name, function):
+    def apply(v, x):
+        return function(jnp.tanh(x @ v["a"])) @ v["b"] @ v["c"]
+
+    variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 4)), "c": jnp.ones((4, 2))}
+    graph = trace_graph(apply, variables, jnp.ones((2, 3)))
+    assert groups_of(graph) == {"b": 4}
+    reason = frozen_of(graph)["a", 1]
+    assert reason == f"passes through '{name}', which the graph does not know"
+    assert reason in str(graph)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (jax.nn.softmax, "read whole by 'reduce_max'"),
+        (lambda h: h / jnp.linalg.norm(h, axis=-1, keepdims=True), "read whole by 'reduce_sum'"),
+        (lambda h: jnp.sort(h, axis=-1), "mixed by 'sort'"),
+        (lambda h: jnp.cumsum(h, axis=-1), "mixed by 'cumsum'"),
+        (lambda h: h[:, jnp.array([1, 0, 2, 3, 4])], "looked up by 'gather'"),
+        (
+            lambda h: jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, (1, 3), (1, 1), "SAME"),
+            "pooled by 'reduce_window_max'",
+        ),
+    ],
+)
+def test_what_reads_several_units_freezes_with_the_reason(function, reason):
+    def apply(v, x):
+        return function(x @ v["a"]) @ v["b"]
+
+    variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+    with pytest.raises(ValueError, match="every axis is frozen") as error:
+        trace_graph(apply, variables, jnp.ones((2, 3)))
+    assert reason in str(error.value) and "an output of the function" in str(error.value)
+
+
+def test_one_layer_has_nothing_to_prune():
+    with pytest.raises(ValueError, match=r"a\[1\] 2 units: an output of the function"):
+        trace_graph(lambda v, x: x @ v["a"], {"a": jnp.ones((3, 2))}, jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize("inputs", [(), (jnp.float32(1),), (jnp.ones((0, 3)),)])
+def test_inputs_without_a_batch_are_refused(inputs):
+    with pytest.raises(ValueError, match="a batch of at least one"):
+        trace_graph(
+            lambda v, *x: v["a"] @ v["b"], {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}, *inputs
+        )
+
+
+def test_equal_names_are_numbered():
+    def apply(v, x):
+        h = jnp.tanh(x @ v["m"]["first"])
+        return jnp.tanh(h @ v["m"]["second"]) @ v["out"]
+
+    variables = {
+        "m": {"first": jnp.ones((3, 4)), "second": jnp.ones((4, 5))},
+        "out": jnp.ones((5, 2)),
+    }
+    assert groups_of(trace_graph(apply, variables, jnp.ones((1, 3)))) == {"m": 4, "m#2": 5}
+
+
+def test_an_unknown_group_name_lists_those_there_are():
+    with pytest.raises(KeyError, match="group 'z' is not in the graph; it has a"):
+        trace_graph(two_layers, TWO, jnp.ones((1, 3))).group("z")

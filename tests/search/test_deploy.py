@@ -1,0 +1,141 @@
+"""What is delivered respects every budget, counted in integers, whatever the search found."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import random_gates, small_cnn
+
+from rlprune_jax import compact, count_macs, count_params
+from rlprune_jax.costs.budget import cost_function, limits, parse_budgets, satisfies
+from rlprune_jax.graph.descriptors import FEATURES, layer_descriptors
+from rlprune_jax.search import archive_init, archive_update, make_environment
+from rlprune_jax.search.deploy import best_of, deliverable, equivalence, fit_to_budgets
+
+SMALL = small_cnn()
+GRAPH = SMALL.graph
+
+
+def environment(budgets):
+    cost = cost_function(GRAPH, budgets)
+
+    def mask_cost(masks):
+        sizes = zip(GRAPH.names, GRAPH.sizes, strict=True)
+        return cost({name: masks[i, :size] for i, (name, size) in enumerate(sizes)})
+
+    scores = {
+        name: np.linspace(1, 2, size) for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True)
+    }
+    return make_environment(
+        dict(zip(GRAPH.names, GRAPH.sizes, strict=True)),
+        scores,
+        layer_descriptors(GRAPH),
+        limits(budgets),
+        cost_fn=mask_cost,
+    )
+
+
+ENVIRONMENTS = {
+    texts: (parse_budgets(texts), environment(parse_budgets(texts)))
+    for texts in [("params=0.4", "macs=0.5"), ("params=0.15",), ("macs=0.9",)]
+}
+
+
+@settings(max_examples=25)
+@given(
+    texts=st.sampled_from(sorted(ENVIRONMENTS)),
+    seed=st.integers(0, 1000),
+    keep=st.floats(0.0, 1.0),
+)
+def test_fitted_masks_respect_every_budget_and_leave_no_room(texts, seed, keep):
+    budgets, env = ENVIRONMENTS[texts]
+    mask = jax.random.bernoulli(jax.random.key(seed), keep, env.ranks.shape)
+    gates = fit_to_budgets(env, GRAPH, budgets, mask)
+    assert satisfies(GRAPH, budgets, gates)
+    dense = {"params": count_params(GRAPH), "macs": count_macs(GRAPH)}
+    slim = compact(GRAPH, SMALL.variables, gates)
+    params = sum(leaf.size for leaf in jax.tree.leaves(slim["params"]))
+    for budget in budgets:
+        if budget.name == "params":
+            assert params <= budget.limit * dense["params"]
+    pruned = [
+        (name, unit)
+        for name in GRAPH.names
+        for unit in np.flatnonzero(np.asarray(gates[name]) == 0)
+    ]
+    scores = {
+        (name, unit): float(np.linspace(1, 2, size)[unit])
+        for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True)
+        for unit in range(size)
+    }
+    if pruned:
+        name, unit = max(pruned, key=lambda each: (scores[each], -GRAPH.names.index(each[0])))
+        more = gates | {name: gates[name].at[unit].set(1.0)}
+        assert not satisfies(GRAPH, budgets, more)
+
+
+def test_a_mask_within_budget_keeps_all_it_kept():
+    budgets, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
+    mask = env.ranks < 2
+    gates = fit_to_budgets(env, GRAPH, budgets, mask)
+    for index, name in enumerate(GRAPH.names):
+        kept = np.asarray(mask[index, : len(gates[name])])
+        assert (np.asarray(gates[name])[kept] == 1).all()
+
+
+def test_deliverable_takes_feasible_then_near_misses_then_uniform():
+    budgets, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
+    empty = archive_init(env, 4)
+    only_uniform = deliverable(env, GRAPH, budgets, empty, 3)
+    assert len(only_uniform) == 1
+    wide_end = (env.ranks < jnp.array([1, 1, 4, 8])[:, None]) & env.alive
+    masks = jnp.stack([env.ranks < 2, wide_end]).astype(jnp.float32)
+    costs = jax.vmap(env.cost_fn)(masks)
+    archive = archive_update(empty, masks, jnp.array([0.1, 0.9]), costs, env.limits)
+    found = deliverable(env, GRAPH, budgets, archive, 3)
+    assert len(found) == 2
+    for gates in [*found, *only_uniform]:
+        assert satisfies(GRAPH, budgets, gates)
+    for index, name in enumerate(GRAPH.names):
+        size = len(found[0][name])
+        assert (np.asarray(found[0][name]) >= np.asarray(masks[0, index, :size])).all()
+    with pytest.raises(ValueError, match="count=0"):
+        deliverable(env, GRAPH, budgets, archive, 0)
+
+
+def test_best_of_never_picks_nan():
+    gates = [{"a": jnp.ones(1) * i} for i in range(3)]
+    ratings = iter([float("nan"), 0.2, 0.1])
+    best, seen = best_of(gates, lambda each: next(ratings))
+    assert best is gates[1]
+    assert np.isnan(seen[0])
+    with pytest.raises(ValueError, match="candidates is empty"):
+        best_of([], lambda each: 0.0)
+
+
+def test_equivalence_measures_the_difference():
+    gates = jax.tree.map(lambda each: each[0], random_gates(GRAPH, 1, jax.random.key(0)))
+    apply, variables = SMALL.functions.apply, SMALL.variables
+    slim = compact(GRAPH, variables, gates)
+    x = SMALL.data.images
+    assert equivalence(apply, GRAPH, variables, slim, gates, x) < 1e-5
+    spoilt = jax.tree.map(lambda leaf: leaf + 0.1, slim)
+    assert equivalence(apply, GRAPH, variables, spoilt, gates, x) > 1e-3
+
+
+def test_descriptors_are_finite_and_ordered():
+    table = layer_descriptors(GRAPH)
+    assert table.shape == (len(GRAPH.groups), len(FEATURES))
+    assert np.isfinite(table).all()
+    assert (np.diff(table[:, 0]) > 0).all()
+    params = table[:, FEATURES.index("params_share")]
+    without = {
+        name: jnp.zeros_like(jnp.ones(size))
+        for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True)
+    }
+    gates = {name: jnp.ones(size) for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True)}
+    name = GRAPH.names[-1]
+    expected = 1 - count_params(GRAPH, gates | {name: without[name]}) / count_params(GRAPH)
+    np.testing.assert_allclose(params[-1], expected, rtol=1e-5)

@@ -1,0 +1,180 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlprune_jax.search import (
+    candidate_costs,
+    feasible,
+    gates_to_masks,
+    make_environment,
+    masks_to_gates,
+    masks_to_ratios,
+    minimum_costs,
+    project_priorities,
+    project_ratios,
+    ratios_to_masks,
+    reachable,
+)
+
+SIZES = (8, 16, 5)
+SCORES = [np.arange(size, dtype=np.float32) for size in SIZES]
+FEATURES = np.zeros((3, 1))
+
+
+def test_ranks_go_by_falling_score_with_ties_by_index():
+    env = make_environment([4, 2], [[1.0, 3.0, 3.0, 2.0], [5.0, 5.0]], FEATURES[:2], 0.5)
+    assert env.ranks.tolist() == [[3, 0, 1, 2], [0, 1, 4, 4]]
+    assert env.scores.max() == 1.0 and env.scores[1, 2:].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("least", [0, 1, 3])
+def test_ratios_keep_exactly_the_rounded_number_even_where_all_scores_tie(least):
+    env = make_environment(SIZES, [np.ones(s) for s in SIZES], FEATURES, 0.5, min_keep=least)
+    for ratio in (0.0, 0.24, 0.5, 0.77, 1.0):
+        masks = ratios_to_masks(env, jnp.full(3, ratio))
+        wanted = np.clip(np.round(np.float32(ratio) * np.array(SIZES)), least, SIZES)
+        assert masks.sum(-1).tolist() == wanted.tolist()
+        assert not masks[~env.alive].any()
+
+
+def test_gates_and_masks_are_inverse(env):
+    masks = ratios_to_masks(env, jax.random.uniform(jax.random.key(0), (4, 3)))
+    gates = masks_to_gates(env, masks)
+    assert {name: gate.shape for name, gate in gates.items()} == {
+        "group0": (4, 8),
+        "group1": (4, 16),
+        "group2": (4, 5),
+    }
+    np.testing.assert_array_equal(gates_to_masks(env, gates), masks)
+    np.testing.assert_allclose(
+        masks_to_ratios(env, masks)[:, 1], gates["group1"].mean(-1), rtol=1e-6
+    )
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    logits=st.lists(st.floats(-12, 12), min_size=3, max_size=3),
+    limits=st.tuples(st.floats(0.03, 1.0), st.floats(0.11, 1.0)),
+)
+def test_projected_ratios_respect_reachable_budgets_and_use_them(env, logits, limits):
+    problem = dataclasses.replace(env, limits=jnp.asarray(limits, jnp.float32))
+    keep = jax.nn.sigmoid(jnp.asarray(logits, jnp.float32))
+    ratios = _project_ratios(env.cost_fn, problem, keep)
+    masks = ratios_to_masks(problem, ratios)
+    assert bool(feasible(candidate_costs(problem, masks), problem.limits))
+    more = jax.nn.sigmoid(jnp.log(ratios) - jnp.log1p(-ratios) + 0.7)
+    if float(ratios.max()) < 0.999:
+        grown = candidate_costs(problem, ratios_to_masks(problem, more))
+        changed = bool(jnp.any(ratios_to_masks(problem, more) != masks))
+        assert not changed or not bool(feasible(grown, problem.limits))
+
+
+def _project_ratios(cost_fn, problem, keep):
+    return jax.jit(project_ratios)(dataclasses.replace(problem, cost_fn=cost_fn), keep)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1000),
+    limits=st.tuples(st.floats(0.03, 1.0), st.floats(0.11, 1.0)),
+    levels=st.sampled_from([1, 3, 1000]),
+)
+def test_projected_priorities_respect_budgets_and_stop_at_the_next_unit(env, seed, limits, levels):
+    problem = dataclasses.replace(env, limits=jnp.asarray(limits, jnp.float32))
+    priorities = np.random.default_rng(seed).integers(0, levels, (3, 16)).astype(np.float32)
+    masks = jax.jit(project_priorities)(problem, priorities)
+    costs = candidate_costs(problem, masks)
+    assert bool(feasible(costs, problem.limits))
+    assert (masks.sum(-1) >= 1).all() and not masks[~env.alive].any()
+    dropped = np.asarray(env.alive & (masks < 0.5))
+    if dropped.any():
+        highest = np.where(dropped, priorities, -np.inf)
+        one_more = masks.at[np.unravel_index(highest.argmax(), highest.shape)].set(1.0)
+        assert not bool(feasible(candidate_costs(problem, one_more), problem.limits))
+        kept_freely = np.where((masks > 0.5) & (masks.sum(-1) > 1)[:, None], priorities, np.inf)
+        assert kept_freely.min() >= highest.max()
+
+
+def test_unreachable_budget_falls_back_to_min_keep(env):
+    problem = dataclasses.replace(env, limits=jnp.array([0.001, 0.5]))
+    assert reachable(problem).tolist() == [False, True]
+    np.testing.assert_allclose(minimum_costs(problem), [2 / 208, 3 / 29], rtol=1e-6)
+    for masks in (
+        ratios_to_masks(problem, project_ratios(problem, jnp.full(3, 0.9))),
+        project_priorities(problem, jnp.ones((3, 16))),
+    ):
+        assert masks.sum(-1).tolist() == [1, 1, 1]
+
+
+def test_projection_is_the_same_for_a_batch_as_one_by_one(env):
+    keep = jax.random.uniform(jax.random.key(1), (5, 3))
+    together = project_ratios(env, keep)
+    np.testing.assert_array_equal(together, jnp.stack([project_ratios(env, row) for row in keep]))
+
+
+def test_start_is_the_uniform_ratio_on_the_budget(env):
+    assert len(set(env.initial_keep.tolist())) == 1
+    costs = candidate_costs(env, ratios_to_masks(env, env.initial_keep))
+    assert bool(feasible(costs, env.limits)) and float((costs / env.limits).max()) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"limits": 0.0}, "limits="),
+        ({"limits": [0.5, -1.0]}, "limits="),
+        ({"limits": float("nan")}, "limits="),
+        ({"min_keep": 9}, "min_keep=9"),
+        ({"min_keep": -1}, "min_keep=-1"),
+        ({"min_keep": {"nowhere": 1}}, "nowhere"),
+        ({"min_keep": [1, 1]}, "min_keep"),
+        ({"descriptors": np.zeros((2, 1))}, "descriptors"),
+        ({"descriptors": np.full((3, 1), np.nan)}, "descriptors"),
+        ({"scores": SCORES[:2]}, "scores"),
+        ({"scores": [SCORES[0], SCORES[1], np.ones(4)]}, "group2"),
+        ({"scores": [SCORES[0], SCORES[1], np.full(5, np.nan)]}, "group2"),
+        ({"scores": {"a": np.ones(8)}}, "scores"),
+        ({"sizes": [8, 0, 5]}, "sizes"),
+        ({"sizes": []}, "sizes"),
+        ({"initial_keep": 0.0}, "initial_keep"),
+        ({"cost_fn": lambda masks: jnp.ones(2)}, "cost_fn"),
+    ],
+)
+def test_bad_problems_are_refused_by_name(changes, message):
+    good = {"sizes": SIZES, "scores": SCORES, "descriptors": FEATURES, "limits": 0.5}
+    with pytest.raises(ValueError, match=message):
+        make_environment(**(good | changes))
+
+
+def test_wrong_shapes_are_refused_by_name(env):
+    for function, argument in (
+        (masks_to_gates, "masks"),
+        (candidate_costs, "masks"),
+        (ratios_to_masks, "keep_ratio"),
+        (project_ratios, "keep_ratio"),
+        (project_priorities, "priorities"),
+    ):
+        with pytest.raises(ValueError, match=argument):
+            function(env, jnp.ones((2, 4)))
+
+
+def test_bad_gates_are_refused_by_name(env):
+    gates = masks_to_gates(env, jnp.ones((3, 16)))
+    with pytest.raises(ValueError, match=r"group1.*NaN"):
+        gates_to_masks(env, gates | {"group1": gates["group1"].at[0].set(jnp.nan)})
+    with pytest.raises(ValueError, match="group1"):
+        gates_to_masks(env, gates | {"group1": jnp.ones(3)})
+    with pytest.raises(ValueError, match="gates names"):
+        gates_to_masks(env, {"group0": gates["group0"]})
+
+
+def test_host_costs_have_no_function_to_project_with():
+    env = make_environment(SIZES, SCORES, FEATURES, 0.25)
+    assert env.initial_keep.tolist() == [0.5, 0.5, 0.5]  # the square root of the limit
+    with pytest.raises(ValueError, match="cost_fn=None"):
+        project_ratios(env, jnp.full(3, 0.5))

@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlprune_jax.search import candidate_costs, feasible, make_environment
+from rlprune_jax.search.policy import (
+    Normaliser,
+    Settings,
+    coarse_policy,
+    fine_policy,
+    logit,
+    observation_size,
+    observe_ratios,
+)
+
+SETTINGS = Settings(0.5, 0.05, 8.0, 0.0)
+MAKERS = {"coarse": coarse_policy, "fine": fine_policy}
+
+
+def acted(env, granularity, credit, count=6, seed=0):
+    policy = MAKERS[granularity](env, (8,), count, credit)
+    normaliser = Normaliser(jnp.zeros(observation_size(env)), jnp.ones(observation_size(env)))
+    params = policy.init(jax.random.key(seed))
+    masks, trajectory = jax.jit(policy.act)(params, SETTINGS, normaliser, jax.random.key(seed + 1))
+    return policy, params, normaliser, masks, trajectory
+
+
+@pytest.mark.parametrize("credit", ["sampled", "projected", "sampled_of_projected"])
+@pytest.mark.parametrize("granularity", ["coarse", "fine"])
+def test_describing_again_gives_the_log_probs_of_acting(env, granularity, credit):
+    policy, params, normaliser, masks, trajectory = acted(env, granularity, credit)
+    again = policy.describe(params, SETTINGS, normaliser, trajectory)
+    log_probs = policy.log_prob(again, trajectory.actions)
+    np.testing.assert_allclose(log_probs, trajectory.log_probs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(policy.divergence(trajectory.behaviour, again), 0.0, atol=1e-5)
+    if credit != "sampled":
+        assert bool(feasible(candidate_costs(env, masks), env.limits).all())
+    else:
+        np.testing.assert_array_equal(masks, trajectory.proposed_masks)
+    assert (masks.sum(-1) >= 1).all() and not (masks * ~env.alive).any()
+
+
+def test_coarse_policy_starts_at_the_initial_ratio_and_obeys_the_action_clip(env):
+    count = 2000
+    policy = coarse_policy(env, (8,), count, "sampled")
+    normaliser = Normaliser(jnp.zeros(observation_size(env)), jnp.ones(observation_size(env)))
+    params = policy.init(jax.random.key(0))
+    _, trajectory = policy.act(params, SETTINGS, normaliser, jax.random.key(1))
+    actions = trajectory.actions[..., 0]
+    # 0.5 / sqrt(2000) is 0.011; the untrained network adds less than 0.05.
+    np.testing.assert_allclose(actions.mean(1), logit(env.initial_keep), atol=0.1)
+    np.testing.assert_allclose(actions.std(1), 0.5, atol=0.03)
+    clipped = SETTINGS._replace(least_ratio=0.6)
+    masks, _ = policy.act(params, clipped, normaliser, jax.random.key(1))
+    assert (masks.sum(-1) >= np.round(0.6 * np.array(env.sizes))).all()
+
+
+def test_fine_policy_samples_the_bernoulli_that_it_describes(env):
+    _, _, _, masks, trajectory = acted(env, "fine", "sampled", count=4000)
+    probability = jax.nn.sigmoid(trajectory.behaviour[0][:, 0])
+    # Rows with a unit forced by min_keep differ; with ratios near a half none is.
+    expected = jnp.where(env.alive, probability, 0.0)
+    np.testing.assert_allclose(masks.mean(0), expected, atol=0.04)
+
+
+def test_fine_policy_prefers_better_scores_and_projection_centres_its_probabilities(env):
+    _, _, _, masks, trajectory = acted(env, "fine", "projected", count=2000)
+    probability = jax.nn.sigmoid(trajectory.behaviour[0][:, 0])
+    order = jnp.argsort(env.ranks[1])
+    assert float(probability[1, order[0]]) > 0.9 > 0.1 > float(probability[1, order[-1]])
+    kept = float(masks.sum((1, 2)).mean())
+    assert abs(float(jnp.where(env.alive, probability, 0.0).sum()) - kept) < 0.7
+
+
+@pytest.mark.parametrize("granularity", ["coarse", "fine"])
+def test_dead_padding_changes_nothing(granularity):
+    """A group of 4 units beside one of 4, and beside one padded to 9: the same numbers for it."""
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(size=4)
+    features = rng.uniform(size=(2, 3))
+    found = []
+    for other in (4, 9):
+        env = make_environment(
+            [4, other], [scores, np.arange(other)], features, 0.5, initial_keep=0.5
+        )
+        policy = MAKERS[granularity](env, (8,), 5, "sampled")
+        params = policy.init(jax.random.key(0))
+        normaliser = Normaliser(jnp.zeros(observation_size(env)), jnp.ones(observation_size(env)))
+        _, trajectory = policy.act(params, SETTINGS, normaliser, jax.random.key(1))
+        units = trajectory.actions.shape[-1]
+        actions = jnp.zeros((2, 5, units)).at[:, :, :4].set(1.0)
+        described = policy.describe(params, SETTINGS, normaliser, trajectory)
+        found.append(policy.log_prob(described, actions)[0].sum(-1))
+        if granularity == "fine":
+            # Whatever stands in the padding, an action of 1 or wild logits, counts for nothing.
+            wild = (jnp.where(env.alive[:, None], described[0], 7.0),)
+            ones = jnp.ones_like(trajectory.actions)
+            dead = jnp.where(env.alive[:, None], trajectory.actions, ones)
+            np.testing.assert_array_equal(
+                policy.log_prob(described, trajectory.actions), policy.log_prob(wild, dead)
+            )
+            assert policy.entropy(described) == policy.entropy(wild)
+            assert float(policy.divergence(described, wild)) == pytest.approx(0.0, abs=1e-7)
+    if granularity == "fine":
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+def test_acting_observes_what_the_finished_episode_shows(env):
+    _, _, _, _, trajectory = acted(env, "coarse", "sampled")
+    ratios = jax.nn.sigmoid(trajectory.actions[..., 0]).T
+    np.testing.assert_allclose(
+        trajectory.observations, observe_ratios(env, ratios), rtol=1e-5, atol=1e-6
+    )
+    assert trajectory.observations.shape == (3, 6, observation_size(env))
