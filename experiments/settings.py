@@ -42,7 +42,7 @@ class Config:
     """Peak learning rate of that (SGD with momentum, cosine)."""
     batch_size: int = 128
     """Images a step, in training and finetuning."""
-    granularity: str = "coarse"
+    granularity: str = "fine"
     """coarse: a keep ratio per group of channels; fine: every channel by itself."""
     constraint: str = "projection"
     """multiplier: Lagrangian; projection: every candidate is put on the budgets; both."""

@@ -141,8 +141,9 @@ def _augment(
 ) -> jax.Array:
     batch, height, width, _ = images.shape
     offset_key, flip_key = jax.random.split(key)
-    offsets = jax.random.randint(offset_key, (2, batch, 1), 0, 2 * pad + 1)
-    flipped = jax.random.bernoulli(flip_key, 0.5 if flip else 0.0, (batch, 1))
+    # Vectors, reshaped: XLA is slow to compile a generator of random numbers over several axes.
+    offsets = jax.random.randint(offset_key, (2 * batch,), 0, 2 * pad + 1).reshape((2, batch, 1))
+    flipped = jax.random.bernoulli(flip_key, 0.5 if flip else 0.0, (batch,))[:, None]
     columns = jnp.arange(width)
     columns = jnp.where(flipped, width - 1 - columns, columns)
     rows = offsets[0] + jnp.arange(height)

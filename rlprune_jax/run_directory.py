@@ -34,10 +34,10 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.report = path / "report.html"
         self.slim = path / "slim"
-        self._lock = lock
+        self._lock: int | None = lock
         self._metrics_path = path / "metrics.jsonl"
         _repair(self._metrics_path)
-        self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115: closed by close
+        self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115
 
     @property
     def is_finished(self) -> bool:
@@ -61,8 +61,7 @@ class RunDirectory:
         """Appends one line ``{"stage": stage, "step": step, **values}`` and flushes it.
 
         Args:
-            stage: part of the run, such as ``"dense"`` or ``"search"``; a stage's lines follow
-                each other and its steps do not decrease.
+            stage: part of the run, such as ``"dense"`` or ``"search"``.
             step: number of the step within the stage.
             values: numbers, strings, arrays and nestings of them; NaN and infinity become null.
         """
@@ -78,27 +77,28 @@ class RunDirectory:
         return [record for record in records if stage is None or record["stage"] == stage]
 
     def rewind_metrics(self, stage: str, step: int) -> None:
-        """Drops what was written after the end of ``step`` of ``stage``.
+        """Drops the lines of a stage past a step; the lines of other stages stay.
 
-        A run that resumes from a checkpoint writes the later lines a second time. Lines of
-        earlier stages stay; ``step`` one below the first drops the whole stage.
+        Every stage that resumes from a checkpoint calls this first, since it writes the later
+        lines a second time. A ``step`` below the first drops the whole stage.
         """
-        records = self.metrics()
-        done = [
-            index
-            for index, record in enumerate(records)
-            if record["stage"] == stage and record["step"] <= step
-        ]
-        ahead = [index for index, record in enumerate(records) if record["stage"] == stage]
-        keep = done[-1] + 1 if done else ahead[0] if ahead else len(records)
         lines = self._metrics_path.read_bytes().splitlines(keepends=True)
-        self._metrics.truncate(sum(map(len, lines[:keep])))
+        kept = [
+            line
+            for line, record in zip(lines, self.metrics(), strict=True)
+            if record["stage"] != stage or record["step"] <= step
+        ]
+        if len(kept) < len(lines):
+            self._metrics.close()
+            write_atomically(self._metrics_path, b"".join(kept))
+            self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115
 
     def close(self) -> None:
         """Closes the metrics and lets another process open this run."""
-        if not self._metrics.closed:
-            self._metrics.close()
+        self._metrics.close()
+        if self._lock is not None:
             os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> Self:
         return self

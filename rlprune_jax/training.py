@@ -169,15 +169,9 @@ def train_in_chunks(
     """Train as ``train`` does, coming up for air: for progress, metrics and checkpoints.
 
     Args:
-        step_fn: as in ``train``.
-        state: as in ``train``.
-        images: as in ``train``.
-        labels: as in ``train``.
-        batch_size: as in ``train``.
-        num_steps: as in ``train``.
+        step_fn, state, images, labels, batch_size, num_steps, key: as in ``train``.
         chunk_steps: steps between reports; the last chunk may be shorter.
         report: told the state and the metrics of each chunk, f32[steps of the chunk].
-        key: as in ``train``.
 
     Returns:
         As ``train``, bit for bit the same state on the same device.
@@ -257,12 +251,13 @@ def _train(
     order_key, step_key = jax.random.split(key)
     per_epoch = len(images) // batch_size
     # All permutations first: inside the scan a new epoch would be a conditional, which under vmap
-    # computes both branches at every step.
+    # computes both branches at every step. One by one, since XLA is slow to compile a generator of
+    # random numbers over two axes.
     num_epochs = 1 + -(-num_steps // per_epoch)
-    epochs = state.step // per_epoch + jnp.arange(num_epochs)
-    orders = jax.vmap(
-        lambda epoch: jax.random.permutation(jax.random.fold_in(order_key, epoch), len(images))
-    )(epochs)
+    orders = jax.lax.map(
+        lambda epoch: jax.random.permutation(jax.random.fold_in(order_key, epoch), len(images)),
+        state.step // per_epoch + jnp.arange(num_epochs),
+    )
     batches = orders[:, : per_epoch * batch_size].reshape((num_epochs * per_epoch, batch_size))
     batches = jax.lax.dynamic_slice_in_dim(batches, state.step % per_epoch, num_steps)
 

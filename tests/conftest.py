@@ -1,10 +1,11 @@
-"""Set-up of the test session: compilation cache, reproducible property tests, strict defaults."""
+"""Set-up of the test session: compilation cache, reproducible property tests."""
 
 import os
 import shutil
 import tempfile
 
 # Read by JAX when it is imported, by the workers of pytest-xdist and by subprocesses of tests.
+# Tolerances are for CPU; JAX_PLATFORMS=cuda in the environment tries them elsewhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _owns_cache = "RLPRUNE_TEST_CACHE" not in os.environ
 if _owns_cache:
@@ -14,10 +15,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import chex  # noqa: E402
 import hypothesis  # noqa: E402
-import matplotlib  # noqa: E402
 import pytest  # noqa: E402
-
-matplotlib.use("Agg")
 
 hypothesis.settings.register_profile(
     "rlprune",

@@ -4,8 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rlprune_jax import data
 from rlprune_jax.augment import make_prepare
@@ -135,12 +133,11 @@ def test_left_out_images_change_from_epoch_to_epoch():
     assert set(epochs.ravel()) == set(range(5))
 
 
-@pytest.mark.parametrize(("count", "batch_size"), [(11, 3), (6, 6), (9, 1)])
-@pytest.mark.parametrize("first", [0, 1, 4])
-def test_resuming_continues_with_the_same_batches(count, batch_size, first):
-    whole = record(count, batch_size, 7)
-    start = record(count, batch_size, first)
-    rest = record(count, batch_size, 7 - first, start=first)
+@pytest.mark.parametrize(("count", "batch_size"), [(11, 3), (6, 6)])
+def test_resuming_continues_with_the_same_batches(count, batch_size):
+    whole = record(count, batch_size, 8)
+    start = record(count, batch_size, 4)
+    rest = record(count, batch_size, 4, start=4)
     both = jax.tree.map(lambda *parts: np.concatenate(parts), start, rest)
     chex.assert_trees_all_equal(both, whole)
 
@@ -223,24 +220,36 @@ def test_the_gradient_passes_through_training():
         state, _ = train(step, state, images, labels, **options)
         return evaluate(apply, state.variables, images, labels, batch_size=8)[0]
 
-    slope = (loss_after(0.11) - loss_after(0.09)) / 0.02
-    np.testing.assert_allclose(jax.grad(loss_after)(0.1), slope, rtol=2e-2)
+    losses, slopes = jax.jit(jax.vmap(jax.value_and_grad(loss_after)))(jnp.array([0.09, 0.1, 0.11]))
+    np.testing.assert_allclose(slopes[1], (losses[2] - losses[0]) / 0.02, rtol=2e-2)
 
 
-def test_a_second_call_compiles_nothing_and_nothing_leaks():
+def test_a_second_call_traces_nothing_and_nothing_leaks():
     images, labels = examples(12)
     options = {"batch_size": 5, "num_steps": 3, "key": jax.random.key(0)}
-    chex.clear_trace_counter()
-    optimizer = optax.sgd(0.1)
-    step = make_train_step(chex.assert_max_traces(n=1)(apply_train), optimizer)
-    counted = chex.assert_max_traces(n=1)(lambda variables, x: apply(variables, x))
-    with jax.checking_leaks():
-        state = init_train_state(linear_variables(), optimizer)
-        state, _ = train(step, state, images, labels, **options)
-    train(step, state, images, labels, **options)
+    traced = []
 
-    for _ in range(3):
-        evaluate(counted, state.variables, images, labels, batch_size=5)
+    def noting(function):
+        def noted(variables, x):
+            traced.append(function)
+            return function(variables, x)
+
+        return noted
+
+    step, noted_apply = make_train_step(noting(apply_train), OPTIMIZER), noting(apply)
+    state = linear_state()
+
+    def both(state):
+        state, _ = train(step, state, images, labels, **options)
+        evaluate(noted_apply, state.variables, images, labels, batch_size=5)
+        return state
+
+    with jax.checking_leaks():
+        both(state)
+    state = both(state)
+    first = len(traced)
+    both(state)
+    assert len(traced) == first > 0
 
 
 def test_training_learns_digits():
@@ -265,7 +274,7 @@ def test_a_diverged_network_gives_not_a_number_and_no_hits():
     optimizer = make_optimizer(learning_rate=1e38)
     step = make_train_step(apply_train, optimizer)
     state = init_train_state(linear_variables(), optimizer)
-    options = {"batch_size": 8, "num_steps": 5, "key": jax.random.key(0)}
+    options = {"batch_size": 8, "num_steps": 20, "key": jax.random.key(0)}
     state, metrics = train(step, state, images, labels, **options)
     assert bool(jnp.isnan(metrics["loss"][-1]))
     assert float(metrics["accuracy"][-1]) == 0
@@ -281,17 +290,16 @@ def test_a_label_beyond_the_classes_makes_the_loss_not_a_number():
     assert bool(jnp.isnan(metrics["loss"][0]))
 
 
-@settings(max_examples=12)
-@given(count=st.integers(1, 12), batch_size=st.integers(1, 15), seed=st.integers(0, 9))
-def test_evaluation_counts_every_image_once(count, batch_size, seed):
-    images, labels = examples(count, seed)
-    variables = linear_variables(seed)
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (7, 3), (8, 4), (5, 1), (9, 8)])
+def test_evaluation_counts_every_image_once(count, batch_size):
+    images, labels = examples(count)
+    variables = linear_variables()
     loss, accuracy = evaluate(apply, variables, images, labels, batch_size=batch_size)
     logits = np.asarray(apply(variables, images), np.float64)
     losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(count), labels]
     np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
     hits = (logits.argmax(-1) == labels).sum()
-    assert accuracy == np.float32(hits) / np.float32(count)
+    np.testing.assert_allclose(accuracy, hits / count, rtol=1e-6)
 
 
 def test_evaluation_prepares_and_maps():

@@ -111,8 +111,20 @@ def satisfies(graph: Graph, budgets: Sequence[Budget], gates: Gates) -> bool:
 
 
 def smallest_gates(graph: Graph, min_keep: int | Mapping[str, int] = 1) -> Gates:
-    """Return gates that keep just ``min_keep`` units of each group (all of a smaller group)."""
+    """Return gates that keep just ``min_keep`` units of each group (all of a smaller group).
+
+    Raises:
+        ValueError: ``min_keep`` is below 1, not an integer, or does not name the groups.
+    """
     wanted = min_keep if isinstance(min_keep, Mapping) else dict.fromkeys(graph.names, min_keep)
+    if set(wanted) != set(graph.names):
+        unknown, missing = set(wanted) - set(graph.names), set(graph.names) - set(wanted)
+        raise ValueError(
+            f"min_keep must name the groups of the graph, {', '.join(graph.names)}; "
+            f"unknown: {sorted(unknown)}, missing: {sorted(missing)}"
+        )
+    if any(not isinstance(least, int | np.integer) or least < 1 for least in wanted.values()):
+        raise ValueError(f"min_keep={min_keep} must be an integer of at least 1")
     return {
         group.name: jnp.asarray(np.arange(group.size) < wanted[group.name], jnp.float32)
         for group in graph.groups
@@ -125,14 +137,15 @@ def check_reachable(
     """Refuse budgets that no pruning can meet.
 
     Raises:
-        ValueError: naming the budget and the smallest value that ``min_keep`` leaves.
+        ValueError: naming the budget and the smallest value that ``min_keep`` leaves, or
+            ``min_keep`` is not an integer of at least 1 per group.
     """
     smallest = exact_costs(graph, budgets, smallest_gates(graph, min_keep))
     for budget, least in zip(budgets, smallest, strict=True):
         if least > budget.limit:
             raise ValueError(
-                f"budget {budget.name!r}={budget.limit:g} cannot be met: min_keep={min_keep} leaves "
-                f"{least:.4g} of the {budget.unit}; raise the budget to at least "
+                f"budget {budget.name!r}={budget.limit:g} cannot be met: min_keep={min_keep} "
+                f"leaves {least:.4g} of the {budget.unit}; raise the budget to at least "
                 f"{_round_up(least):g} or lower min_keep"
             )
 

@@ -1,8 +1,8 @@
 """Parameters and MACs of a network as functions of its gates.
 
 One MAC (multiply-accumulate) is two FLOPs. Parameters are the entries of the variables below
-``"params"`` (of all variables where there is no such collection); MACs are those of convolutions and
-dots, for one example.
+``"params"`` (of all variables where there is no such collection); MACs are those of convolutions
+and dots, for one example.
 """
 
 import math
@@ -43,12 +43,12 @@ def count_macs(graph: Graph, gates: Gates | None = None) -> int:
 
 
 def params_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
-    """Return the traceable function gates -> f32[], parameters left relative to the dense network."""
+    """Return the traceable function gates -> f32[], parameters left over dense ones."""
     return _ratio([graph.owners[path] for path in graph.parameters], graph)
 
 
 def macs_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
-    """Return the traceable function gates -> f32[], MACs left relative to the dense network."""
+    """Return the traceable function gates -> f32[], MACs left over dense ones."""
     return _ratio([layer.factors for layer in graph.layers], graph)
 
 

@@ -41,7 +41,7 @@ def match(apply: Apply, graph: Graph, variables: Variables, inputs: tuple[Any, .
     check_variables(graph, variables)
     program, out_shape = trace_program(apply, variables, *inputs)
     paths = list(flatten_with_paths(variables))
-    found = walk(program, len(paths))
+    found = walk(_with_sizes(program, apply, variables, inputs), len(paths))
     unit_of = np.full(len(found.nodes), -1, np.int32)
     held = [
         (path, ids, found.nodes.find(ids), owners)
@@ -67,6 +67,32 @@ def match(apply: Apply, graph: Graph, variables: Variables, inputs: tuple[Any, .
     unit_of = unit_of[found.nodes.find(np.arange(len(found.nodes)))]
     units = [tuple(unit_of[ids] for ids in axes) for axes in found.axes]
     return Matched(program, out_shape, units, found.contractions)
+
+
+def _with_sizes(
+    program: Program, apply: Apply, variables: Variables, inputs: tuple[Any, ...]
+) -> Program:
+    """Return ``program``, or where an input's size is symbolic (``jax.export``) one traced with 2.
+
+    Units do not depend on the batch, but a walk needs sizes.
+    """
+
+    def sized(leaf: Any) -> Any:
+        if all(isinstance(size, int) for size in np.shape(leaf)):
+            return leaf
+        shape = tuple(size if isinstance(size, int) else 2 for size in np.shape(leaf))
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    concrete = jax.tree.map(sized, inputs)
+    if all(a is b for a, b in zip(jax.tree.leaves(inputs), jax.tree.leaves(concrete), strict=True)):
+        return program
+    traced, _ = trace_program(apply, variables, *concrete)
+    if [each.name for each in traced.equations] != [each.name for each in program.equations]:
+        raise ValueError(
+            "apply does something else for a batch of unknown size than for one of 2; "
+            "export it with a batch size of its own"
+        )
+    return traced
 
 
 def check_variables(graph: Graph, variables: Variables) -> None:

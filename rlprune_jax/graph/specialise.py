@@ -71,8 +71,15 @@ def spread(value: Any, alive: Alive) -> Any:
     return value
 
 
-def _sizes(alive: Alive) -> tuple[int, ...]:
-    return tuple(int(each.sum()) for each in alive)
+def _sizes(alive: Alive, dense: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Sizes of a slim array; an axis that is not cut keeps its dense size, symbolic or not."""
+    return tuple(
+        size if each.all() else int(each.sum()) for each, size in zip(alive, dense, strict=True)
+    )
+
+
+def _out_sizes(equation: Equation, alive: Alive) -> tuple[Any, ...]:
+    return _sizes(alive, equation.source.outvars[0].aval.shape)
 
 
 def _register(*names: str) -> Callable[[Specialised], Specialised]:
@@ -86,19 +93,23 @@ def _register(*names: str) -> Callable[[Specialised], Specialised]:
 @_register("broadcast_in_dim")
 def _broadcast(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
     dimensions = equation.params["broadcast_dimensions"]
-    return [lax.broadcast_in_dim(operands[0], _sizes(outputs[0]), dimensions)]
+    return [lax.broadcast_in_dim(operands[0], _out_sizes(equation, outputs[0]), dimensions)]
 
 
 @_register("reshape")
 def _reshape(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
-    return [lax.reshape(operands[0], _sizes(outputs[0]))]
+    return [lax.reshape(operands[0], _out_sizes(equation, outputs[0]))]
 
 
 @_register("iota")
 def _iota(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
     params = equation.params
     values = np.flatnonzero(outputs[0][params["dimension"]]).astype(params["dtype"])
-    return [lax.broadcast_in_dim(jnp.asarray(values), _sizes(outputs[0]), (params["dimension"],))]
+    return [
+        lax.broadcast_in_dim(
+            jnp.asarray(values), _out_sizes(equation, outputs[0]), (params["dimension"],)
+        )
+    ]
 
 
 @_register("slice")
@@ -164,4 +175,4 @@ def _gather(equation: Equation, operands: list, inputs: list, outputs: list) -> 
 
 @_register("dynamic_slice")
 def _dynamic_slice(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
-    return equation.bind(*operands, slice_sizes=_sizes(outputs[0]))
+    return equation.bind(*operands, slice_sizes=_out_sizes(equation, outputs[0]))

@@ -15,7 +15,6 @@ from rlprune_jax.search.environment import Environment as Environment
 from rlprune_jax.search.environment import candidate_costs as candidate_costs
 from rlprune_jax.search.environment import feasible as feasible
 from rlprune_jax.search.environment import gates_to_masks as gates_to_masks
-from rlprune_jax.search.environment import make_environment as make_environment
 from rlprune_jax.search.environment import masks_to_gates as masks_to_gates
 from rlprune_jax.search.environment import masks_to_ratios as masks_to_ratios
 from rlprune_jax.search.environment import minimum_costs as minimum_costs
@@ -29,6 +28,7 @@ from rlprune_jax.search.loop import run_search as run_search
 from rlprune_jax.search.loop import run_search_host as run_search_host
 from rlprune_jax.search.ppo_lagrangian import AgentState as AgentState
 from rlprune_jax.search.ppo_lagrangian import ppo_lagrangian as ppo_lagrangian
+from rlprune_jax.search.problem import make_environment as make_environment
 from rlprune_jax.search.searcher import Candidates as Candidates
 from rlprune_jax.search.searcher import Metrics as Metrics
 from rlprune_jax.search.searcher import Searcher as Searcher

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from rlprune_jax.search.environment import (
     Environment,
     feasible,
+    logit,
+    project_logits,
     project_priorities,
     project_ratios,
     ratios_to_masks,
+    starting_logits,
 )
-from rlprune_jax.search.policy import logit
 from rlprune_jax.search.searcher import (
     Candidates,
     Metrics,
@@ -102,7 +104,7 @@ def random_search(env: Environment, num_candidates: int, granularity: str = "coa
         width_key, ratio_key, slope_key, unit_key = jax.random.split(key, 4)
         width = _log_uniform(width_key, num_candidates, 0.1, 2.0)
         normal = jax.random.normal(ratio_key, (num_candidates, env.num_groups))
-        logits = logit(env.initial_keep) + width[:, None] * normal
+        logits = starting_logits(env) + width[:, None] * normal
         if granularity == "coarse":
             return _ratios(env, logits)
         slope = _log_uniform(slope_key, num_candidates, 4.0, 40.0)[:, None, None]
@@ -151,7 +153,7 @@ def cross_entropy(
 
     def init(hparams: PyTree, key: jax.Array) -> Distribution:
         if coarse:
-            return Distribution(logit(env.initial_keep), jnp.full(env.num_groups, initial_std))
+            return Distribution(starting_logits(env), jnp.full(env.num_groups, initial_std))
         start = sharpness * _score_logits(env, env.initial_keep)
         return Distribution(start, jnp.zeros_like(start))
 
@@ -161,9 +163,12 @@ def cross_entropy(
             masks = _units(env, state.mean + jax.random.logistic(key, shape))
             return Candidates(masks, masks), state
         logits = state.mean + state.std * jax.random.normal(key, shape)
-        if env.cost_fn:
-            logits = logit(project_ratios(env, jax.nn.sigmoid(logits)))
-        return Candidates(ratios_to_masks(env, jax.nn.sigmoid(logits)), logits), state
+        if not env.cost_fn:
+            return Candidates(ratios_to_masks(env, jax.nn.sigmoid(logits)), logits), state
+        masks, shift = project_logits(env, logits)
+        # Elites are followed where they were executed, but for the shift that all share.
+        moved = logits + jnp.clip(shift - shift.mean(), -3.0, 3.0)[:, None]
+        return Candidates(masks, moved), state
 
     def tell(
         state: Distribution, candidates: Candidates, rewards: jax.Array, costs: jax.Array
@@ -223,8 +228,9 @@ def _score_logits(env: Environment, ratios: jax.Array) -> jax.Array:
 
 
 def _ratios(env: Environment, logits: jax.Array) -> jax.Array:
-    ratios = jax.nn.sigmoid(logits)
-    return ratios_to_masks(env, project_ratios(env, ratios) if env.cost_fn else ratios)
+    if env.cost_fn:
+        return project_logits(env, logits)[0]
+    return ratios_to_masks(env, jax.nn.sigmoid(logits))
 
 
 def _units(env: Environment, priorities: jax.Array) -> jax.Array:

@@ -5,15 +5,13 @@ a rank for each; a cost is any traceable function of the masks that grows with t
 Shapes: G groups, C units of the largest group (``Cmax``), F features, K budgets, N candidates.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.typing import ArrayLike
 
 from rlprune_jax.types import Gates
 
@@ -73,147 +71,6 @@ class Environment:
         return jnp.arange(self.num_units) < jnp.asarray(self.sizes)[:, None]
 
 
-def make_environment(
-    sizes: Mapping[str, int] | Sequence[int],
-    scores: Mapping[str, ArrayLike] | Sequence[ArrayLike],
-    descriptors: ArrayLike,
-    limits: ArrayLike,
-    min_keep: int | Mapping[str, int] | Sequence[int] = 1,
-    cost_fn: CostFunction | None = None,
-    initial_keep: ArrayLike | None = None,
-) -> Environment:
-    """Check a problem and pad it to rectangular arrays.
-
-    Args:
-        sizes: units per group in depth order, by name or as a sequence (named ``group0``, ...).
-        scores: importance of each unit, f32[size] per group, higher is kept longer; equal scores
-            are ranked by index.
-        descriptors: f32[G, F], what a policy sees of each group.
-        limits: f32[K], or a scalar for one budget.
-        min_keep: least number of units kept, for all groups or per group.
-        cost_fn: traceable ``masks f32[G, Cmax] -> f32[K]``, never falling when a unit is added.
-        initial_keep: f32[G] or scalar in (0, 1]; by default the largest uniform ratio that meets
-            every budget, or the square root of the tightest limit where costs are the host's.
-
-    Returns:
-        The environment. Budgets below ``minimum_costs`` are not refused here: see ``reachable``.
-
-    Raises:
-        ValueError: a wrong shape, a size below 1, a ``min_keep`` outside [0, size], a limit that
-            is not above 0, a score or descriptor that is not finite.
-
-    Example:
-        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.5,
-        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
-        >>> env.ranks.tolist()
-        [[1, 0, 3], [0, 2, 1]]
-    """
-    if isinstance(sizes, Mapping):
-        names, counts = tuple(sizes), tuple(int(size) for size in sizes.values())
-    else:
-        names, counts = tuple(f"group{i}" for i in range(len(sizes))), tuple(map(int, sizes))
-    if not counts or min(counts) < 1:
-        raise ValueError(
-            f"sizes={dict(zip(names, counts, strict=True))}: "
-            " needs at least one group, each of 1 unit or more"
-        )
-    kept = _per_group("min_keep", min_keep, names)
-    for name, size, least in zip(names, counts, kept, strict=True):
-        if not 0 <= least <= size:
-            raise ValueError(
-                f"min_keep={least} for group {name!r} of {size} units: choose 0 to {size}"
-            )
-    groups, width = len(counts), max(counts)
-    ranks = np.full((groups, width), width, np.int32)
-    padded = np.zeros((groups, width), np.float32)
-    for index, values in enumerate(_scores_per_group(scores, names, counts)):
-        order = np.argsort(-values, kind="stable")
-        ranks[index, order] = np.arange(counts[index])
-        padded[index, : counts[index]] = values
-    shifted = padded - np.minimum(padded.min(1, keepdims=True), 0.0)
-    shifted = np.where(ranks < width, shifted, 0.0)
-    features = np.asarray(descriptors, np.float32)
-    if features.ndim != 2 or features.shape[0] != groups:
-        raise ValueError(
-            f"descriptors has shape {features.shape}: needs [{groups} groups, features]"
-        )
-    if not np.isfinite(features).all():
-        raise ValueError("descriptors holds NaN or infinity: normalise the features first")
-    budget = np.atleast_1d(np.asarray(limits, np.float32))
-    if (
-        budget.ndim != 1
-        or budget.size == 0
-        or not (np.isfinite(budget).all() and (budget > 0).all())
-    ):
-        raise ValueError(f"limits={budget.tolist()}: needs one finite number above 0 per budget")
-    env = Environment(
-        descriptors=jnp.asarray(features),
-        ranks=jnp.asarray(ranks),
-        scores=jnp.asarray(shifted / np.maximum(shifted.max(1, keepdims=True), 1e-12)),
-        raw_scores=jnp.asarray(padded),
-        initial_keep=jnp.full(groups, np.sqrt(min(1.0, budget.min())), jnp.float32),
-        limits=jnp.asarray(budget),
-        names=names,
-        sizes=counts,
-        min_keep=kept,
-        cost_fn=cost_fn,
-    )
-    if cost_fn is not None:
-        found = jax.eval_shape(cost_fn, jax.ShapeDtypeStruct((groups, width), jnp.float32))
-        if found.shape != budget.shape:
-            raise ValueError(f"cost_fn returns shape {found.shape}: needs {budget.shape} as limits")
-    if initial_keep is not None:
-        start = np.broadcast_to(np.asarray(initial_keep, np.float32), (groups,))
-        if not ((start > 0) & (start <= 1)).all():
-            raise ValueError(f"initial_keep={start.tolist()}: needs ratios in (0, 1]")
-        return dataclasses.replace(env, initial_keep=jnp.asarray(start))
-    if cost_fn is not None:
-        start = jax.jit(project_ratios)(env, jnp.full(groups, 0.5))
-        return dataclasses.replace(env, initial_keep=start)
-    return env
-
-
-def _per_group(argument: str, value: Any, names: tuple[str, ...]) -> tuple[int, ...]:
-    """One integer per group from a number, a mapping by name or a sequence."""
-    if isinstance(value, Mapping):
-        unknown = set(value) - set(names)
-        if unknown:
-            raise ValueError(
-                f"{argument} names unknown groups {sorted(unknown)}: choose from {names}"
-            )
-        return tuple(int(value.get(name, 1)) for name in names)
-    if isinstance(value, Sequence):
-        if len(value) != len(names):
-            raise ValueError(
-                f"{argument} has {len(value)} entries: needs {len(names)}, one per group"
-            )
-        return tuple(map(int, value))
-    return (int(value),) * len(names)
-
-
-def _scores_per_group(
-    scores: Mapping[str, ArrayLike] | Sequence[ArrayLike],
-    names: tuple[str, ...],
-    counts: tuple[int, ...],
-) -> list[np.ndarray]:
-    """The scores of each group as f32[size], checked."""
-    if isinstance(scores, Mapping):
-        if set(scores) != set(names):
-            raise ValueError(f"scores names groups {sorted(scores)}: needs {sorted(names)}")
-        scores = [scores[name] for name in names]
-    if len(scores) != len(names):
-        raise ValueError(f"scores has {len(scores)} entries: needs {len(names)}, one per group")
-    arrays = [np.asarray(values, np.float32) for values in scores]
-    for name, count, values in zip(names, counts, arrays, strict=True):
-        if values.shape != (count,):
-            raise ValueError(
-                f"scores of group {name!r} have shape {values.shape}: needs ({count},)"
-            )
-        if not np.isfinite(values).all():
-            raise ValueError(f"scores of group {name!r} hold NaN or infinity")
-    return arrays
-
-
 def masks_to_gates(env: Environment, masks: jax.Array) -> Gates:
     """Masks f32[..., G, Cmax] as a dictionary of gates f32[..., size], padding dropped."""
     _check_trailing("masks", masks, (env.num_groups, env.num_units))
@@ -252,9 +109,16 @@ def ratios_to_masks(env: Environment, keep_ratio: jax.Array) -> jax.Array:
         Masks f32[..., G, Cmax] with exactly that many ones per group, whatever ties in score.
     """
     _check_trailing("keep_ratio", keep_ratio, (env.num_groups,))
+    return _counts_to_masks(env, _counts(env, keep_ratio))
+
+
+def _counts(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     sizes, least = jnp.asarray(env.sizes), jnp.asarray(env.min_keep)
-    count = jnp.clip(jnp.round(keep_ratio * sizes).astype(jnp.int32), least, sizes)
-    return (env.ranks < count[..., None]).astype(jnp.float32)
+    return jnp.clip(jnp.round(keep_ratio * sizes).astype(jnp.int32), least, sizes)
+
+
+def _counts_to_masks(env: Environment, counts: jax.Array) -> jax.Array:
+    return (env.ranks < counts[..., None]).astype(jnp.float32)
 
 
 def masks_to_ratios(env: Environment, masks: jax.Array) -> jax.Array:
@@ -293,31 +157,58 @@ def reachable(env: Environment) -> jax.Array:
 def project_ratios(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     """Shift all keep ratios together, in logit space, until the budgets are just met.
 
-    The largest shift is found by bisection, so a candidate below its budgets grows and one above
-    shrinks; small ratios scale alike and none passes 1. Where no shift is enough, every group
-    falls back to ``min_keep``.
+    A candidate below its budgets grows and one above shrinks; small ratios scale alike and none
+    passes 1. Where no shift is enough, every group falls back to ``min_keep``.
 
     Args:
         env: the problem, with traceable costs.
         keep_ratio: f32[..., G] in [0, 1].
 
     Returns:
-        Ratios f32[..., G] whose ``ratios_to_masks`` meets every reachable budget.
+        Ratios f32[..., G] of whole units, so that no rounding can undo the projection:
+        their ``ratios_to_masks`` meets every reachable budget.
     """
     _check_trailing("keep_ratio", keep_ratio, (env.num_groups,))
-    keep_ratio = jnp.clip(jnp.nan_to_num(keep_ratio, nan=0.5), 1e-6, 1.0 - 1e-6)
-    logits = jnp.log(keep_ratio) - jnp.log1p(-keep_ratio)
+    return masks_to_ratios(env, project_logits(env, logit(jnp.nan_to_num(keep_ratio, nan=0.5)))[0])
 
-    def narrow(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
+
+def project_logits(env: Environment, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest shift of all logits of keep ratios that meets the budgets, by bisection.
+
+    Args:
+        env: the problem, with traceable costs.
+        logits: f32[..., G].
+
+    Returns:
+        Masks f32[..., G, Cmax] that were found feasible, and the shift f32[...].
+    """
+    _check_trailing("logits", logits, (env.num_groups,))
+
+    def narrow(_: Any, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        low, high, counts = carry
         middle = 0.5 * (low + high)
-        masks = ratios_to_masks(env, jax.nn.sigmoid(logits + middle[..., None]))
-        good = feasible(candidate_costs(env, masks), env.limits)
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
+        tried = _counts(env, jax.nn.sigmoid(logits + middle[..., None]))
+        good = feasible(candidate_costs(env, _counts_to_masks(env, tried)), env.limits)
+        # The counts themselves are kept: the bisection ends where one unit is about to flip.
+        counts = jnp.where(good[..., None], tried, counts)
+        return jnp.where(good, middle, low), jnp.where(good, high, middle), counts
 
     low = jnp.full(logits.shape[:-1], -SHIFT_BOUND)
-    low, _ = jax.lax.fori_loop(0, BISECTION_STEPS, narrow, (low, low + 2 * SHIFT_BOUND))
-    return jax.nn.sigmoid(logits + low[..., None])
+    counts = jnp.broadcast_to(jnp.asarray(env.min_keep, jnp.int32), logits.shape)
+    carry = (low, low + 2 * SHIFT_BOUND, counts)
+    low, _, counts = jax.lax.fori_loop(0, BISECTION_STEPS, narrow, carry)
+    return _counts_to_masks(env, counts), low
+
+
+def logit(ratio: jax.Array) -> jax.Array:
+    """Inverse of the sigmoid, finite on [0, 1]."""
+    ratio = jnp.clip(ratio, 1e-6, 1.0 - 1e-6)
+    return jnp.log(ratio) - jnp.log1p(-ratio)
+
+
+def starting_logits(env: Environment) -> jax.Array:
+    """Logits f32[G] of ``initial_keep``, held off 0 and 1 so that a Gaussian there can explore."""
+    return logit(jnp.clip(env.initial_keep, 0.02, 0.98))
 
 
 def project_priorities(env: Environment, priorities: jax.Array) -> jax.Array:

@@ -19,10 +19,12 @@ from jax.typing import ArrayLike
 
 from rlprune_jax.search.environment import (
     Environment,
+    logit,
     masks_to_ratios,
+    project_logits,
     project_priorities,
-    project_ratios,
     ratios_to_masks,
+    starting_logits,
 )
 from rlprune_jax.types import PyTree
 
@@ -87,6 +89,7 @@ class Policy(NamedTuple):
             of ``trajectory.actions``, differentiable.
         distribution: ``(parameters) -> distrax.Distribution`` of batch shape [G, N, D].
         live: bool[G, 1, D], False on padding.
+        num_live: actions per episode that are not padding.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -94,6 +97,7 @@ class Policy(NamedTuple):
     describe: Callable[..., tuple[jax.Array, ...]]
     distribution: Callable[[tuple[jax.Array, ...]], Any]
     live: jax.Array
+    num_live: int
 
     def log_prob(self, parameters: tuple[jax.Array, ...], actions: jax.Array) -> jax.Array:
         """Log-probability f32[G, N, D] of actions, 0 on padding."""
@@ -101,15 +105,15 @@ class Policy(NamedTuple):
 
     def entropy(self, parameters: tuple[jax.Array, ...]) -> jax.Array:
         """Mean entropy of the live actions, nats."""
-        return self._mean_live(self.distribution(parameters).entropy())
+        return self.mean_live(self.distribution(parameters).entropy())
 
     def divergence(self, old: tuple[jax.Array, ...], new: tuple[jax.Array, ...]) -> jax.Array:
         """Mean over live actions of KL(old || new), nats."""
-        return self._mean_live(self.distribution(old).kl_divergence(self.distribution(new)))
+        return self.mean_live(self.distribution(old).kl_divergence(self.distribution(new)))
 
-    def _mean_live(self, values: jax.Array) -> jax.Array:
-        live = jnp.broadcast_to(self.live, values.shape)
-        return jnp.sum(jnp.where(live, values, 0.0)) / jnp.sum(live)
+    def mean_live(self, values: jax.Array) -> jax.Array:
+        """Mean of f32[G, N, D], or of one row for all candidates, without the padding."""
+        return jnp.sum(jnp.where(self.live, values, 0.0).mean(1)) / self.num_live
 
 
 class Mlp(nn.Module):
@@ -162,12 +166,6 @@ def observe_ratios(env: Environment, ratios: jax.Array) -> jax.Array:
     return jax.vmap(lambda step, *past: observe(env, step, *past))(steps, last.T, before.T)
 
 
-def logit(ratio: jax.Array) -> jax.Array:
-    """Inverse of the sigmoid, finite on [0, 1]."""
-    ratio = jnp.clip(ratio, 1e-6, 1.0 - 1e-6)
-    return jnp.log(ratio) - jnp.log1p(-ratio)
-
-
 def coarse_policy(
     env: Environment, hidden_sizes: Sequence[int], num_candidates: int, credit: Credit
 ) -> Policy:
@@ -194,7 +192,7 @@ def coarse_policy(
 
     def step_parameters(params, settings, normaliser, step, observations):
         correction = jnp.asarray(network.apply(params["network"], normaliser(observations)))[..., 0]
-        mean = logit(env.initial_keep[step]) + params["offset"][step] + correction
+        mean = starting_logits(env)[step] + params["offset"][step] + correction
         std = settings.initial_std * jnp.exp(params["log_std"][step])
         return mean, jnp.broadcast_to(jnp.maximum(std, settings.minimum_std), mean.shape)
 
@@ -223,15 +221,16 @@ def coarse_policy(
         proposed = ratios_to_masks(env, ratios)
         masks = proposed
         if credit != "sampled":
-            ratios = project_ratios(env, ratios)
-            masks = ratios_to_masks(env, ratios)
+            masks, shift = project_logits(env, logit(ratios))
         if credit == "projected":
-            actions = logit(ratios).T
+            # A shift that all candidates share carries no credit, and could be as large as 30.
+            actions = actions + jnp.clip(shift - shift.mean(), -3.0, 3.0)
         actions = actions[..., None]
         behaviour = jax.tree.map(lambda leaf: leaf[..., None], parameters)
         log_probs = distribution(behaviour).log_prob(actions)
-        shift = jnp.zeros(())
-        return masks, Trajectory(observations, actions, log_probs, behaviour, shift, proposed)
+        return masks, Trajectory(
+            observations, actions, log_probs, behaviour, jnp.zeros(()), proposed
+        )
 
     def describe(params, settings, normaliser, trajectory):
         def one(step, observations):
@@ -240,7 +239,7 @@ def coarse_policy(
         parameters = jax.vmap(one)(jnp.arange(groups), trajectory.observations)
         return jax.tree.map(lambda leaf: leaf[..., None], parameters)
 
-    return Policy(init, act, describe, distribution, jnp.ones((groups, 1, 1), bool))
+    return Policy(init, act, describe, distribution, jnp.ones((groups, 1, 1), bool), groups)
 
 
 def fine_policy(
@@ -307,7 +306,7 @@ def fine_policy(
     def describe(params, settings, normaliser, trajectory):
         return ((logits_of(params, settings) - trajectory.shift)[:, None],)
 
-    return Policy(init, act, describe, distribution, env.alive[:, None])
+    return Policy(init, act, describe, distribution, env.alive[:, None], sum(env.sizes))
 
 
 def _best_units(env: Environment, priorities: jax.Array) -> jax.Array:

@@ -103,13 +103,12 @@ def improve(
         new = policy.describe(params["policy"], *acting, episodes)
         log_ratio = policy.log_prob(new, episodes.actions) - episodes.log_probs
         objective = clipped_surrogate(log_ratio, batch.advantages[:, chosen], hparams.clip_epsilon)
-        live = jnp.broadcast_to(policy.live, objective.shape)
         # Summed over an episode's actions and averaged over episodes: the joint REINFORCE gradient.
-        policy_loss = -jnp.sum(jnp.where(live, objective, 0.0)) / part
+        policy_loss = -policy.num_live * policy.mean_live(objective)
         entropy = policy.entropy(new)
         values = critics.values(params["critics"], acting.normaliser(episodes.observations))
         value_loss = jnp.mean(jnp.square(values - batch.returns[:, chosen]))
-        bonus = hparams.entropy_coef * entropy * (jnp.sum(live) / part)
+        bonus = hparams.entropy_coef * entropy * policy.num_live
         loss = policy_loss + hparams.value_coef * value_loss * config.critic - bonus
         outside = jnp.abs(jnp.expm1(log_ratio)) > hparams.clip_epsilon
         return loss, {
@@ -117,7 +116,7 @@ def improve(
             "value_loss": value_loss,
             "entropy": entropy,
             "approx_kl": policy.divergence(episodes.behaviour, new),
-            "clip_fraction": jnp.sum(outside & live) / jnp.sum(live),
+            "clip_fraction": policy.mean_live(outside.astype(jnp.float32)),
         }
 
     def step(carry, chosen: jax.Array):
@@ -133,14 +132,20 @@ def improve(
         )
         return (params, moments, stopped), losses | {"update_fraction": 1.0 - stopped}
 
-    keys = jax.random.split(key, config.epochs)
-    order = jax.vmap(lambda k: jax.random.permutation(k, config.candidates))(keys)
-    order = order.reshape(config.epochs * config.minibatches, part)
+    order = _shuffle(config, key).reshape(config.epochs * config.minibatches, part)
     start = (params, moments, jnp.zeros((), bool))
     (params, moments, _), losses = jax.lax.scan(step, start, order)
     metrics = {name: series[-1] for name, series in losses.items()}
     metrics["update_fraction"] = losses["update_fraction"].mean()
     return params, moments, metrics
+
+
+def _shuffle(config: Config, key: jax.Array) -> jax.Array:
+    """Order i32[epochs, N] in which candidates are seen; a whole batch needs no shuffling."""
+    if config.minibatches == 1:
+        return jnp.tile(jnp.arange(config.candidates), (config.epochs, 1))
+    keys = jax.random.split(key, config.epochs)
+    return jax.vmap(lambda key: jax.random.permutation(key, config.candidates))(keys)
 
 
 def _take(trajectory: Trajectory, chosen: jax.Array) -> Trajectory:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from rlprune_jax.search import candidate_costs, feasible, make_environment
+from rlprune_jax.search.environment import logit
 from rlprune_jax.search.policy import (
     Normaliser,
     Settings,
     coarse_policy,
     fine_policy,
-    logit,
     observation_size,
     observe_ratios,
 )
