@@ -26,15 +26,16 @@ lint: environment
 
 environment: $(VENV)/.installed-test
 
-# Editable, so that a change of the code needs no new installation.
+# Editable, so that a change of the code needs no new installation; without byte code, half of which
+# is never used: Python compiles what it imports.
 $(VENV)/.installed: $(VENV)/.created pyproject.toml
 	@echo "installing rlprune_jax into $(VENV) (a minute or two) ..."
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml
 	@echo "installing rlprune_jax and what its tests need into $(VENV) (a minute or two) ..."
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -e ".[test]"
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.created:

@@ -82,7 +82,7 @@ def deliver_method(
     save_seconds: float,
 ) -> Delivered:
     """Bring a method's best under the budgets, re-rank them, finetune the winner, test it once."""
-    candidates = deliverable(env, problem.graph, budgets, archive, rerank)
+    candidates = deliverable(env, problem.graph, budgets, archive, rerank, fill=method != "uniform")
 
     def tune(name: str, gates: Gates, images: Any, total: int) -> Variables:
         def advance(state: Any, start: int, count: int) -> tuple[Any, list]:

@@ -56,8 +56,9 @@ def write_page(
     if getattr(config, "constraint", "") == "projection":
         metrics.pop("multiplier", None)
     caption = (
-        "Every method had the same number of evaluations, the same re-ranking and the same "
-        "finetuning. Test images were read once per delivered network."
+        "Searches had the same number of evaluations; uniform and global threshold are rules with "
+        "1 and a few candidates. Re-ranking and finetuning are the same for all, and the test "
+        "images were read once per delivered network."
     )
     budgets = Table(
         "Budgets",

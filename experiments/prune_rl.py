@@ -45,6 +45,8 @@ def build(config: Config) -> tuple[Problem, tuple[Budget, ...]]:
         options["widths"] = config.widths
     if config.width != 1.0:
         options["width"] = config.width
+    if config.pools != 5:
+        options["pools"] = config.pools
     module = create_model(config.model, dataset.num_classes, **options)
     problem = make_problem(dataset, model_functions(module), stage_key(config, "init"))
     budgets = parse_budgets(config.budget)

@@ -105,11 +105,11 @@ def search(
     )
     key = stage_key(config, "search")
     held_out, train = problem.held_out, problem.train
-    count = min(config.reward_images, len(held_out.labels))
+    rewarded = min(config.reward_images, len(held_out.labels))
     sample = CandidateData(
         problem.prepare(train.images[: min(config.reward_images, len(train.labels))]),
-        problem.prepare(held_out.images[:count]),
-        held_out.labels[:count],
+        problem.prepare(held_out.images[:rewarded]),
+        held_out.labels[:rewarded],
     )
     assert env.cost_fn is not None
     costs = jax.jit(jax.vmap(env.cost_fn))
@@ -158,10 +158,11 @@ def search(
             rows.append((iteration + 1, values))
         return (inner, found), rows
 
+    count = 1 if method == "uniform" else config.candidates
     empty = Search(
         archive_init(env, ARCHIVE_SIZE),
-        jnp.full((iterations, config.candidates), jnp.nan),
-        jnp.full((iterations, config.candidates, env.num_budgets), jnp.nan),
+        jnp.full((iterations, count), jnp.nan),
+        jnp.full((iterations, count, env.num_budgets), jnp.nan),
     )
     inner = searcher.init(HParams(), jax.random.fold_in(key, 2**30))
     _, found = run_stage(

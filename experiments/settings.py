@@ -32,6 +32,8 @@ class Config:
     """Units per layer of mlp and cnn; for digits 32 64 128 256 unless told."""
     width: float = 1.0
     """Multiplier of a VGG's widths."""
+    pools: int = 5
+    """Poolings of a VGG; 4 for 28x28 images, 3 for 8x8."""
     seed: int = 0
     """Of data split, initialisation, training and search."""
     runs_dir: Path = Path("runs")
@@ -50,7 +52,7 @@ class Config:
     """Update of the multipliers: pid, projected_gradient, adam_clip, softplus_adam."""
     evaluations: int = 1024
     """Candidates that the agent, and each baseline, may evaluate."""
-    candidates: int = 32
+    candidates: int = 16
     """Candidates an iteration."""
     baselines: tuple[str, ...] = ("uniform", "global_threshold", "random_search", "cross_entropy")
     """What to run beside the agent; also: random_search_coarse, cross_entropy_coarse."""
@@ -139,7 +141,7 @@ def agent_config(config: Config) -> AgentConfig:
 
 
 BASELINES: dict[str, Callable[[Environment, Config], Searcher]] = {
-    "uniform": lambda env, config: baselines.uniform(env, config.candidates),
+    "uniform": lambda env, config: baselines.uniform(env, 1),
     "global_threshold": lambda env, config: baselines.global_threshold(env, config.candidates),
     "random_search": lambda env, config: baselines.random_search(
         env, config.candidates, config.granularity

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from rlprune_jax.classification import cross_entropy_and_hits
 from rlprune_jax.graph.gating import gated
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.program import trace_program
@@ -77,9 +77,8 @@ def judge(
             lambda variables, x: masked_train(variables, gates, x), variables, data.calibration
         )
     logits = gated(apply, graph)(variables, gates, data.images)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels)
-    correct = jnp.argmax(logits, axis=-1) == data.labels
-    return Judgement(losses.mean(), correct.astype(jnp.float32).mean())
+    losses, hits = cross_entropy_and_hits(logits, data.labels)
+    return Judgement(losses.mean(), hits.astype(jnp.float32).mean())
 
 
 def judge_candidates(

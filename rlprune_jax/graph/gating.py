@@ -18,7 +18,11 @@ def gated(apply: Apply, graph: Graph) -> Apply:
     Each convolution or dot that sums over units reads its operand times their gates. Whatever
     stands between a unit's producer and its consumers (bias, norm, activation, pooling, residual
     sum) cannot leak, so the masked network equals the slim one exactly. Under ``vmap`` over the
-    gates the weights stay shared, and all before the first gate is computed once.
+    gates the weights stay shared, and all before the first gate is computed once. Activations must
+    be finite: 0 times infinity is no 0.
+
+    ``jax.checkpoint`` and derivatives of one's own (``custom_jvp``, ``custom_vjp``) are kept, but
+    for those of a function in whose body gated units are summed: it is differentiated as written.
 
     Args:
         apply: pure function ``(variables, *inputs) -> outputs``; batch size, train mode and what

@@ -122,7 +122,8 @@ def _primitive(name: str, type_rule: Callable[..., Any]) -> Primitive:
         return jax.jit(functools.partial(primitive.bind, **dict(parameters)))
 
     def evaluate(first: jax.Array, second: jax.Array, **parameters: Any) -> jax.Array:
-        return compiled(tuple(sorted(parameters.items())))(first, second)
+        with jax.disable_jit(False):  # or, with jit disabled, this would call itself for ever
+            return compiled(tuple(sorted(parameters.items())))(first, second)
 
     primitive.def_impl(evaluate)
     return primitive

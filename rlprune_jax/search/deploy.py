@@ -28,7 +28,12 @@ from rlprune_jax.types import Apply, Gates, Variables
 
 
 def fit_to_budgets(
-    env: Environment, graph: Graph, budgets: Sequence[Budget], mask: jax.Array
+    env: Environment,
+    graph: Graph,
+    budgets: Sequence[Budget],
+    mask: jax.Array,
+    *,
+    fill: bool = True,
 ) -> Gates:
     """Turn any mask into gates that respect every budget and use what they allow.
 
@@ -40,6 +45,7 @@ def fit_to_budgets(
         graph: of the network, whose groups are those of ``env``.
         budgets: to respect.
         mask: f32[G, Cmax] or bool.
+        fill: whether room that is left is filled.
 
     Returns:
         Gates of zeros and ones, group name -> f32[units].
@@ -54,7 +60,7 @@ def fit_to_budgets(
     # Kept units come first, then the pruned ones, each by score.
     standing = jnp.argsort(jnp.argsort(env.raw_scores.reshape(-1))).reshape(env.raw_scores.shape)
     priorities = mask + standing / env.raw_scores.size
-    mask = np.array(_project_priorities(env, priorities))
+    mask = np.array(_project_priorities(env, priorities) if fill else mask)
     gates = _concrete(masks_to_gates(env, jnp.asarray(mask)))
     # float32 costs can sit on the limit: drop the least important units until integers agree.
     order = np.argsort(np.where(mask > 0, np.asarray(priorities), np.inf), axis=None)
@@ -79,7 +85,13 @@ _project_priorities = jax.jit(project_priorities)
 
 
 def deliverable(
-    env: Environment, graph: Graph, budgets: Sequence[Budget], archive: Archive, count: int
+    env: Environment,
+    graph: Graph,
+    budgets: Sequence[Budget],
+    archive: Archive,
+    count: int,
+    *,
+    fill: bool = True,
 ) -> list[Gates]:
     """Return up to ``count`` different gates within every budget, the most promising first.
 
@@ -103,7 +115,7 @@ def deliverable(
         fallback = number >= int(archive.feasible.valid.sum())
         if len(found) == count or (found and fallback and number == len(sources) - 1):
             break
-        gates = fit_to_budgets(env, graph, budgets, mask)
+        gates = fit_to_budgets(env, graph, budgets, mask, fill=fill)
         found.setdefault(b"".join(np.asarray(gates[name]).tobytes() for name in env.names), gates)
     return list(found.values())
 

@@ -47,10 +47,10 @@ def with_gradients(function, lhs, rhs, *options):
     return output, *pull_back(jnp.cos(output))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 3)),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 2)),
     padding=st.sampled_from(["SAME", "SAME_LOWER", "VALID", ((2, 0), (1, 3)), ((-1, 2), (5, 4))]),
     dilation=st.sampled_from([(1, 1), (1, 1), (2, 1), (2, 3)]),
@@ -157,6 +157,8 @@ def test_scan_remat_and_eager_under_leak_checking():
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(eager, lax_convolution(lhs, rhs), atol=1e-4)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(ours(lhs, rhs), eager)
     with jax.no_tracing():
         ours_again = convolution_again(lhs, rhs)
     np.testing.assert_array_equal(eager, ours_again)
@@ -248,16 +250,19 @@ def test_flax_convolution_equals_its_own():
             dict(dimension_numbers=("NWC", "WIO", "NWC"), window_strides=(1,)),
         ),
         (((2, 3, 9, 9), (4, 3, 3, 3)), dict(dimension_numbers=("NCHW", "OIHW", "NCHW"))),
-        (((2, 5, 5, 3), (3, 3, 3, 4)), dict(dimension_numbers=LAYOUT, lhs_dilation=(2, 2))),
+        (
+            ((2, 5, 5, 3), (3, 3, 3, 4)),
+            dict(dimension_numbers=LAYOUT, lhs_dilation=(2, 2), padding=((1, 1), (1, 1))),
+        ),
         (((2, 5, 5, 3), (3, 3, 3, 4)), dict(dimension_numbers=LAYOUT, batch_group_count=2)),
         (
             ((2, 5, 5, 3), (3, 3, 3, 4)),
-            dict(dimension_numbers=LAYOUT, preferred_element_type=jnp.bfloat16),
+            dict(dimension_numbers=LAYOUT, preferred_element_type=jnp.float32),
         ),
     ],
 )
 def test_what_is_not_ours_goes_to_lax(shapes, options):
-    lhs, rhs = random_pair(*shapes)
+    lhs, rhs = random_pair(*shapes, jnp.bfloat16)
     options = {"window_strides": (1, 1), "padding": "SAME", **options}
     actual = conv_general_dilated(lhs, rhs, **options)
     expected = lax.conv_general_dilated(lhs, rhs, **options)

@@ -85,6 +85,14 @@ def test_a_mask_within_budget_keeps_all_it_kept():
         assert (np.asarray(gates[name])[kept] == 1).all()
 
 
+def test_without_filling_a_feasible_mask_stays_as_it_is():
+    budgets, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
+    mask = env.ranks < 2
+    gates = fit_to_budgets(env, GRAPH, budgets, mask, fill=False)
+    for index, name in enumerate(GRAPH.names):
+        np.testing.assert_array_equal(gates[name], mask[index, : len(gates[name])])
+
+
 def test_deliverable_takes_feasible_then_near_misses_then_uniform():
     budgets, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
     empty = archive_init(env, 4)

@@ -1,0 +1,186 @@
+"""The experiment as a user runs it: contract of its files, refusals, resumption after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "prune_rl.py"
+TINY = (
+    *("--model", "mlp", "--widths", "12", "16", "--dense-steps", "40", "--evaluations", "32"),
+    *("--candidates", "8", "--rerank", "2", "--rerank-steps", "5", "--finetune-steps", "20"),
+    *("--batch-size", "64", "--reward-images", "64", "--save-seconds", "0"),
+)
+BUDGETS = ("--budget", "params=0.5", "--budget", "macs=0.6")
+
+
+def start(*options: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+
+
+def run(*options: str) -> tuple[int, str, str]:
+    process = start(*options)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    code, out, err = run(*TINY, *BUDGETS, "--runs-dir", str(runs))
+    assert code == 0, err
+    return runs, Path(out.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_files_and_result_keep_the_contract(finished):
+    _, path = finished
+    result = json.loads((path / "result.json").read_text())
+    assert set(result["dense"]) >= {"accuracy", "params", "macs"}
+    assert set(result["pruned"]) >= {"accuracy", "params", "macs", "latency_ms"}
+    assert [(b["name"], b["limit"], b["satisfied"]) for b in result["budgets"]] == [
+        ("params", 0.5, True),
+        ("macs", 0.6, True),
+    ]
+    for budget in result["budgets"]:
+        key = budget["name"]
+        assert result["pruned"][key] <= budget["limit"] * result["dense"][key]
+        assert budget["achieved"] == result["pruned"][key] / result["dense"][key]
+    assert set(result["search"]) >= {
+        *("evaluations", "seconds", "compile_seconds", "candidates_per_second"),
+        "feasible_fraction",
+    }
+    assert result["search"]["evaluations"] == 32
+    assert set(result["baselines"]) == {
+        *("uniform", "global_threshold", "random_search", "cross_entropy"),
+    }
+    for baseline in result["baselines"].values():
+        assert baseline["params"] <= 0.5 * result["dense"]["params"]
+        assert baseline["macs"] <= 0.6 * result["dense"]["macs"]
+    assert result["equivalence"]["max_abs_diff"] <= 1e-4
+    assert {"seed", "versions", "device"} <= set(result)
+    page = (path / "report.html").read_text()
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+    stages = {json.loads(line)["stage"] for line in (path / "metrics.jsonl").open()}
+    assert {"dense", "search-agent", "finetune-agent", "search-random_search"} <= stages
+    for name in ("weights.safetensors", "plan.json", "model.stablehlo"):
+        assert (path / "slim" / name).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_slim_artifact_reproduces_the_test_accuracy(finished):
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from rlprune_jax import data
+    from rlprune_jax.augment import normalise
+
+    _, path = finished
+    result = json.loads((path / "result.json").read_text())
+    content = bytearray((path / "slim" / "model.stablehlo").read_bytes())
+    dataset = data.load("digits")
+    x = normalise(dataset.test.images, jnp.array(dataset.mean), jnp.array(dataset.std))
+    logits = jax.export.deserialize(content).call(x)
+    accuracy = np.mean(np.argmax(logits, 1) == dataset.test.labels)
+    assert accuracy == pytest.approx(result["pruned"]["accuracy"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_found_and_not_done_again(finished):
+    runs, path = finished
+    before = (path / "result.json").stat().st_mtime_ns
+    code, out, err = run(*TINY, *BUDGETS, "--runs-dir", str(runs))
+    assert code == 0 and out.strip() == str(path)
+    assert "finished" in err
+    assert (path / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["search-agent", "finetune-agent"])
+def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, moment):
+    _, whole = finished
+    options = (*TINY, *BUDGETS, "--runs-dir", str(tmp_path))
+    process = start(*options)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list(tmp_path.glob("*/metrics.jsonl"))
+        if found and f'"stage": "{moment}"' in found[0].read_text():
+            break
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[1]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, out, err = run(*options)
+    assert code == 0, err
+    again = json.loads((Path(out.strip()) / "result.json").read_text())
+    first = json.loads((whole / "result.json").read_text())
+    for key in ("dense", "pruned", "baselines"):
+        for entry in (first[key], again[key]):
+            entry.pop("latency_ms", None)
+        assert again[key] == first[key]
+    steps = [
+        (row["stage"], row["step"])
+        for row in map(json.loads, (Path(out.strip()) / "metrics.jsonl").open())
+    ]
+    assert len(steps) == len(set(steps))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": ("flops=0.5",)}, "known budgets: params, macs"),
+        ({"budget": ("params=0",)}, r"must be a fraction of the dense network in \(0, 1\]"),
+        ({"budget": ("params=1.5",)}, "must be a fraction"),
+        ({"budget": ("params=0.0001",)}, "raise the budget to at least"),
+        ({"budget": ()}, "no budget is given"),
+        ({"model": "transformer"}, "'transformer' is unknown"),
+        ({"dataset": "imagenet"}, "choose from digits"),
+        ({"dataset": "mnist", "data_dir": "/nowhere"}, "/nowhere"),
+        ({"evaluations": 0}, "evaluations=0"),
+        ({"evaluations": 8, "candidates": 9}, "exceed evaluations=8"),
+        ({"finetune_steps": 0}, "finetune_steps=0"),
+        ({"model": "vgg11"}, "pools"),
+        ({"granularity": "medium"}, "choose one of"),
+        ({"baselines": ("grid",)}, "baselines='grid' is unknown"),
+        ({"reward_finetune": ()}, "reward_finetune"),
+        ({"runs_dir": SCRIPT}, "--runs-dir"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_training(options, message, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import prune_rl
+    from settings import Config
+
+    def never(*args):
+        raise AssertionError("training started")
+
+    monkeypatch.setattr(prune_rl, "train_dense", never)
+    config = Config(**{"budget": ("params=0.5",), "runs_dir": tmp_path} | options)
+    with pytest.raises((ValueError, OSError), match=message):
+        prune_rl.prune(config)
+
+
+def test_an_error_is_one_line_and_exit_code_two(tmp_path):
+    code, out, err = run("--budget", "params=0.0001", "--runs-dir", str(tmp_path))
+    assert code == 2 and not out
+    assert err.strip().splitlines()[-1].startswith("error: budget 'params'=0.0001 cannot be met")
+    assert "Traceback" not in err
+
+
+def test_help_explains_every_option():
+    code, out, _ = run("--help")
+    assert code == 0
+    for option in ("--dataset", "--data-dir", "--model", "--seed", "--runs-dir", "--budget"):
+        assert option in out
