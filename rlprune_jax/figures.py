@@ -70,7 +70,7 @@ def search_figure(
         panels.append(("Multipliers", lambda axes: draw_lines(axes, by_name)))
     if "feasible_fraction" in series:
         share = {"": series["feasible_fraction"]}
-        panels.append(("Candidates within every budget", lambda axes: draw_shares(axes, share)))
+        panels.append(("Within every budget", lambda axes: draw_shares(axes, share)))
     with style():
         figure, grid = grid_of(len(panels), height=2.35)
         for axes, (title, draw) in zip(grid, panels, strict=True):

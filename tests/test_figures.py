@@ -63,7 +63,7 @@ def test_search_shows_each_budget_and_its_limit():
         "Cost: params (limit 10 %)",
         "Cost: macs (limit 30 %)",
         "Multipliers",
-        "Candidates within every budget",
+        "Within every budget",
     ]
     for axes, limit, cost in zip(
         panels(figure)[1:3], LIMITS, metrics()["cost_mean"].T, strict=True

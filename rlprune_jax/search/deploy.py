@@ -60,17 +60,17 @@ def fit_to_budgets(
     # Kept units come first, then the pruned ones, each by score.
     standing = jnp.argsort(jnp.argsort(env.raw_scores.reshape(-1))).reshape(env.raw_scores.shape)
     priorities = mask + standing / env.raw_scores.size
-    mask = np.array(_project_priorities(env, priorities) if fill else mask)
-    gates = _concrete(masks_to_gates(env, jnp.asarray(mask)))
+    kept = np.array(_project_priorities(env, priorities) if fill else mask)
+    gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
     # float32 costs can sit on the limit: drop the least important units until integers agree.
-    order = np.argsort(np.where(mask > 0, np.asarray(priorities), np.inf), axis=None)
-    for flat in order[: int(mask.sum())]:
+    order = np.argsort(np.where(kept > 0, np.asarray(priorities), np.inf), axis=None)
+    for flat in order[: int(kept.sum())]:
         if satisfies(graph, budgets, gates):
             return gates
-        group, unit = np.unravel_index(flat, mask.shape)
-        if mask[group].sum() > env.min_keep[group]:
-            mask[group, unit] = 0
-            gates = _concrete(masks_to_gates(env, jnp.asarray(mask)))
+        group, unit = np.unravel_index(flat, kept.shape)
+        if kept[group].sum() > env.min_keep[group]:
+            kept[group, unit] = 0
+            gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
     if satisfies(graph, budgets, gates):
         return gates
     raise ValueError(

@@ -17,7 +17,7 @@ from rlprune_jax.search import (
     run_search,
 )
 
-SEEDS = 16
+SEEDS = 12
 UNITS = 16
 
 

@@ -19,7 +19,8 @@ CONFIG = Config(candidates=6, epochs=2, hidden_sizes=(8,))
 
 @pytest.fixture(scope="module")
 def searcher(env):
-    return ppo_lagrangian(env, CONFIG)
+    agent = ppo_lagrangian(env, CONFIG)
+    return agent._replace(init=jax.jit(agent.init))
 
 
 def starts(env, searcher):
@@ -86,11 +87,13 @@ def test_host_loop_equals_the_scan(env, searcher, units_reward):
         key,
         callback=lambda iteration, metrics: seen.append(iteration),
     )
-    scan = run_search(
-        searcher, units_reward, env.limits, state, archive, 3, key, cost_fn=env.cost_fn
-    )
+    whole = jax.jit(
+        lambda: run_search(
+            searcher, units_reward, env.limits, state, archive, 3, key, cost_fn=env.cost_fn
+        )
+    )()
     assert seen == [0, 1, 2]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), host, scan)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), host, whole)
 
 
 def test_host_costs_reach_an_agent_by_ask_and_tell(env, units_reward):

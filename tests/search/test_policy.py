@@ -21,7 +21,7 @@ MAKERS = {"coarse": coarse_policy, "fine": fine_policy}
 def acted(env, granularity, credit, count=6, seed=0):
     policy = MAKERS[granularity](env, (8,), count, credit)
     normaliser = Normaliser(jnp.zeros(observation_size(env)), jnp.ones(observation_size(env)))
-    params = policy.init(jax.random.key(seed))
+    params = jax.jit(policy.init)(jax.random.key(seed))
     masks, trajectory = jax.jit(policy.act)(params, SETTINGS, normaliser, jax.random.key(seed + 1))
     return policy, params, normaliser, masks, trajectory
 
@@ -30,7 +30,7 @@ def acted(env, granularity, credit, count=6, seed=0):
 @pytest.mark.parametrize("granularity", ["coarse", "fine"])
 def test_describing_again_gives_the_log_probs_of_acting(env, granularity, credit):
     policy, params, normaliser, masks, trajectory = acted(env, granularity, credit)
-    again = policy.describe(params, SETTINGS, normaliser, trajectory)
+    again = jax.jit(policy.describe)(params, SETTINGS, normaliser, trajectory)
     log_probs = policy.log_prob(again, trajectory.actions)
     np.testing.assert_allclose(log_probs, trajectory.log_probs, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(policy.divergence(trajectory.behaviour, again), 0.0, atol=1e-5)
@@ -45,14 +45,14 @@ def test_coarse_policy_starts_at_the_initial_ratio_and_obeys_the_action_clip(env
     count = 2000
     policy = coarse_policy(env, (8,), count, "sampled")
     normaliser = Normaliser(jnp.zeros(observation_size(env)), jnp.ones(observation_size(env)))
-    params = policy.init(jax.random.key(0))
-    _, trajectory = policy.act(params, SETTINGS, normaliser, jax.random.key(1))
+    params, act = jax.jit(policy.init)(jax.random.key(0)), jax.jit(policy.act)
+    _, trajectory = act(params, SETTINGS, normaliser, jax.random.key(1))
     actions = trajectory.actions[..., 0]
     # 0.5 / sqrt(2000) is 0.011; the untrained network adds less than 0.05.
     np.testing.assert_allclose(actions.mean(1), logit(env.initial_keep), atol=0.1)
     np.testing.assert_allclose(actions.std(1), 0.5, atol=0.03)
     clipped = SETTINGS._replace(least_ratio=0.6)
-    masks, _ = policy.act(params, clipped, normaliser, jax.random.key(1))
+    masks, _ = act(params, clipped, normaliser, jax.random.key(1))
     assert (masks.sum(-1) >= np.round(0.6 * np.array(env.sizes))).all()
 
 
@@ -85,12 +85,12 @@ def test_dead_padding_changes_nothing(granularity):
             [4, other], [scores, np.arange(other)], features, 0.5, initial_keep=0.5
         )
         policy = MAKERS[granularity](env, (8,), 5, "sampled")
-        params = policy.init(jax.random.key(0))
+        params = jax.jit(policy.init)(jax.random.key(0))
         normaliser = Normaliser(jnp.zeros(observation_size(env)), jnp.ones(observation_size(env)))
-        _, trajectory = policy.act(params, SETTINGS, normaliser, jax.random.key(1))
+        _, trajectory = jax.jit(policy.act)(params, SETTINGS, normaliser, jax.random.key(1))
         units = trajectory.actions.shape[-1]
         actions = jnp.zeros((2, 5, units)).at[:, :, :4].set(1.0)
-        described = policy.describe(params, SETTINGS, normaliser, trajectory)
+        described = jax.jit(policy.describe)(params, SETTINGS, normaliser, trajectory)
         found.append(policy.log_prob(described, actions)[0].sum(-1))
         if granularity == "fine":
             # Whatever stands in the padding, an action of 1 or wild logits, counts for nothing.
