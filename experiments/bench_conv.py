@@ -110,7 +110,7 @@ def torch_calls(width: float, batch: int) -> dict[str, Callable[[], Any]]:
                 ]
                 channels = outputs
             layers.append(nn.MaxPool2d(2))
-        network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, 10))
+        network: Any = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, 10))
         network = network.to(memory_format=memory_format)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
         x = torch.randn(batch, 3, 32, 32).to(memory_format=memory_format)

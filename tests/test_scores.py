@@ -34,7 +34,7 @@ def test_taylor_is_the_mean_squared_derivative_by_finite_differences():
             for value in (1.0, 1.0 - step, 1.0 - 2 * step):
                 gates = ones_gates(small.graph)
                 gates[name] = gates[name].at[unit].set(value)
-                logits = np.asarray(masked(wide, gates, images[batch].astype(jnp.float64)))
+                logits = np.array(masked(wide, gates, images[batch].astype(jnp.float64)))
                 logits -= logits.max(1, keepdims=True)
                 logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
                 row.append(-logs[np.arange(4), labels[batch]].mean())

@@ -72,7 +72,9 @@ def test_files_and_result_keep_the_contract(finished):
     assert {"seed", "versions", "device"} <= set(result)
     page = (path / "report.html").read_text()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
-    stages = {json.loads(line)["stage"] for line in (path / "metrics.jsonl").open()}
+    stages = {
+        json.loads(line)["stage"] for line in (path / "metrics.jsonl").read_text().splitlines()
+    }
     assert {"dense", "search-agent", "finetune-agent", "search-random_search"} <= stages
     for name in ("weights.safetensors", "plan.json", "model.stablehlo"):
         assert (path / "slim" / name).stat().st_size > 0
@@ -132,7 +134,7 @@ def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, moment):
         assert again[key] == first[key]
     steps = [
         (row["stage"], row["step"])
-        for row in map(json.loads, (Path(out.strip()) / "metrics.jsonl").open())
+        for row in map(json.loads, (Path(out.strip()) / "metrics.jsonl").read_text().splitlines())
     ]
     assert len(steps) == len(set(steps))
 

@@ -6,6 +6,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from rlprune_jax.ops.conv import conv_general_dilated, convolution_p
 
@@ -268,6 +269,20 @@ def test_what_is_not_ours_goes_to_lax(shapes, options):
     expected = lax.conv_general_dilated(lhs, rhs, **options)
     assert actual.dtype == expected.dtype
     np.testing.assert_array_equal(actual, expected)
+
+
+def test_shard_map_sums_the_kernel_gradient_over_the_mesh_as_with_lax():
+    lhs, rhs = random_pair((2, 4, 4, 3), (3, 3, 3, 4))
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def psums(function):
+        def kernel_gradient(x, k):
+            return jax.grad(lambda k: jnp.sum(function(x, k) ** 2))(k)
+
+        mapped = jax.shard_map(kernel_gradient, mesh=mesh, in_specs=(P("d"), P()), out_specs=P())
+        return str(jax.make_jaxpr(mapped)(lhs, rhs)).count("psum")
+
+    assert psums(ours) == psums(lax_convolution) > 0
 
 
 @pytest.mark.parametrize(
