@@ -107,7 +107,7 @@ def search(
     held_out, train = problem.held_out, problem.train
     rewarded = min(config.reward_images, len(held_out.labels))
     sample = CandidateData(
-        problem.prepare(train.images[: min(config.reward_images, len(train.labels))]),
+        problem.prepare(train.images[: config.calibration_images]),
         problem.prepare(held_out.images[:rewarded]),
         held_out.labels[:rewarded],
     )

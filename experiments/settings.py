@@ -61,12 +61,14 @@ class Config:
     reward: str = "accuracy"
     """accuracy or loss (negative), on held-out images after batch-norm recalibration."""
     reward_images: int = 512
-    """Held-out images a candidate is rewarded on, and training images it is recalibrated on."""
+    """Held-out images a candidate is rewarded on."""
+    calibration_images: int | None = None
+    """Training images for its batch-norm statistics; as many unless told, for digits 256."""
     reward_finetune: tuple[int, ...] = (0,)
     """Finetuning steps before each reward: a staircase, one entry per equal part of the search."""
     min_keep: int = 2
     """Channels that every group keeps."""
-    rerank: int = 4
+    rerank: int = 3
     """Candidates of each method that get the short finetune."""
     rerank_steps: int | None = None
     """Steps of the short finetune."""
@@ -83,7 +85,7 @@ class Config:
 DETERMINISTIC = ("uniform", "global_threshold")
 """Baselines that propose the same candidates every iteration: one iteration tells all."""
 
-DEFAULT_STEPS = {"digits": (400, 60, 360), "mnist": (1000, 100, 1000)}
+DEFAULT_STEPS = {"digits": (300, 60, 300), "mnist": (1000, 100, 1000)}
 """Steps of the dense training, the short and the last finetune, where the data set is known."""
 
 
@@ -118,6 +120,9 @@ def resolve(config: Config) -> Config:
         name: default if getattr(config, name) is None else getattr(config, name)
         for name, default in zip(names, steps, strict=True)
     }
+    few = 256 if config.dataset == "digits" else config.reward_images
+    given = config.calibration_images
+    filled["calibration_images"] = few if given is None else given
     for name, value in filled.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
