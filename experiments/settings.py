@@ -50,7 +50,7 @@ class Config:
     """multiplier: Lagrangian; projection: every candidate is put on the budgets; both."""
     dual: str = "pid"
     """Update of the multipliers: pid, projected_gradient, adam_clip, softplus_adam."""
-    evaluations: int = 1024
+    evaluations: int = 768
     """Candidates that the agent, and each baseline, may evaluate."""
     candidates: int = 16
     """Candidates an iteration."""

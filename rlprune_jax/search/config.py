@@ -84,7 +84,8 @@ class HParams(NamedTuple):
         initial_std: of the coarse action, in logit space.
         minimum_std: floor of it.
         sharpness: slope of the fine starting logits.
-        dual_initial: first multiplier (or first integral).
+        dual_initial: first multiplier (or integral); at 1, where standardised advantages balance,
+            costs do not drift off before it has learned.
         dual_kp: proportional gain, per relative error.
         dual_ki: integral gain.
         dual_kd: derivative gain.
@@ -108,7 +109,7 @@ class HParams(NamedTuple):
     initial_std: ArrayLike = 0.5
     minimum_std: ArrayLike = 0.05
     sharpness: ArrayLike = 6.0
-    dual_initial: ArrayLike = 0.0
+    dual_initial: ArrayLike = 1.0
     dual_kp: ArrayLike = 1.0
     dual_ki: ArrayLike = 0.1
     dual_kd: ArrayLike = 0.1
