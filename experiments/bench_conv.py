@@ -11,7 +11,8 @@ step at batch 128 on CPU, so against it both sides are measured at ``batch_over_
 
 Measured on 2 cores of an AMD EPYC of the third generation (AVX2), float32, batch 128, JAX 0.10.2,
 PyTorch 2.13:
-- 14 minutes, machine shared with other jobs of higher priority (which slow PyTorch more than
+- (void as evidence: this run was paused by SIGSTOP for about two minutes in its middle; run again)
+  14 minutes, machine shared with other jobs of higher priority (which slow PyTorch more than
   XLA, so distrust that column): forward 132 images/s, 12.5 times XLA's and 1.6 times PyTorch's;
   training 27 images/s, at batch 4 13 times XLA's.
 - processor time of a single core, which other jobs hardly touch, batch 64: forward 132 images/s,
