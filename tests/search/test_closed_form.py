@@ -17,6 +17,7 @@ from rlprune_jax.search import (
     run_search,
 )
 
+pytestmark = pytest.mark.slow
 SEEDS = 12
 UNITS = 16
 
