@@ -1,11 +1,14 @@
-"""Candidates per second: vmapped gates against a plain forward, weight masks and a Python loop.
+"""Candidates per second: gates, at once and in chunks, against a plain forward and other ways.
 
 Command:  python experiments/bench_candidates.py [--quick]
 
-Each pair is timed in turn in one run; the medians of the ratios are printed. Last comes JSON:
-``gates_over_plain_forward`` (the rate of images through gated candidates over that of the network
-without gates on as many images, aim 0.95), ``gates_over_weight_masks`` and
-``gates_over_python_loop``. More than 1 means that vmapped gates are faster.
+All are timed in turn in one run; the medians of the ratios are printed. Last comes JSON:
+``gates_over_plain_forward`` (the rate of images through gated candidates, in chunks of the size
+that `judge_candidates` picks, over that of the network without gates on as many images in one
+batch), ``gates_over_mapped_forward`` (the same network without gates, one batch after the other),
+``gates_over_all_at_once`` (all candidates under one vmap), ``gates_over_weight_masks`` and
+``gates_over_python_loop``; and ``all_at_once_over_plain_forward``, the price of gating alone. More
+than 1 means that the first named is faster.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ import numpy as np
 import tyro
 
 from rlprune_jax import gated, trace_graph
+from rlprune_jax.candidates import chunk_for_memory
 from rlprune_jax.models import create_model, model_functions
 from rlprune_jax.provenance import describe_device
 
@@ -66,9 +70,21 @@ def main(config: Config) -> dict[str, Any]:
         if path.startswith("params/") and len(shape.shape) > 1
     }
 
+    chunk = min(candidates, chunk_for_memory(functions.apply, variables, x))
     plain = jax.jit(functions.apply)
     one = jax.jit(gated(functions.apply, graph))
     together = jax.jit(jax.vmap(gated(functions.apply, graph), in_axes=(None, 0, None)))
+
+    @jax.jit
+    def chunked(variables: Any, gates: Any, x: jax.Array) -> jax.Array:
+        masked = gated(functions.apply, graph)
+        return jax.lax.map(
+            lambda gate: masked(variables, gate, x), gates, batch_size=chunk if chunk > 1 else None
+        )
+
+    @jax.jit
+    def mapped(variables: Any, batches: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda batch: functions.apply(variables, batch), batches)
 
     def with_mask(variables: Any, masks: Any, x: jax.Array) -> jax.Array:
         params = jax.tree_util.tree_map_with_path(
@@ -88,8 +104,10 @@ def main(config: Config) -> dict[str, Any]:
         return [one(variables, gate, x) for gate in each]
 
     jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-        "gates": (together, (variables, gates, x)),
+        "gates": (chunked, (variables, gates, x)),
+        "all_at_once": (together, (variables, gates, x)),
         "plain_forward": (plain, (variables, many)),
+        "mapped_forward": (mapped, (variables, many.reshape(candidates, *x.shape))),
         "weight_masks": (by_weights, (variables, masks, x)),
         "python_loop": (loop, (variables, x)),
     }
@@ -106,7 +124,15 @@ def main(config: Config) -> dict[str, Any]:
         f"gates_over_{name}": round(float(np.median([r[name] / r["gates"] for r in rows])), 3)
         for name in list(jobs)[1:]
     }
-    line |= {"candidates": candidates, "batch": config.batch, "device": describe_device()}
+    line["all_at_once_over_plain_forward"] = round(
+        float(np.median([row["plain_forward"] / row["all_at_once"] for row in rows])), 3
+    )
+    line |= {
+        "candidates": candidates,
+        "chunk": chunk,
+        "batch": config.batch,
+        "device": describe_device(),
+    }
     print(json.dumps(line))
     return line
 
