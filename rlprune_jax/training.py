@@ -154,48 +154,6 @@ def train(
     )
 
 
-def train_in_chunks(
-    step_fn: StepFunction,
-    state: TrainState,
-    images: ArrayLike,
-    labels: ArrayLike,
-    *,
-    batch_size: int,
-    num_steps: int,
-    chunk_steps: int,
-    report: Callable[[TrainState, Metrics], None],
-    key: jax.Array,
-) -> tuple[TrainState, Metrics]:
-    """Train as ``train`` does, coming up for air: for progress, metrics and checkpoints.
-
-    Args:
-        step_fn, state, images, labels, batch_size, num_steps, key: as in ``train``.
-        chunk_steps: steps between reports; the last chunk may be shorter.
-        report: told the state and the metrics of each chunk, f32[steps of the chunk].
-
-    Returns:
-        As ``train``, bit for bit the same state on the same device.
-
-    Raises:
-        ValueError: as in ``train``, or ``chunk_steps`` below 1.
-        TypeError: as in ``train``.
-    """
-    if chunk_steps < 1:
-        raise ValueError(f"chunk_steps={chunk_steps} must be at least 1")
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    lengths = [chunk_steps] * (num_steps // chunk_steps)
-    if num_steps % chunk_steps or not lengths:
-        lengths.append(num_steps % chunk_steps if num_steps > 0 else num_steps)
-    chunks = []
-    for length in lengths:
-        state, metrics = train(
-            step_fn, state, images, labels, batch_size=batch_size, num_steps=length, key=key
-        )
-        report(state, metrics)
-        chunks.append(metrics)
-    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *chunks)
-
-
 def evaluate(
     apply: Apply,
     variables: Variables,

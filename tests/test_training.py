@@ -15,7 +15,6 @@ from rlprune_jax.training import (
     init_train_state,
     make_train_step,
     train,
-    train_in_chunks,
 )
 
 FEATURES, CLASSES = 5, 3
@@ -165,32 +164,12 @@ def test_training_in_two_calls_is_training_in_one_bit_for_bit():
     chex.assert_trees_all_equal(joined, metrics)
 
 
-def test_chunks_report_and_end_where_one_call_ends():
-    images, labels = examples(10)
-    options = {"batch_size": 4, "num_steps": 7, "key": jax.random.key(0)}
-    whole, metrics = train(STEP, linear_state(), images, labels, **options)
-    reports = []
-
-    def report(state, chunk):
-        reports.append((int(state.step), len(chunk["loss"])))
-
-    state, joined = train_in_chunks(
-        STEP, linear_state(), images, labels, **options, chunk_steps=3, report=report
-    )
-    assert reports == [(3, 3), (6, 3), (7, 1)]
-    chex.assert_trees_all_equal((state, joined), (whole, metrics))
-
-
 def test_no_steps_change_nothing():
     images, labels = examples(4)
     options = {"batch_size": 4, "num_steps": 0, "key": jax.random.key(0)}
     state, metrics = train(STEP, linear_state(), images, labels, **options)
     chex.assert_trees_all_equal(state, linear_state())
     assert metrics["loss"].shape == metrics["accuracy"].shape == (0,)
-    _, metrics = train_in_chunks(
-        STEP, linear_state(), images, labels, **options, chunk_steps=3, report=lambda *_: None
-    )
-    assert metrics["loss"].shape == (0,)
 
 
 def test_training_maps_over_seeds():
@@ -336,24 +315,6 @@ def test_train_refuses(changes, error, message):
     key = jax.random.key(0)
     with pytest.raises(error, match=message):
         train(STEP, linear_state(), **arguments, key=key)
-    with pytest.raises(error, match=message):
-        train_in_chunks(
-            STEP, linear_state(), **arguments, chunk_steps=2, report=lambda *_: None, key=key
-        )
-
-
-def test_chunks_must_have_steps():
-    with pytest.raises(ValueError, match="chunk_steps=0"):
-        train_in_chunks(
-            STEP,
-            linear_state(),
-            *examples(8),
-            batch_size=4,
-            num_steps=2,
-            chunk_steps=0,
-            report=lambda *_: None,
-            key=jax.random.key(0),
-        )
 
 
 @pytest.mark.parametrize(
