@@ -271,13 +271,14 @@ def _pad(equation, x, value):
 
 @rule("gather")
 def _gather(equation, operand, indices):
-    """Take along the first axis alone: what indexing by an array of integers makes."""
-    numbers = equation.params["dimension_numbers"]
-    assert numbers.start_index_map == numbers.collapsed_slice_dims == (0,)
-    assert numbers.offset_dims == tuple(
-        range(indices.ndim - 1, indices.ndim - 1 + operand.ndim - 1)
-    )
-    return operand[indices[..., 0]]
+    """Take along one axis: what indexing by an array of integers makes."""
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    (axis,) = numbers.start_index_map
+    assert numbers.collapsed_slice_dims == (axis,) and not numbers.operand_batching_dims
+    assert all(i == axis or size == operand.shape[i] for i, size in enumerate(sizes))
+    taken = np.moveaxis(operand, axis, 0)[indices[..., 0]]
+    rest = range(indices.ndim - 1, taken.ndim)
+    return np.moveaxis(taken, list(rest), numbers.offset_dims)
 
 
 @rule("dot_general")

@@ -161,3 +161,13 @@ def _shrink(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     strides = [-(-old // new) for old, new in zip(x.shape[1:3], shape[1:3], strict=True)]
     x = x[:, :: strides[0], :: strides[1]]
     return x[:, : shape[1], : shape[2]]
+
+
+def has_modes(steps: tuple[Step, ...]) -> bool:
+    """Tell whether train mode differs from evaluation."""
+    return any(
+        kind == "dropout"
+        or (kind == "norm" and option == "batch")
+        or (kind in ("residual", "concat", "product", "remat") and has_modes(option))
+        for kind, option in steps
+    )
