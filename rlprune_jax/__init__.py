@@ -3,6 +3,7 @@
 from rlprune_jax.costs.counts import count_macs, count_params
 from rlprune_jax.graph.gating import gated
 from rlprune_jax.graph.groups import Graph, Group, ones_gates
+from rlprune_jax.graph.rounding import round_gates
 from rlprune_jax.graph.slim import compact, respecialise
 from rlprune_jax.graph.trace import trace_graph
 
@@ -15,5 +16,6 @@ __all__ = [
     "gated",
     "ones_gates",
     "respecialise",
+    "round_gates",
     "trace_graph",
 ]

@@ -1,4 +1,4 @@
-"""Convolutions and dots: the nodes they tie, and what of them a gate, a count or a name needs."""
+"""Where units are made and summed: the nodes tied, and what a gate, a count or a name needs."""
 
 from typing import Any, NamedTuple
 
@@ -10,14 +10,15 @@ from rlprune_jax.graph.rules import Axes, Context, fixed, fixed_axes, register
 
 
 class Contraction(NamedTuple):
-    """An equation that sums over units: a convolution or a dot.
+    """An equation that makes units or sums over them: a convolution, a dot or a lookup.
 
     Attributes:
         equation: its number in the program.
         operand: which operand a gate multiplies (the one that depends on the input).
         axis: the contracted axes of that operand.
         weight: which operand holds the weights, or None when both depend on the input.
-        multiplied: id arrays whose sizes multiply to the MACs of the equation.
+        multiplied: id arrays whose sizes multiply to the MACs of the equation; none of a lookup in
+            a table (of an embedding), which makes units and sums over nothing.
         produced: id arrays of the weights' out-axes; none of a depthwise kernel, which makes no
             units of its own.
         consumed: id arrays of the weights' in-axes (of the gated operand's where there are none).
@@ -94,7 +95,7 @@ def _convolution(context: Context, equation: Equation, axes: list[Axes], shapes:
 def contraction(
     number: int, equation: Equation, operands: list[Axes], tainted: list[bool], outputs: list[Axes]
 ) -> Contraction | None:
-    """Describe a convolution or dot; None of any other equation.
+    """Describe a convolution, dot or lookup of the input in weights; None of any other equation.
 
     Args:
         number: of the equation in its program.
@@ -140,4 +141,11 @@ def contraction(
             tuple(len(outputs[0][i]) for i in output[2:]),
             tuple(len(ids) for ids in spatial),
         )
+    if equation.name == "gather" and tainted == [False, True]:
+        whole = tuple(
+            ids
+            for ids, size in zip(operands[0], equation.params["slice_sizes"], strict=True)
+            if len(ids) == size > 1
+        )
+        return Contraction(number, 1, (), 0, (), whole, (), (), ())
     return None

@@ -53,7 +53,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """An out-axis of weights that is not pruned, and why."""
+    """An out-axis of weights of which ``size`` units are not pruned, and why (the first reason)."""
 
     path: str
     axis: int

@@ -19,6 +19,15 @@ Rule = Callable[["Context", Equation, list[Axes], list[tuple[int, ...]]], list[A
 
 RULES: dict[str, Rule] = {}
 
+_OPAQUE = {
+    "scan": "whose steps share one body although their units may differ",
+    "while": "a loop that the graph does not look into",
+    "cond": "whose branches may treat units differently",
+    "pure_callback": "which runs on the host",
+    "io_callback": "which runs on the host",
+}
+"""Why a primitive freezes what passes through it, where more can be said than its name."""
+
 
 class Context:
     """What the rules write to: the nodes, and the joins of reshapes still to be resolved."""
@@ -51,7 +60,8 @@ def propagate(
     name = equation.name
     rule = RULES.get(name)
     if rule is None:
-        context.freeze_all(axes, f"passes through '{name}', which the graph does not know")
+        why = _OPAQUE.get(name, "which the graph does not know")
+        context.freeze_all(axes, f"passes through '{name}', {why}")
         return [fixed_axes(shape) for shape in shapes]
     return rule(context, equation, axes, shapes)
 

@@ -22,7 +22,8 @@ def compact(graph: Graph, variables: Variables, gates: Gates, *, opt_state: PyTr
         variables: dense, as traced.
         gates: group name -> f32[units], concrete, every gate 0 or 1.
         opt_state: optionally an optimizer's state. A leaf whose path ends in that of a variable (or
-            of one below ``"params"``), as moments do, is cut like it; others stay as they are.
+            of one below ``"params"``), as moments do, is cut like it, along its last axes where it
+            has more (a history of gradients); others stay as they are.
 
     Returns:
         The slim variables, dense arrays of smaller shapes; with ``opt_state`` the pair
@@ -61,12 +62,14 @@ def _cut_state(graph: Graph, state: PyTree, kept: np.ndarray) -> PyTree:
             leaves.append(leaf)
             continue
         alive = tuple(kept[units] for units in graph.owners[variable])
-        if np.shape(leaf) == graph.variables[variable].shape:
-            leaf = cut(leaf, alive)
+        dense = graph.variables[variable].shape
+        leading = max(np.ndim(leaf) - len(dense), 0)
+        if np.shape(leaf)[leading:] == dense:
+            leaf = cut(leaf, (np.ones(1, bool),) * leading + alive)
         elif is_cut(alive) and variable:
             raise ValueError(
                 f"opt_state leaf {path!r} has shape {np.shape(leaf)} but goes with variable "
-                f"{variable!r} of shape {graph.variables[variable].shape}, so it cannot be cut; "
+                f"{variable!r} of shape {dense}, so it cannot be cut; "
                 "start the slim network with a fresh optimizer state"
             )
         leaves.append(leaf)

@@ -1,5 +1,8 @@
 """From a function to its graph: trace it once, walk it, and gather coupled indices into groups."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +17,9 @@ from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, Variables
 
 
-def trace_graph(apply: Apply, variables: Variables, *inputs: Any) -> Graph:
+def trace_graph(
+    apply: Apply, variables: Variables, *inputs: Any, ignore: Sequence[str] | str = ()
+) -> Graph:
     """Find which units of a network can be removed, and what each of them owns.
 
     The function is traced to a jaxpr and walked once; nothing is computed. Units are indices of
@@ -27,12 +32,16 @@ def trace_graph(apply: Apply, variables: Variables, *inputs: Any) -> Graph:
             ``"params"``, what is below counts as parameters; otherwise everything does.
         *inputs: arrays or ``jax.ShapeDtypeStruct``; the first axis of the first is the batch. Any
             batch size does: the graph holds for others.
+        ignore: regular expressions; variables whose path one of them matches from some place on
+            (``re.search``) keep their shapes, and all units that own a part of them stay.
 
     Returns:
         The graph; ``print`` shows groups, what they own, and what is frozen and why.
 
     Raises:
-        ValueError: nothing can be pruned; the message says why each axis is frozen.
+        ValueError: nothing can be pruned; the message says why each axis is frozen. Or an
+            expression of ``ignore`` is no regular expression or matches no path.
+        TypeError: a leaf of ``variables`` is no array.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -45,19 +54,44 @@ def trace_graph(apply: Apply, variables: Variables, *inputs: Any) -> Graph:
         frozen:
           b[1] 2 units: an output of the function
     """
-    program, _ = trace_program(apply, variables, *inputs)
     structure = flatten_with_paths(variables)
+    for path, leaf in structure.items():
+        if not hasattr(leaf, "dtype") and not np.isscalar(leaf):
+            raise TypeError(
+                f"variables hold a {type(leaf).__name__} at {path!r}; pass arrays alone and let "
+                "apply put the rest back, as with equinox.partition or flax.nnx.split"
+            )
+    program, _ = trace_program(apply, variables, *inputs)
     found = walk(program, len(structure))
     for atom in program.outputs:
         if not isinstance(atom, Literal):
             for ids in found.axes[atom]:
                 found.nodes.freeze(ids, "an output of the function")
+    for path, expression in _ignored(structure, ignore).items():
+        for ids in found.axes[program.inputs[list(structure).index(path)]]:
+            found.nodes.freeze(ids, f"ignored by {expression!r}")
     graph = _gather(program, found, structure, _batch_size(inputs))
     if not graph.groups:
         raise ValueError(
             "nothing in this network can be pruned: every axis is frozen\n" + str(graph)
         )
     return graph
+
+
+def _ignored(structure: dict[str, Any], ignore: Sequence[str] | str) -> dict[str, str]:
+    """Map each path that an expression matches to that expression."""
+    matched: dict[str, str] = {}
+    for expression in [ignore] if isinstance(ignore, str) else ignore:
+        try:
+            paths = [path for path in structure if re.search(expression, path)]
+        except re.error as error:
+            raise ValueError(f"ignore={expression!r} is no regular expression: {error}") from error
+        if not paths:
+            raise ValueError(
+                f"ignore={expression!r} matches none of the paths {', '.join(structure)}"
+            )
+        matched |= {path: matched.get(path, expression) for path in paths}
+    return matched
 
 
 def _batch_size(inputs: tuple[Any, ...]) -> int:
@@ -70,6 +104,8 @@ def _batch_size(inputs: tuple[Any, ...]) -> int:
     return np.shape(leaves[0])[0]
 
 
+_UNREAD = "no convolution or dot reads it"
+
 Key = tuple[str, int]
 """Path and axis of a variable; for a factor of a contraction ``""`` and its number."""
 
@@ -81,7 +117,9 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
         for path, slot in zip(structure, program.inputs, strict=False)
         for axis, ids in enumerate(found.axes[slot])
     }
-    marks = _Marks(found, axis_ids)
+    names = _names(structure)
+    marks = _Marks(found, axis_ids, names)
+    holders = {int(ids[0]): names[path] for (path, _), ids in axis_ids.items() if len(ids)}
     groups: list[Group] = []
     unit_of = np.full(len(nodes), -1, np.int32)
     first = 0
@@ -104,13 +142,13 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
     return Graph(
         groups=tuple(groups),
         frozen=tuple(
-            Frozen(path, axis, len(ids), nodes.reason(int(ids[nodes.frozen(ids)][0])))
+            Frozen(path, axis, len(kept), nodes.reason(int(kept[0])) or _UNREAD)
             for (path, axis), ids in axis_ids.items()
-            if (path, axis) in marks.produced and nodes.frozen(ids).any()
+            if (path, axis) in marks.produced and len(kept := ids[owners(ids) < 0])
         ),
         layers=tuple(
             Layer(
-                name=_layer_name(program, each, structure, found),
+                name=_layer_name(program, each, holders, found),
                 kind=each.kind,
                 factors=tuple(map(owners, each.multiplied)),
                 reads=tuple(map(owners, each.consumed)),
@@ -119,6 +157,7 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
                 kernel=each.kernel,
             )
             for each in found.contractions
+            if each.multiplied
         ),
         variables=shapes,
         owners={
@@ -136,7 +175,8 @@ class _Marks:
     Told by nodes, not classes: an axis keeps its own nodes through moves and casts.
     """
 
-    def __init__(self, found: Walk, axis_ids: dict[Key, np.ndarray]) -> None:
+    def __init__(self, found: Walk, axis_ids: dict[Key, np.ndarray], names: dict[str, str]) -> None:
+        self._names = names
         never = len(found.contractions)
         made, read = (np.full(len(found.nodes), never) for _ in range(2))
         for number in reversed(range(never)):
@@ -158,7 +198,7 @@ class _Marks:
         """Name a group that owns ``keys`` by the first of its weights that the program uses."""
         makers = [key for key in keys if key in self.produced]
         path, _ = min(makers, key=self.produced.__getitem__) if makers else keys[0]
-        return _without_leaf(path)
+        return self._names[path]
 
 
 def _coupled(found: Walk, axis_ids: dict[Key, np.ndarray]) -> list[tuple[list[int], list[Key]]]:
@@ -225,22 +265,36 @@ def _slot(
     return Slot(*key, marks.role(key), indices.reshape(count, -1).astype(np.int32))
 
 
-def _without_leaf(path: str) -> str:
-    parts = path.removeprefix("params/").split("/")
-    return "/".join(parts[:-1]) or parts[0]
+def _names(structure: dict[str, Any]) -> dict[str, str]:
+    """Map the path of each variable to that of its layer.
+
+    The last key is the variable's own, in Flax NNX the last but one: there all paths end in
+    ``value``.
+    """
+    boxed = all(path.endswith("/value") for path in structure)
+
+    def name(path: str) -> str:
+        parts = path.removeprefix("params/").split("/")
+        parts = parts[:-1] if boxed else parts
+        return "/".join(parts[:-1]) or parts[0]
+
+    return {path: name(path) for path in structure}
 
 
 def _layer_name(
-    program: Program, contraction: Contraction, structure: dict[str, Any], found: Walk
+    program: Program, contraction: Contraction, holders: dict[int, str], found: Walk
 ) -> str:
-    """Name a contraction by the variable whose nodes its weights carry."""
+    """Name a contraction by the variable whose nodes its weights carry.
+
+    Args:
+        program: that the contraction is part of.
+        contraction: to name.
+        holders: first node of each axis of each variable -> name of the variable's layer.
+        found: the walk over the program.
+    """
     if contraction.weight is None:
         return contraction.kind
     atom = program.equations[contraction.equation].inputs[contraction.weight]
-    carried = {int(ids[0]) for ids in found.axes[atom] if len(ids)}
-    shared = {
-        path: len(carried & {int(ids[0]) for ids in found.axes[slot] if len(ids)})
-        for path, slot in zip(structure, program.inputs, strict=False)
-    }
-    best = max(shared, key=shared.__getitem__)
-    return _without_leaf(best) if shared[best] else contraction.kind
+    carried = sorted(int(ids[0]) for ids in found.axes[atom] if len(ids))
+    shared = Counter(holders[node] for node in carried if node in holders)
+    return shared.most_common(1)[0][0] if shared else contraction.kind

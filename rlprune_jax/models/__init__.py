@@ -9,16 +9,43 @@ import flax.linen as nn
 import jax
 
 from rlprune_jax.models.cnn import CNN
+from rlprune_jax.models.densenet import DenseNet
 from rlprune_jax.models.mlp import MLP
+from rlprune_jax.models.mobilenet import MobileNet
+from rlprune_jax.models.resnet import THIN_DEPTHS, ResNet, ThinResNet
 from rlprune_jax.models.vgg import STAGE_DEPTHS, VGG
+from rlprune_jax.models.vit import VisionTransformer
+from rlprune_jax.models.wide_resnet import PreActResNet18, WideResNet
 from rlprune_jax.types import Variables
 
-__all__ = ["CNN", "MLP", "VGG", "ModelFunctions", "create_model", "model_functions", "model_names"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "VGG",
+    "DenseNet",
+    "MobileNet",
+    "ModelFunctions",
+    "PreActResNet18",
+    "ResNet",
+    "ThinResNet",
+    "VisionTransformer",
+    "WideResNet",
+    "create_model",
+    "model_functions",
+    "model_names",
+]
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
     **{f"vgg{depth}": partial(VGG, depth=depth) for depth in STAGE_DEPTHS},
+    **{f"resnet{depth}": partial(ThinResNet, depth=depth) for depth in THIN_DEPTHS},
+    **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (18, 34, 50)},
+    "preact_resnet18": PreActResNet18,
+    "wide_resnet28x8": WideResNet,
+    "mobilenet": MobileNet,
+    "densenet": DenseNet,
+    "vit_tiny": VisionTransformer,
 }
 
 
@@ -48,8 +75,11 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     Args:
         name: one of ``model_names()``.
         num_classes: outputs of the network.
-        **options: the fields of the network's class: ``widths`` for ``mlp`` and ``cnn``;
-            ``width``, ``widths`` and ``pools`` for VGG; ``conv_general_dilated``.
+        **options: the fields of the network's class: ``width``, a multiplier of all widths (but
+            ``widths``, a list of them, for ``mlp``, ``cnn`` and, as a choice, VGG); ``pools`` for
+            VGG; ``stem`` (``"cifar"`` or ``"imagenet"``) for ``resnet18`` to ``resnet50`` and
+            ``mobilenet``; ``shortcut`` for ``resnet20`` to ``resnet110``; ``depth`` for the last
+            networks of the list; ``conv_general_dilated``.
 
     Returns:
         A Linen module, called ``module.apply(variables, x, train=False)`` with f32[B, H, W, C].

@@ -38,6 +38,9 @@ def _simple_steps() -> st.SearchStrategy[Step]:
         st.tuples(st.just("dropout"), st.none()),
         st.tuples(st.just("widen"), st.integers(1, 2)),
         st.tuples(st.just("scale"), st.none()),
+        st.tuples(st.just("attention"), st.integers(1, 2)),
+        st.tuples(st.just("mix"), st.integers(1, 2)),
+        st.tuples(st.just("fold"), st.none()),
     )
 
 
@@ -123,6 +126,17 @@ def _run(step: Step, x: jax.Array, train: bool) -> jax.Array:
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (option, option)))
         case "scale":
             return x * 0.5 + jnp.float32(0.1)
+        case "attention":
+            positions = x.reshape(x.shape[0], x.shape[1] * x.shape[2], channels)
+            attention = nn.MultiHeadDotProductAttention(option, qkv_features=4, out_features=4)
+            return attention(positions).reshape(*x.shape[:3], 4)
+        case "mix":
+            flat = nn.tanh(nn.Dense(x.shape[1] * x.shape[2] * option)(x.reshape(x.shape[0], -1)))
+            return flat.reshape(*x.shape[:3], option)
+        case "fold" if x.shape[1] % 2 == x.shape[2] % 2 == 0:
+            height, width = x.shape[1] // 2, x.shape[2] // 2
+            parts = x.reshape(x.shape[0], height, 2, width, 2, channels)
+            return parts.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, 4 * channels)
         case "residual":
             branch = _run_all(option, x, train)
             if branch.shape != x.shape:
@@ -161,3 +175,13 @@ def _shrink(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     strides = [-(-old // new) for old, new in zip(x.shape[1:3], shape[1:3], strict=True)]
     x = x[:, :: strides[0], :: strides[1]]
     return x[:, : shape[1], : shape[2]]
+
+
+def has_modes(steps: tuple[Step, ...]) -> bool:
+    """Tell whether train mode differs from evaluation."""
+    return any(
+        kind == "dropout"
+        or (kind == "norm" and option == "batch")
+        or (kind in ("residual", "concat", "product", "remat") and has_modes(option))
+        for kind, option in steps
+    )

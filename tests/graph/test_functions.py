@@ -131,12 +131,16 @@ def lowrank(v, x):
     return jnp.tanh(x @ (v["a"] @ v["b"])) @ v["c"]
 
 
-@case({"a": 5}, {"e": draw(11, 8), "a": draw(8, 5), "c": draw(5, 2)}, np.array([[1, 2], [3, 4]]))
+@case(
+    {"e": 8, "a": 5},
+    {"e": draw(11, 8), "a": draw(8, 5), "c": draw(5, 2)},
+    np.array([[1, 2], [3, 4]]),
+)
 def embed(v, x):
     return jnp.tanh(v["e"][x] @ v["a"]).mean(1) @ v["c"]
 
 
-@case({"a": 8}, {"e": draw(11, 8), "a": draw(8, 8), "c": draw(8, 2)}, np.array([[1, 2], [3, 4]]))
+@case({"e": 8}, {"e": draw(11, 8), "a": draw(8, 8), "c": draw(8, 2)}, np.array([[1, 2], [3, 4]]))
 def embed_res(v, x):
     h = v["e"][x]
     return (h + jnp.tanh(h @ v["a"])).mean(1) @ v["c"]
@@ -238,6 +242,13 @@ def dynslice(v, x):
 def matvec_unit(v, x):
     h = jnp.tanh(x @ v["a"])
     return (h @ v["b"])[:, None] * (h @ v["c"])
+
+
+@case({"e": 8, "a": 5}, {"e": draw(11, 8), "a": draw(8, 5)}, np.array([[1, 2, 0], [3, 4, 5]]))
+def tied_embedding(v, x):
+    h = v["e"][x]
+    h = h + jnp.tanh(h @ v["a"]) @ v["a"].T
+    return h @ v["e"].T
 
 
 @case({}, {"a": draw(6, 8), "m": np.arange(8), "c": draw(8, 2)})

@@ -281,3 +281,16 @@ def test_factored_moments_are_refused_not_left_dense(small):
         compact(graph, variables, GATES, opt_state=state)
     kept = {"count": jnp.zeros(()), "other": jnp.ones(7)}
     assert_close(compact(graph, variables, GATES, opt_state=kept)[1], kept, 0)
+
+
+def test_histories_are_cut_like_the_variables_they_remember(small):
+    graph, variables, _ = small
+    optimizer = optax.scale_by_lbfgs(memory_size=3)
+    slim = compact(graph, variables, GATES)
+    gradient = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+    _, state = optimizer.update(gradient, optimizer.init(variables), variables)
+    _, slim_state = compact(graph, variables, GATES, opt_state=state)
+    assert jax.tree.map(np.shape, slim_state) == jax.tree.map(np.shape, optimizer.init(slim))
+    np.testing.assert_array_equal(
+        slim_state.diff_params_memory["a"], state.diff_params_memory["a"][:, :, [1, 3, 4]]
+    )
