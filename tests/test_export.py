@@ -105,7 +105,7 @@ def test_gates_that_are_no_gates_are_refused(variables, gate):
     "change, message",
     [
         (lambda p: p.update(format="other"), "no format"),
-        (lambda p: p.update(version=2), "version 2"),
+        (lambda p: p.update(version=3), "version 3"),
         (lambda p: p.pop("dense_sha256"), "dense_sha256"),
         (lambda p: p.update(more=1), "more"),
         (lambda p: p.update(groups=[]), "groups"),
