@@ -89,8 +89,8 @@ def make_plan(
 
     Returns:
         ``{"format", "version", "dense_sha256", "slim_sha256", "groups": {name: {"size", "width",
-        "kept"}}, "details", "sha256"}``: ``kept`` lists the indices of kept units in increasing order,
-        ``sha256`` is that of everything else, so that `read_plan` notices a change.
+        "kept"}}, "details", "sha256"}``: ``kept`` lists the indices of kept units in increasing
+        order, ``sha256`` is that of everything else, so that `read_plan` notices a change.
 
     Raises:
         ValueError: a gate is neither 0 nor 1.
