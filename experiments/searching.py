@@ -116,7 +116,7 @@ def search(
     costs_of = search_costs(problem.graph, budgets)
 
     def costs(masks: np.ndarray) -> np.ndarray:
-        return costs_of(masks_to_gates(env, masks))
+        return costs_of(masks_to_gates(env, jnp.asarray(masks)))
 
     def evaluate_with(steps: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
         def evaluate(masks: jax.Array, key: jax.Array) -> jax.Array:

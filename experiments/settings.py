@@ -28,8 +28,8 @@ class Config:
     budget_fn: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Limit on any Python function of a candidate, as module:function=LIMIT in the function's own
     unit (or 0.5x of dense): function(widths, gates) -> number of at least 0, with widths the units
-    kept per group by name and gates their f32[units] of 0 and 1; modules of the working directory
-    count."""
+    kept per group by name and gates their f32[units] of 0 and 1; it may jump, but the smallest
+    network must be within the limit. Modules of the working directory count."""
     tile: tuple[int, int] = (8, 8)
     """Multiples that tiled_macs rounds a layer's input and output channels up to."""
     latency_batch: int = 128

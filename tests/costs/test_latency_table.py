@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from costs_networks import branching, draw
 
-from rlprune_jax import ones_gates
+from rlprune_jax import ones_gates, trace_graph
 from rlprune_jax.costs import latency_table
 from rlprune_jax.costs.latency import Latency
 from rlprune_jax.costs.latency_table import measure_latency_table
@@ -91,6 +91,26 @@ def test_more_units_never_cost_more_time(monkeypatch):
         for group in GRAPH.groups
     }
     assert (np.diff(jax.vmap(found.traced())(gates)) >= -1e-4).all()
+
+
+def test_a_dot_of_activations_over_units_is_a_layer_too(sizes_as_times):
+    """Attention without weights in its dots: units that both operands carry are contracted."""
+
+    def apply(v, x):
+        q, k = x @ v["q"], x @ v["k"]
+        scores = jnp.einsum("bqc,bkc->bqk", q, k)
+        return jnp.einsum("bqk,bkc->bqc", scores, x @ v["v"]) @ v["o"]
+
+    shapes = {"q": (4, 6), "k": (4, 6), "v": (4, 8), "o": (8, 4)}
+    variables = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    x = jnp.ones((2, 5, 4))
+    graph = trace_graph(apply, variables, x)
+    found = measure_latency_table(apply, graph, variables, x)
+    gates = {group.name: jnp.arange(group.size) < 3 for group in graph.groups}
+    # 10 positions of 3 queries, keys and values; 2 x 5 x 5 scores; 10 x 3 mixed; 10 x 4 outputs.
+    expected = 8 + 3 * (30 - 8) + (50 - 8) + (30 - 8) + (40 - 8)
+    assert found.exact(gates) == pytest.approx(expected)
+    assert float(found.traced()(gates)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_wrong_levels_are_refused():
