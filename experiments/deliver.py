@@ -1,28 +1,34 @@
 """From a finished search to a finetuned network within its budgets, and the agent's as files."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from problem import Jobs, Problem
+from problem import EVALUATION_BATCH, Images, Jobs, Problem
 from stages import run_stage
 
-from rlprune_jax.costs.budget import COSTS, Budget, exact_costs
+from rlprune_jax.augment import Prepare
+from rlprune_jax.costs.budget import Budget, cost_of, measured_costs
 from rlprune_jax.costs.counts import count_macs, count_params
 from rlprune_jax.costs.latency import Latency, measure_latency
 from rlprune_jax.export import export_stablehlo, make_plan, save_weights, write_plan
+from rlprune_jax.files import write_atomically
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.slim import compact, respecialise
+from rlprune_jax.restore import PLAN, WEIGHTS
 from rlprune_jax.run_directory import RunDirectory
 from rlprune_jax.search import Archive, Environment
 from rlprune_jax.search.deploy import best_of, deliverable, equivalence
 from rlprune_jax.training import evaluate
-from rlprune_jax.types import Gates, Variables
+from rlprune_jax.types import Apply, Gates, Variables
 
 STEPS_AT_ONCE = 60
-LATENCY_BATCH = 128
+BATCHES = (1, 128)
+"""Images a call that latency is reported for."""
 
 
 class Delivered(NamedTuple):
@@ -49,20 +55,25 @@ class Delivered(NamedTuple):
         return {name: int(np.asarray(self.gates[name]).sum()) for name in graph.names}
 
     def budget_rows(self, graph: Graph, budgets: Sequence[Budget]) -> list[dict[str, Any]]:
-        """Each budget with what was achieved, as fractions of dense and absolute."""
-        return [
-            {
+        """Each budget with what was achieved, in the unit of its limit and absolute.
+
+        ``quartiles`` are those around a measured latency, in the unit of the limit.
+        """
+        rows = []
+        for budget, found in zip(budgets, measured_costs(graph, budgets, self.gates), strict=True):
+            exact = cost_of(graph, budget).exact(self.gates)
+            row: dict[str, Any] = {
                 "name": budget.name,
                 "limit": budget.limit,
-                "achieved": achieved,
-                "unit": f"fraction of dense {budget.unit}",
-                "count": COSTS[budget.name].count(graph, self.gates),
-                "satisfied": achieved <= budget.limit,
+                "achieved": found.value,
+                "unit": f"fraction of dense {budget.unit}" if budget.relative else budget.unit,
+                "count": exact[0] if isinstance(exact, tuple) else exact,
+                "satisfied": found.value <= budget.limit,
             }
-            for budget, achieved in zip(
-                budgets, exact_costs(graph, budgets, self.gates), strict=True
-            )
-        ]
+            if found.lower < found.upper:
+                row["quartiles"] = [found.lower, found.upper]
+            rows.append(row)
+        return rows
 
 
 def deliver_method(
@@ -126,42 +137,60 @@ class Shipped(NamedTuple):
     Attributes:
         accuracy: fraction, of the slim network on the test images.
         max_abs_diff: between the logits of the slim and of the masked network.
-        dense_latency: milliseconds for 128 images.
-        slim_latency: milliseconds for 128 images.
+        dense_latency: milliseconds by number of images.
+        slim_latency: milliseconds by number of images.
+        dense_bytes: size of the file of the dense network's weights.
+        slim_bytes: size of the file of the slim network's weights.
     """
 
     accuracy: float
     max_abs_diff: float
-    dense_latency: Latency
-    slim_latency: Latency
+    dense_latency: dict[int, Latency]
+    slim_latency: dict[int, Latency]
+    dense_bytes: int
+    slim_bytes: int
 
 
-def ship(run: RunDirectory, problem: Problem, delivered: Delivered) -> Shipped:
+def ship(
+    run: RunDirectory, problem: Problem, delivered: Delivered, batches: Sequence[int] = BATCHES
+) -> Shipped:
     """Cut the network to its kept units, compare, measure and write it to ``slim/``."""
     apply, graph = problem.functions.apply, problem.graph
     slim_variables = compact(graph, delivered.variables, delivered.gates)
-    slim_apply = respecialise(apply, graph)
-    x = problem.prepare(problem.test.images[:LATENCY_BATCH])
-    test = problem.test
-    accuracy = jax.jit(
-        lambda variables, images, labels: evaluate(
-            slim_apply,
-            variables,
-            images,
-            labels,
-            batch_size=min(500, len(test.labels)),
-            prepare=problem.prepare,
-        )[1]
-    )(slim_variables, *test)
+    slim_apply = respecialise(apply, graph, delivered.gates)
+    x = problem.prepare(problem.test.images[: max(BATCHES)])
+    accuracy = accuracy_of(slim_apply, slim_variables, problem.prepare, problem.test)
     run.slim.mkdir(exist_ok=True)
-    save_weights(run.slim / "weights.safetensors", slim_variables)
-    write_plan(run.slim / "plan.json", make_plan(delivered.gates, delivered.variables))
-    (run.slim / "model.stablehlo").write_bytes(
-        export_stablehlo(slim_apply, slim_variables, x.shape[1:])
-    )
+    save_weights(run.slim / WEIGHTS, slim_variables)
+    plan = make_plan(delivered.gates, delivered.variables, slim_variables)
+    write_plan(run.slim / PLAN, plan)
+    content = export_stablehlo(slim_apply, slim_variables, x.shape[1:])
+    write_atomically(run.slim / "model.stablehlo", content)
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(Path(folder) / WEIGHTS, delivered.variables)
+        dense_bytes = (Path(folder) / WEIGHTS).stat().st_size
+
+    def latencies(function: Apply, variables: Variables) -> dict[int, Latency]:
+        jitted = jax.jit(function)
+        rows = [jnp.resize(x, (batch, *x.shape[1:])) for batch in batches]
+        return {len(each): measure_latency(jitted, variables, each) for each in rows}
+
     return Shipped(
-        float(accuracy),
+        accuracy,
         equivalence(apply, graph, delivered.variables, slim_variables, delivered.gates, x),
-        measure_latency(jax.jit(apply), delivered.variables, x),
-        measure_latency(jax.jit(slim_apply), slim_variables, x),
+        latencies(apply, delivered.variables),
+        latencies(slim_apply, slim_variables),
+        dense_bytes,
+        (run.slim / WEIGHTS).stat().st_size,
     )
+
+
+def accuracy_of(apply: Apply, variables: Variables, prepare: Prepare, images: Images) -> float:
+    """Accuracy of a network on all images, as a fraction."""
+
+    @jax.jit
+    def accuracy(variables: Variables, images: Images) -> jax.Array:
+        size = min(EVALUATION_BATCH, len(images.labels))
+        return evaluate(apply, variables, *images, batch_size=size, prepare=prepare)[1]
+
+    return float(accuracy(variables, images))

@@ -34,6 +34,7 @@ def write_page(
     """
     names = [budget["name"] for budget in result["budgets"]]
     limits = [budget["limit"] for budget in result["budgets"]]
+    units = ["fraction" if is_share(budget) else budget["unit"] for budget in result["budgets"]]
     dense, pruned = result["dense"], result["pruned"]
     rows = run.metrics("search-agent")
     metrics = {name: [row[name] for row in rows] for name in METRICS if name in rows[0]}
@@ -66,8 +67,8 @@ def write_page(
         [
             (
                 budget["name"],
-                percent(budget["limit"], 2),
-                percent(budget["achieved"], 2),
+                amount(budget, budget["limit"]),
+                amount(budget, budget["achieved"]),
                 budget["count"],
                 budget["satisfied"],
             )
@@ -76,7 +77,10 @@ def write_page(
     )
     page = render_report(
         f"{result['model']} on {result['dataset']}, pruned to "
-        + " and ".join(f"{name} ≤ {limit:g}" for name, limit in zip(names, limits, strict=True)),
+        + " and ".join(
+            f"{budget['name']} ≤ {amount(budget, budget['limit'], 3)}"
+            for budget in result["budgets"]
+        ),
         {
             "test accuracy": (
                 percent(pruned["accuracy"], 2),
@@ -97,10 +101,15 @@ def write_page(
             results_table(
                 dense | {"latency_ms": dense["latency_ms"]["median"]}, methods, caption=caption
             ),
+            sizes_table(dense, pruned),
             budgets,
         ],
         [
-            ("The search", search_figure(metrics, names, limits), "Per iteration of the agent."),
+            (
+                "The search",
+                search_figure(metrics, names, limits, units),
+                "Per iteration of the agent.",
+            ),
             (
                 "Units kept per layer",
                 layers_figure(list(result["groups"]), list(result["groups"].values()), kept),
@@ -113,7 +122,7 @@ def write_page(
             ),
             (
                 "Reward against cost",
-                candidates_figure(history, names, limits),
+                candidates_figure(history, names, limits, units),
                 "Every candidate that any method evaluated, before finetuning.",
             ),
         ],
@@ -126,3 +135,44 @@ def write_page(
         lead=f"Seed {result['seed']}, {result['seconds']:.0f} seconds in all.",
     )
     write_report(run.report, page)
+
+
+def is_share(budget: Mapping[str, Any]) -> bool:
+    """Whether a budget's limit is a fraction of dense."""
+    return budget["unit"].startswith("fraction of dense")
+
+
+def amount(budget: Mapping[str, Any], value: float, digits: int = 4) -> str:
+    """A limit or what was achieved, in the unit of the budget."""
+    if is_share(budget):
+        return f"{100 * value:.{digits}g} %"
+    unit = "" if budget["unit"] == "of its own unit" else f" {budget['unit']}"
+    return f"{value:.{digits}g}{unit}"
+
+
+def sizes_table(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Table:
+    """The dense network beside the slim one, and how many times smaller or faster."""
+    rows = [
+        (title, dense[key], pruned[key], f"{dense[key] / pruned[key]:.2f} times")
+        for key, title in (
+            ("params", "parameters"),
+            ("macs", "MACs an image"),
+            ("file_bytes", "file of weights (bytes)"),
+        )
+    ]
+    for batch, before in dense["latency_ms_by_batch"].items():
+        after = pruned["latency_ms_by_batch"][batch]
+        quick = f"{before['median'] / after['median']:.2f} times"
+        rows.append((f"latency, batch {batch} (ms)", spread(before), spread(after), quick))
+    return Table(
+        "Dense beside slim",
+        ("", "dense", "slim", "ratio"),
+        rows,
+        caption="Latency: median of 30 calls on this device, quartiles in brackets.",
+    )
+
+
+def spread(latency: Mapping[str, float]) -> str:
+    """Median and quartiles."""
+    low, high = latency["lower_quartile"], latency["upper_quartile"]
+    return f"{latency['median']:.3g} ({low:.3g} to {high:.3g})"

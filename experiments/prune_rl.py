@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from compile_clock import CompileClock
-from deliver import Delivered, deliver_method, ship
+from deliver import BATCHES, Delivered, deliver_method, ship
 from page import write_page
 from problem import Jobs, Problem, make_jobs, make_problem
 from searching import Search, make_search_environment, score_units, search
@@ -29,17 +29,20 @@ from settings import AGENT, Config, resolve, stage_key
 from stages import run_stage
 
 from rlprune_jax import data
+from rlprune_jax.array_cache import default_cache_dir
+from rlprune_jax.costs.binding import CostOptions, Network, bind_budgets
 from rlprune_jax.costs.budget import Budget, check_reachable, limits, parse_budgets
 from rlprune_jax.costs.counts import count_macs, count_params
-from rlprune_jax.models import create_model, model_functions
+from rlprune_jax.costs.latency import Latency
+from rlprune_jax.costs.tiles import Tile
+from rlprune_jax.models import ModelFunctions, create_model, model_functions
 from rlprune_jax.provenance import describe_device, versions
 from rlprune_jax.run_directory import RunDirectory, open_run
 from rlprune_jax.types import Variables
 
 
-def build(config: Config) -> tuple[Problem, tuple[Budget, ...]]:
-    """Load the data, build and trace the network, and refuse budgets that cannot be met."""
-    dataset = data.load(config.dataset, config.data_dir, seed=config.seed)
+def make_functions(config: Config, num_classes: int) -> ModelFunctions:
+    """The network that the options name."""
     options: dict[str, Any] = {}
     if config.widths:
         options["widths"] = config.widths
@@ -47,9 +50,26 @@ def build(config: Config) -> tuple[Problem, tuple[Budget, ...]]:
         options["width"] = config.width
     if config.pools != 5:
         options["pools"] = config.pools
-    module = create_model(config.model, dataset.num_classes, **options)
-    problem = make_problem(dataset, model_functions(module), stage_key(config, "init"))
-    budgets = parse_budgets(config.budget)
+    return model_functions(create_model(config.model, num_classes, **options))
+
+
+def build(config: Config) -> tuple[Problem, tuple[Budget, ...]]:
+    """Load the data, build and trace the network, and refuse budgets that cannot be met."""
+    dataset = data.load(config.dataset, config.data_dir, seed=config.seed)
+    functions = make_functions(config, dataset.num_classes)
+    problem = make_problem(dataset, functions, stage_key(config, "init"))
+    images = jnp.resize(
+        problem.train.images, (config.latency_batch, *problem.train.images.shape[1:])
+    )
+    network = Network(functions.apply, problem.graph, problem.variables, problem.prepare(images))
+    options = CostOptions(
+        tile=Tile(*config.tile),
+        cache=default_cache_dir() / "latency",
+        steps=config.latency_steps,
+        programs=config.latency_programs,
+        time_limit=config.cost_seconds,
+    )
+    budgets = bind_budgets(parse_budgets(config.budget, config.budget_fn), network, options)
     check_reachable(problem.graph, budgets, config.min_keep)
     return problem, budgets
 
@@ -96,7 +116,9 @@ def execute(config: Config, run: RunDirectory) -> dict[str, Any]:
     searches: dict[str, Search] = {}
     delivered: dict[str, Delivered] = {}
     for method in (AGENT, *config.baselines):
-        searches[method] = search(config, run, problem, jobs, variables, env, method, clock)
+        searches[method] = search(
+            config, run, problem, jobs, variables, env, budgets, method, clock
+        )
         delivered[method] = deliver_method(
             run,
             problem,
@@ -112,7 +134,8 @@ def execute(config: Config, run: RunDirectory) -> dict[str, Any]:
             key=stage_key(config, "deploy"),
             save_seconds=config.save_seconds,
         )
-    shipped = ship(run, problem, delivered[AGENT])
+    batches = sorted({*BATCHES, config.latency_batch})
+    shipped = ship(run, problem, delivered[AGENT], batches)
     graph = problem.graph
     rows = run.metrics(f"search-{AGENT}")
     seconds = sum(row["seconds"] for row in rows)
@@ -126,16 +149,22 @@ def execute(config: Config, run: RunDirectory) -> dict[str, Any]:
             "accuracy": float(jobs.dense_accuracy(variables, problem.test)),
             "params": count_params(graph),
             "macs": count_macs(graph),
-            "latency_ms": shipped.dense_latency._asdict(),
+            "latency_ms": shipped.dense_latency[max(BATCHES)]._asdict(),
+            "latency_ms_by_batch": by_batch(shipped.dense_latency),
+            "file_bytes": shipped.dense_bytes,
         },
         "pruned": {
             "accuracy": shipped.accuracy,
             "params": chosen.params,
             "macs": chosen.macs,
-            "latency_ms": shipped.slim_latency._asdict(),
+            "latency_ms": shipped.slim_latency[max(BATCHES)]._asdict(),
+            "latency_ms_by_batch": by_batch(shipped.slim_latency),
+            "file_bytes": shipped.slim_bytes,
             "kept": chosen.kept(graph),
         },
-        "budgets": chosen.budget_rows(graph, budgets),
+        "budgets": with_remeasured(
+            chosen.budget_rows(graph, budgets), shipped.slim_latency[config.latency_batch]
+        ),
         "search": {
             "evaluations": evaluations,
             "seconds": seconds,
@@ -170,6 +199,19 @@ def execute(config: Config, run: RunDirectory) -> dict[str, Any]:
             for method, found in searches.items()
         },
     }
+
+
+def by_batch(latencies: dict[int, Latency]) -> dict[str, Any]:
+    """Latencies by number of images, as JSON."""
+    return {str(batch): latency._asdict() for batch, latency in latencies.items()}
+
+
+def with_remeasured(rows: list[dict[str, Any]], latency: Latency) -> list[dict[str, Any]]:
+    """Add to a budget on latency what the shipped network took, measured once more at the end."""
+    return [
+        row | {"remeasured_ms": latency._asdict()} if row["name"] == "latency" else row
+        for row in rows
+    ]
 
 
 def prune(config: Config) -> Path:

@@ -13,7 +13,7 @@ from settings import AGENT, BASELINES, DETERMINISTIC, Config, agent_config, stag
 from stages import run_stage
 
 from rlprune_jax.candidates import CandidateData
-from rlprune_jax.costs.budget import Budget, cost_function, limits
+from rlprune_jax.costs.budget import Budget, cost_function, limits, search_costs
 from rlprune_jax.graph.descriptors import layer_descriptors
 from rlprune_jax.run_directory import RunDirectory
 from rlprune_jax.scores import magnitude_scores, random_scores, taylor_scores
@@ -75,6 +75,7 @@ def make_search_environment(
             for name, size in zip(graph.names, graph.sizes, strict=True)
         },
         cost_fn=mask_cost,
+        measured=[budget.is_measured for budget in budgets],
     )
 
 
@@ -93,6 +94,7 @@ def search(
     jobs: Jobs,
     variables: Variables,
     env: Environment,
+    budgets: Sequence[Budget],
     method: str,
     clock: CompileClock,
 ) -> Search:
@@ -111,8 +113,10 @@ def search(
         problem.prepare(held_out.images[:rewarded]),
         held_out.labels[:rewarded],
     )
-    assert env.cost_fn is not None
-    costs = jax.jit(jax.vmap(env.cost_fn))
+    costs_of = search_costs(problem.graph, budgets)
+
+    def costs(masks: np.ndarray) -> np.ndarray:
+        return costs_of(masks_to_gates(env, jnp.asarray(masks)))
 
     def evaluate_with(steps: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
         def evaluate(masks: jax.Array, key: jax.Array) -> jax.Array:

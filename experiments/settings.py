@@ -21,7 +21,25 @@ class Config:
     """Settings of a run; all but the directories decide the run's name."""
 
     budget: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Limit as NAME=FRACTION of the dense network, any number of times: params=0.1, macs=0.3."""
+    """Limit as NAME=LIMIT, any number of times. As fractions of the dense network: params=0.1,
+    macs=0.3, weight_bytes, activation_memory (peak, one image), tiled_macs (see --tile). In ms:
+    latency_table=2.5 (sum over layers, each timed once on this device) and latency=2.5 (the slim
+    network itself, timed again and again); or as fractions of dense: latency=0.5x."""
+    budget_fn: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Limit on any Python function of a candidate, as module:function=LIMIT in the function's own
+    unit (or 0.5x of dense): function(widths, gates) -> number of at least 0, with widths the units
+    kept per group by name and gates their f32[units] of 0 and 1; it may jump, but the smallest
+    network must be within the limit. Modules of the working directory count."""
+    tile: tuple[int, int] = (8, 8)
+    """Multiples that tiled_macs rounds a layer's input and output channels up to."""
+    latency_batch: int = 128
+    """Images a call, in budgets on latency."""
+    latency_steps: int = 4
+    """Steps of a group's width in timing candidates; what is delivered is timed as it is."""
+    latency_programs: int = 64
+    """Networks that timing candidates may compile; then the nearest one timed answers."""
+    cost_seconds: float = 60.0
+    """Time limit of one candidate's latency or function."""
     dataset: str = "digits"
     """digits (embedded), mnist, fashion_mnist, cifar10, cifar100."""
     data_dir: str | None = None
@@ -46,8 +64,10 @@ class Config:
     """Images a step, in training and finetuning."""
     granularity: str = "fine"
     """coarse: a keep ratio per group of channels; fine: every channel by itself."""
-    constraint: str = "projection"
-    """multiplier: Lagrangian; projection: every candidate is put on the budgets; both."""
+    constraint: str | None = None
+    """multiplier: Lagrangian; projection: every candidate is put on the budgets; both. By default
+    projection; with latency or a function among the budgets, whose place in the projection is
+    taken by an estimate, both."""
     dual: str = "pid"
     """Update of the multipliers: pid, projected_gradient, adam_clip, softplus_adam."""
     evaluations: int = 768
@@ -95,10 +115,15 @@ def resolve(config: Config) -> Config:
     Raises:
         ValueError: naming the option, its value and what it may be.
     """
-    parse_budgets(config.budget)
-    for option in ("evaluations", "candidates", "rerank", "reward_images", "batch_size"):
+    budgets = parse_budgets(config.budget, config.budget_fn)
+    counts = ("evaluations", "candidates", "rerank", "reward_images", "batch_size")
+    for option in (*counts, "latency_batch", "latency_steps", "latency_programs"):
         if getattr(config, option) < 1:
             raise ValueError(f"{option}={getattr(config, option)} must be at least 1")
+    if min(config.tile) < 1:
+        raise ValueError(f"tile={config.tile} must be two integers of at least 1")
+    if not config.cost_seconds > 0:
+        raise ValueError(f"cost_seconds={config.cost_seconds} must be above 0")
     if config.candidates > config.evaluations:
         raise ValueError(
             f"candidates={config.candidates} an iteration exceed evaluations={config.evaluations}"
@@ -129,13 +154,18 @@ def resolve(config: Config) -> Config:
     widths = config.widths
     if not widths and config.dataset == "digits" and config.model == "cnn":
         widths = (32, 64, 128, 256)
-    agent_config(config)
     filled["widths"] = widths
-    return dataclasses.replace(config, **filled)
+    if config.constraint is None:
+        asked = any(budget.is_measured for budget in budgets)
+        filled["constraint"] = "both" if asked else "projection"
+    config = dataclasses.replace(config, **filled)
+    agent_config(config)
+    return config
 
 
 def agent_config(config: Config) -> AgentConfig:
     """The static structure of the agent."""
+    assert config.constraint is not None
     return AgentConfig(
         granularity=config.granularity,
         constraint=config.constraint,

@@ -19,7 +19,7 @@ from rlprune_jax.pytree import flatten_with_paths, nest_paths, tree_hash
 from rlprune_jax.types import Apply, Gates, Variables
 
 PLAN_FORMAT = "rlprune_jax.plan"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 _TYPES = {
@@ -75,18 +75,22 @@ def load_weights(path: str | os.PathLike) -> Variables:
         raise ExportError(f"{path} is no safetensors file of weights: {error}") from error
 
 
-def make_plan(gates: Gates, variables: Variables, **details: Any) -> dict[str, Any]:
+def make_plan(
+    gates: Gates, variables: Variables, slim_variables: Variables | None = None, **details: Any
+) -> dict[str, Any]:
     """What was pruned, as plain JSON: enough to cut the same network out of the dense weights.
 
     Args:
         gates: 1 for kept and 0 for pruned, ``f32[units]`` per group.
         variables: the dense variables that the gates belong to; only their hash is kept.
+        slim_variables: those cut out of them, likewise; None where they are not stored with the
+            plan.
         details: further entries with a JSON form, such as ``model="cnn"`` or ``budgets=[...]``.
 
     Returns:
-        ``{"format", "version", "dense_sha256", "groups": {name: {"size", "width", "kept"}},
-        "details", "sha256"}``: ``kept`` lists the indices of kept units in increasing order,
-        ``sha256`` is that of everything else, so that `read_plan` notices a change.
+        ``{"format", "version", "dense_sha256", "slim_sha256", "groups": {name: {"size", "width",
+        "kept"}}, "details", "sha256"}``: ``kept`` lists the indices of kept units in increasing
+        order, ``sha256`` is that of everything else, so that `read_plan` notices a change.
 
     Raises:
         ValueError: a gate is neither 0 nor 1.
@@ -102,6 +106,7 @@ def make_plan(gates: Gates, variables: Variables, **details: Any) -> dict[str, A
         "format": PLAN_FORMAT,
         "version": PLAN_VERSION,
         "dense_sha256": tree_hash(variables),
+        "slim_sha256": None if slim_variables is None else tree_hash(slim_variables),
         "groups": groups,
         "details": to_json(details),
     }
@@ -161,7 +166,8 @@ def check_plan(plan: Any, where: str) -> None:
         raise ExportError(
             f"{where} has version {plan.get('version')!r}; this package reads {PLAN_VERSION}"
         )
-    expected = {"format", "version", "dense_sha256", "groups", "details", "sha256"}
+    hashes = {"dense_sha256", "slim_sha256", "sha256"}
+    expected = {"format", "version", "groups", "details", *hashes}
     if set(plan) != expected:
         raise ExportError(f"{where} lacks or adds {sorted(expected ^ set(plan))}")
     if not isinstance(plan["groups"], Mapping):

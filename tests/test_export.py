@@ -1,16 +1,20 @@
 """Exported weights, plans and networks."""
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import random_gates, small_cnn
 
+from rlprune_jax import compact, respecialise
 from rlprune_jax.export import (
     ExportError,
     export_stablehlo,
@@ -105,7 +109,7 @@ def test_gates_that_are_no_gates_are_refused(variables, gate):
     "change, message",
     [
         (lambda p: p.update(format="other"), "no format"),
-        (lambda p: p.update(version=2), "version 2"),
+        (lambda p: p.update(version=3), "version 3"),
         (lambda p: p.pop("dense_sha256"), "dense_sha256"),
         (lambda p: p.update(more=1), "more"),
         (lambda p: p.update(groups=[]), "groups"),
@@ -175,6 +179,23 @@ def test_network_runs_where_only_jax_is_known(tmp_path, variables):
     subprocess.run([sys.executable, "-c", PROGRAM, *files], check=True, cwd=tmp_path)
     expected = Network().apply(variables, x)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
+
+
+def test_a_slim_network_of_the_zoo_runs_where_only_jax_is_known(tmp_path):
+    """Its convolution is an operation of ours, so the artifact must hold what it is made of."""
+    small = small_cnn()
+    gates = jax.tree.map(lambda each: each[0], random_gates(small.graph, 1, jax.random.key(0)))
+    slim = compact(small.graph, small.variables, gates)
+    slim_apply = respecialise(small.functions.apply, small.graph, gates)
+    (tmp_path / "model.stablehlo").write_bytes(export_stablehlo(slim_apply, slim, (8, 8, 1)))
+    x = np.asarray(small.data.images[:5])
+    np.save(tmp_path / "x.npy", x)
+    files = [str(tmp_path / name) for name in ("model.stablehlo", "y.npy", "x.npy")]
+    # Isolated: neither this folder nor an editable installation of ours is on the path.
+    found = importlib.util.find_spec("jax").origin
+    program = f"import sys; sys.path.insert(0, {str(Path(found).parents[1])!r})" + PROGRAM
+    subprocess.run([sys.executable, "-I", "-c", program, *files], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), slim_apply(slim, x), atol=1e-5)
 
 
 def test_a_network_bound_to_one_batch_size_is_refused(variables):

@@ -1,8 +1,8 @@
-"""Parameters and MACs of a network as functions of its gates.
+"""Parameters, bytes of weights and MACs of a network as functions of its gates.
 
 One MAC (multiply-accumulate) is two FLOPs. Parameters are the entries of the variables below
-``"params"`` (of all variables where there is no such collection); MACs are those of convolutions
-and dots, for one example.
+``"params"`` (of all variables where there is no such collection); bytes are those of all variables,
+running statistics included; MACs are those of convolutions and dots, for one example.
 """
 
 import math
@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.graph.groups import Graph, check_gates
+from rlprune_jax.costs.extents import Axes, exact_extents, traced_extents
+from rlprune_jax.costs.extents import kept_counts as kept_counts
+from rlprune_jax.graph.groups import Graph
 from rlprune_jax.types import Gates
 
 
@@ -26,7 +28,7 @@ def count_params(graph: Graph, gates: Gates | None = None) -> int:
     Raises:
         ValueError: the gates do not fit the graph.
     """
-    return _count([graph.owners[path] for path in graph.parameters], graph, gates)
+    return _count(graph, [graph.owners[path] for path in graph.parameters], gates)
 
 
 def count_macs(graph: Graph, gates: Gates | None = None) -> int:
@@ -39,56 +41,68 @@ def count_macs(graph: Graph, gates: Gates | None = None) -> int:
     Raises:
         ValueError: the gates do not fit the graph.
     """
-    return _count([layer.factors for layer in graph.layers], graph, gates) // graph.batch
+    return _count(graph, [layer.factors for layer in graph.layers], gates) // graph.batch
+
+
+def count_weight_bytes(graph: Graph, gates: Gates | None = None) -> int:
+    """Return the exact number of bytes of all variables of the network that ``gates`` leave.
+
+    Args:
+        graph: of the network.
+        gates: group name -> f32[units], concrete; a unit counts as kept from 0.5. None keeps all.
+
+    Raises:
+        ValueError: the gates do not fit the graph.
+    """
+    return _count(graph, list(graph.owners.values()), gates, _item_sizes(graph))
 
 
 def params_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
     """Return the traceable function gates -> f32[], parameters left over dense ones."""
-    return _ratio([graph.owners[path] for path in graph.parameters], graph)
+    return _ratio(graph, [graph.owners[path] for path in graph.parameters])
 
 
 def macs_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
     """Return the traceable function gates -> f32[], MACs left over dense ones."""
-    return _ratio([layer.factors for layer in graph.layers], graph)
+    return _ratio(graph, [layer.factors for layer in graph.layers])
 
 
-def kept_counts(graph: Graph, gates: Gates) -> jax.Array:
-    """Return f32[groups], how many units of each group the gates keep (from 0.5)."""
-    return jnp.stack([jnp.sum(gates[name] >= 0.5).astype(jnp.float32) for name in graph.names])
+def weight_bytes_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
+    """Return the traceable function gates -> f32[], bytes of variables left over dense ones."""
+    return _ratio(graph, list(graph.owners.values()), _item_sizes(graph))
 
 
-def _count(products: Sequence[tuple[np.ndarray, ...]], graph: Graph, gates: Gates | None) -> int:
-    alive = np.ones(graph.units + 1, bool)
-    if gates is not None:
-        check_gates(graph, gates)
-        alive[:-1] = np.concatenate([np.asarray(gates[name]) >= 0.5 for name in graph.names])
-    return sum(math.prod(int(alive[axis].sum()) for axis in axes) for axes in products)
+def _item_sizes(graph: Graph) -> list[int]:
+    return [graph.variables[path].dtype.itemsize for path in graph.owners]
+
+
+def _count(
+    graph: Graph,
+    products: Sequence[Axes],
+    gates: Gates | None,
+    weights: Sequence[int] | None = None,
+) -> int:
+    sizes = [math.prod(extents) for extents in exact_extents(graph, products, gates)]
+    weights = [1] * len(sizes) if weights is None else weights
+    return sum(weight * size for weight, size in zip(weights, sizes, strict=True))
 
 
 def _ratio(
-    products: Sequence[tuple[np.ndarray, ...]], graph: Graph
+    graph: Graph, products: Sequence[Axes], weights: Sequence[int] | None = None
 ) -> Callable[[Gates], jax.Array]:
-    # An axis keeps a fixed number of indices and, per kept unit of a group, so many more; relative
-    # to the dense size both stay near one, so float32 neither overflows nor loses the small terms.
-    size = np.asarray(graph.sizes, np.float64)
+    # Relative to the dense sizes every factor stays near one, so float32 neither overflows nor
+    # loses the small terms.
+    weights = [1] * len(products) if weights is None else weights
+    pairs = [
+        (axes, each) for axes, each in zip(products, weights, strict=True) if all(map(len, axes))
+    ]
+    products = [axes for axes, _ in pairs]
+    share = np.array([each * math.prod(map(len, axes)) for axes, each in pairs], np.float64)
+    extents = traced_extents(graph, products)
     width = max(len(axes) for axes in products)
-    share = np.array([math.prod(map(len, axes)) for axes in products], np.float64)
-    fixed = np.ones((len(products), width))
-    per_unit = np.zeros((len(products), width, len(graph.groups)))
-    group_of = np.append(graph.group_of_unit, -1)
+    dense = np.ones((len(products), width))
     for row, axes in enumerate(products):
-        for column, owners in enumerate(axes):
-            if len(owners):
-                fixed[row, column] = np.mean(owners < 0)
-                held = np.bincount(group_of[owners[owners >= 0]], minlength=len(graph.groups))
-                per_unit[row, column] = held / size / len(owners)
-    keep = share > 0
-    share32 = jnp.asarray(share[keep] / share.sum(), jnp.float32)
-    fixed32 = jnp.asarray(fixed[keep], jnp.float32)
-    per_unit32 = jnp.asarray(per_unit[keep], jnp.float32)
-
-    def ratio(gates: Gates) -> jax.Array:
-        extents = fixed32 + jnp.einsum("lag,g->la", per_unit32, kept_counts(graph, gates))
-        return jnp.sum(share32 * jnp.prod(extents, axis=-1))
-
-    return ratio
+        dense[row, : len(axes)] = [len(owners) for owners in axes]
+    share32 = jnp.asarray(share / share.sum(), jnp.float32)
+    dense32 = jnp.asarray(dense, jnp.float32)
+    return lambda gates: jnp.sum(share32 * jnp.prod(extents(gates) / dense32, axis=-1))

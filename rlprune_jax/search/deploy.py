@@ -38,7 +38,9 @@ def fit_to_budgets(
     """Turn any mask into gates that respect every budget and use what they allow.
 
     Over budget, the keep ratios of all groups are shifted down together; what room is left goes to
-    the pruned units of highest score. The last word is an exact integer count.
+    the pruned units of highest score. The last word is an exact integer count. Where a budget is
+    measured, or a user's function, a mask that turns out over it is shrunk, all groups together,
+    until the cost itself is within.
 
     Args:
         env: the problem, with traceable costs.
@@ -54,8 +56,9 @@ def fit_to_budgets(
         ValueError: no mask meets the budgets (``check_reachable`` says so before a search).
     """
     mask = jnp.asarray(mask, jnp.float32)
+    counted = [budget for budget in budgets if not budget.is_measured]
     gates = _concrete(masks_to_gates(env, mask))
-    if not satisfies(graph, budgets, gates):
+    if not satisfies(graph, counted, gates):
         mask = ratios_to_masks(env, _project_ratios(env, masks_to_ratios(env, mask)))
     # Kept units come first, then the pruned ones, each by score.
     standing = jnp.argsort(jnp.argsort(env.raw_scores.reshape(-1))).reshape(env.raw_scores.shape)
@@ -65,19 +68,69 @@ def fit_to_budgets(
     # float32 costs can sit on the limit: drop the least important units until integers agree.
     order = np.argsort(np.where(kept > 0, np.asarray(priorities), np.inf), axis=None)
     for flat in order[: int(kept.sum())]:
-        if satisfies(graph, budgets, gates):
-            return gates
+        if satisfies(graph, counted, gates):
+            break
         group, unit = np.unravel_index(flat, kept.shape)
         if kept[group].sum() > env.min_keep[group]:
             kept[group, unit] = 0
             gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
     if satisfies(graph, budgets, gates):
         return gates
+    if len(counted) < len(budgets):
+        starts = [kept, np.asarray(mask)] if fill else [kept]
+        found = _shrink(env, graph, budgets, starts, np.asarray(priorities))
+        if found is not None:
+            return found
+        gates = _concrete(masks_to_gates(env, ratios_to_masks(env, jnp.zeros(env.num_groups))))
     raise ValueError(
         f"no mask with min_keep={env.min_keep} meets the budgets "
         f"{[f'{budget.name}={budget.limit:g}' for budget in budgets]}; "
         f"the least reachable is {exact_costs(graph, budgets, gates)}"
     )
+
+
+SHRINK_STEPS = 64
+
+
+def _shrink(
+    env: Environment,
+    graph: Graph,
+    budgets: Sequence[Budget],
+    starts: Sequence[np.ndarray],
+    priorities: np.ndarray,
+) -> Gates | None:
+    """Return gates within every budget, from a start or on the way down from the last; or None.
+
+    Costs are asked for themselves, so few of them: the way is bisected, and what is returned has
+    been found within the budgets even where a cost does not fall with the widths.
+    """
+
+    def gates_of(mask: np.ndarray) -> Gates:
+        return _concrete(masks_to_gates(env, jnp.asarray(mask, jnp.float32)))
+
+    def shrunk(step: int) -> Gates:
+        counts = np.floor(starts[-1].sum(-1) * (1 - step / SHRINK_STEPS)).astype(int)
+        least = np.maximum(counts, np.asarray(env.min_keep))
+        inside = np.where(np.asarray(env.alive), priorities, -np.inf)
+        ranks = np.argsort(np.argsort(-inside, axis=-1, kind="stable"), axis=-1)
+        return gates_of(ranks < least[:, None])
+
+    for start in starts:
+        gates = gates_of(start)
+        if satisfies(graph, budgets, gates):
+            return gates
+    low, high = 0, SHRINK_STEPS
+    found = shrunk(high)
+    if not satisfies(graph, budgets, found):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        gates = shrunk(middle)
+        if satisfies(graph, budgets, gates):
+            high, found = middle, gates
+        else:
+            low = middle
+    return found
 
 
 _project_ratios = jax.jit(project_ratios)

@@ -37,6 +37,7 @@ class Environment:
         sizes: units per group.
         min_keep: units that every mask keeps, per group.
         cost_fn: costs of one mask, or None where the host measures them.
+        measured: per budget, whether the host is asked for the cost and ``cost_fn`` estimates it.
     """
 
     descriptors: jax.Array
@@ -49,6 +50,7 @@ class Environment:
     sizes: tuple[int, ...] = struct.field(pytree_node=False)
     min_keep: tuple[int, ...] = struct.field(pytree_node=False)
     cost_fn: CostFunction | None = struct.field(pytree_node=False)
+    measured: tuple[bool, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def num_groups(self) -> int:

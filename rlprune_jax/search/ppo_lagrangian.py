@@ -136,7 +136,9 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
         hparams = state.hparams
         rewards = worst_for_missing(rewards)
         if config.constraint == "both":
-            costs = candidate_costs(env, trajectory.proposed_masks)
+            # What the host was asked of the projected candidate is known of no other.
+            proposed = candidate_costs(env, trajectory.proposed_masks)
+            costs = jnp.where(jnp.asarray(env.measured or False), costs, proposed)
         costs = worst_for_missing_costs(costs, env.limits) / env.limits
         dual = state.dual
         if config.constraint != "projection":

@@ -20,6 +20,7 @@ def make_environment(
     min_keep: int | Mapping[str, int] | Sequence[int] = 1,
     cost_fn: CostFunction | None = None,
     initial_keep: ArrayLike | None = None,
+    measured: Sequence[bool] | None = None,
 ) -> Environment:
     """Check a problem and pad it to rectangular arrays.
 
@@ -33,13 +34,16 @@ def make_environment(
         cost_fn: traceable ``masks f32[G, Cmax] -> f32[K]``, never falling when a unit is added.
         initial_keep: f32[G] or scalar in (0, 1]; by default the largest uniform ratio that meets
             every budget, or the square root of the tightest limit where costs are the host's.
+        measured: per budget, whether ``cost_fn`` is but an estimate of a cost that the host is
+            asked for; by default none is.
 
     Returns:
         The environment. Budgets below ``minimum_costs`` are not refused here: see ``reachable``.
 
     Raises:
         ValueError: a wrong shape, a size below 1, a ``min_keep`` outside [0, size], a limit that
-            is not above 0, a score or descriptor that is not finite.
+            is not above 0, a score or descriptor that is not finite, ``measured`` not one per
+            budget.
 
     Example:
         >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.5,
@@ -85,6 +89,9 @@ def make_environment(
         or not (np.isfinite(budget).all() and (budget > 0).all())
     ):
         raise ValueError(f"limits={budget.tolist()}: needs one finite number above 0 per budget")
+    asked = (False,) * budget.size if measured is None else tuple(map(bool, measured))
+    if len(asked) != budget.size:
+        raise ValueError(f"measured={asked}: needs {budget.size} entries, one per budget")
     env = Environment(
         descriptors=jnp.asarray(features),
         ranks=jnp.asarray(ranks),
@@ -96,6 +103,7 @@ def make_environment(
         sizes=counts,
         min_keep=kept,
         cost_fn=cost_fn,
+        measured=asked,
     )
     if cost_fn is not None:
         found = jax.eval_shape(cost_fn, jax.ShapeDtypeStruct((groups, width), jnp.float32))

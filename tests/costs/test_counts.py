@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from rlprune_jax import compact, count_macs, count_params, ones_gates, respecialise, trace_graph
-from rlprune_jax.costs.counts import kept_counts, macs_ratio, params_ratio
+from rlprune_jax.costs.counts import (
+    count_weight_bytes,
+    kept_counts,
+    macs_ratio,
+    params_ratio,
+    weight_bytes_ratio,
+)
 from rlprune_jax.models import create_model, model_functions
 
 
@@ -144,3 +150,19 @@ def test_gates_count_from_one_half_and_must_fit():
         count_macs(graph, soft | {graph.names[0]: np.full(graph.sizes[0], np.nan)})
     with pytest.raises(ValueError, match="missing"):
         count_params(graph, {})
+
+
+def test_bytes_of_weights_are_those_of_the_slim_arrays():
+    functions = model_functions(create_model("cnn", 4, widths=(4, 6)))
+    x = jnp.ones((1, 8, 8, 1))
+    variables = functions.init(jax.random.key(0), x)
+    variables["params"]["conv2"]["kernel"] = variables["params"]["conv2"]["kernel"].astype(
+        jnp.bfloat16
+    )
+    graph = trace_graph(functions.apply, variables, x)
+    gates = draw(graph, 0)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(compact(graph, variables, gates)))
+    assert count_weight_bytes(graph, gates) == held
+    dense = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    assert count_weight_bytes(graph) == dense
+    assert weight_bytes_ratio(graph)(gates) == pytest.approx(held / dense, rel=1e-6)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,21 +17,23 @@ TINY = (
     *("--candidates", "8", "--rerank", "2", "--rerank-steps", "5", "--finetune-steps", "20"),
     *("--batch-size", "64", "--reward-images", "64", "--save-seconds", "0"),
 )
+CACHE = Path(os.environ["RLPRUNE_TEST_CACHE"]) / "rlprune"
 BUDGETS = ("--budget", "params=0.5", "--budget", "macs=0.6")
 
 
-def start(*options: str) -> subprocess.Popen:
+def start(*options: str, script: Path = SCRIPT, cwd: Path | None = None) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *options],
+        [sys.executable, str(script), *options],
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"COLUMNS": "200"},
+        env=os.environ | {"COLUMNS": "200", "RLPRUNE_CACHE_DIR": str(CACHE)},
     )
 
 
-def run(*options: str) -> tuple[int, str, str]:
-    process = start(*options)
+def run(*options: str, **where: Path) -> tuple[int, str, str]:
+    process = start(*options, **where)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
@@ -100,6 +103,56 @@ def test_slim_artifact_reproduces_the_test_accuracy(finished):
 
 
 @pytest.mark.slow
+def test_predict_reproduces_the_accuracy_in_a_fresh_process(finished, tmp_path):
+    _, path = finished
+    code, out, err = run(str(path), script=SCRIPT.with_name("predict.py"))
+    assert code == 0, err
+    result = json.loads((path / "result.json").read_text())
+    line = json.loads(out.strip().splitlines()[-1])
+    assert line["reproduced"] and line["accuracy"] == result["pruned"]["accuracy"]
+    assert line["params"] == result["pruned"]["params"]
+    changed = shutil.copytree(path, tmp_path / "changed")
+    plan = (changed / "slim" / "plan.json").read_text()
+    (changed / "slim" / "plan.json").write_text(plan.replace('"width": ', '"width": 1'))
+    code, out, err = run(str(changed), script=SCRIPT.with_name("predict.py"))
+    assert code == 2 and not out and err.strip().splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.slow
+def test_costs_of_the_device_and_of_the_user_beside_counts(tmp_path):
+    (tmp_path / "user_costs.py").write_text(
+        "def energy(widths, gates):\n"
+        "    assert {name: int(gate.sum()) for name, gate in gates.items()} == widths\n"
+        "    return sum(-(-width // 4) for width in widths.values())\n"
+    )
+    # Times say nothing here: these limits are far off, and what is tried is that all of it works.
+    options = (
+        *("--budget", "params=0.7", "--budget", "activation_memory=1", "--budget", "tiled_macs=1"),
+        *("--budget", "latency_table=10000", "--budget", "latency=10000"),
+        *("--budget-fn", "user_costs:energy=5", "--latency-batch", "4", "--latency-steps", "2"),
+        *("--baselines", "random_search", "--evaluations", "16", "--runs-dir", "runs"),
+    )
+    code, out, err = run(*TINY, *options, cwd=tmp_path)
+    assert code == 0, err
+    path = tmp_path / out.strip().splitlines()[-1]
+    result = json.loads((path / "result.json").read_text())
+    by_name = {budget["name"]: budget for budget in result["budgets"]}
+    assert all(budget["satisfied"] for budget in by_name.values())
+    kept = result["pruned"]["kept"]
+    energy = sum(-(-width // 4) for width in kept.values())
+    assert by_name["user_costs:energy"]["achieved"] == energy <= 5
+    low, high = by_name["latency"]["quartiles"]
+    assert low <= by_name["latency"]["achieved"] <= high
+    assert by_name["latency"]["remeasured_ms"]["median"] > 0
+    assert set(result["pruned"]["latency_ms_by_batch"]) == {"1", "4", "128"}
+    size = (path / "slim" / "weights.safetensors").stat().st_size
+    assert result["pruned"]["file_bytes"] == size < result["dense"]["file_bytes"]
+    page = (path / "report.html").read_text()
+    assert "Dense beside slim" in page and "latency, batch 128 (ms)" in page
+    assert "user_costs:energy ≤ 5" in page
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_found_and_not_done_again(finished):
     runs, path = finished
     before = (path / "result.json").stat().st_mtime_ns
@@ -147,6 +200,11 @@ def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, moment):
         ({"budget": ("params=1.5",)}, "must be a fraction"),
         ({"budget": ("params=0.0001",)}, "raise the budget to at least"),
         ({"budget": ()}, "no budget is given"),
+        ({"budget": ("activation_memory=0.001",)}, r"leaves 0\.\d+ of the bytes; raise"),
+        ({"budget_fn": ("no_such_module:f=1",)}, "cannot be imported"),
+        ({"budget_fn": ("user_costs",)}, "module:function=LIMIT"),
+        ({"tile": (0, 8)}, "tile="),
+        ({"cost_seconds": 0}, "cost_seconds=0"),
         ({"model": "transformer"}, "'transformer' is unknown"),
         ({"dataset": "imagenet"}, "choose from digits"),
         ({"dataset": "mnist", "data_dir": "/nowhere"}, "/nowhere"),
@@ -171,6 +229,20 @@ def test_what_cannot_be_run_is_refused_before_training(options, message, tmp_pat
     monkeypatch.setattr(prune_rl, "train_dense", never)
     config = Config(**{"budget": ("params=0.5",), "runs_dir": tmp_path} | options)
     with pytest.raises((ValueError, OSError), match=message):
+        prune_rl.prune(config)
+
+
+def test_a_function_of_the_user_that_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "failing_costs.py").write_text(
+        "def energy(widths, gates):\n    return float('nan') if min(widths.values()) < 2 else 1\n"
+    )
+    import prune_rl
+    from settings import Config
+
+    config = Config(budget_fn=("failing_costs:energy=1",), runs_dir=tmp_path)
+    with pytest.raises(RuntimeError, match=r"'failing_costs:energy' of the candidate .* is nan"):
         prune_rl.prune(config)
 
 

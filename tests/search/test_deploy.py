@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from small import random_gates, small_cnn
 
 from rlprune_jax import compact, count_macs, count_params
-from rlprune_jax.costs.budget import cost_function, limits, parse_budgets, satisfies
+from rlprune_jax.costs.binding import Network, bind_budgets
+from rlprune_jax.costs.budget import (
+    check_reachable,
+    cost_function,
+    limits,
+    parse_budgets,
+    satisfies,
+)
+from rlprune_jax.costs.host import import_function
 from rlprune_jax.graph.descriptors import FEATURES, layer_descriptors
 from rlprune_jax.search import archive_init, archive_update, make_environment
 from rlprune_jax.search.deploy import best_of, deliverable, equivalence, fit_to_budgets
@@ -147,3 +155,35 @@ def test_descriptors_are_finite_and_ordered():
     name = GRAPH.names[-1]
     expected = 1 - count_params(GRAPH, gates | {name: without[name]}) / count_params(GRAPH)
     np.testing.assert_allclose(params[-1], expected, rtol=1e-5)
+
+
+def test_costs_of_the_host_are_respected_by_what_is_delivered(tmp_path, monkeypatch):
+    """A step function that its estimate over uniform ratios gets wrong, beside a count."""
+    (tmp_path / "costs_of_deploy.py").write_text(
+        "calls = []\n"
+        "def energy(widths, gates):\n"
+        "    calls.append(1)\n"
+        "    first, *rest = widths.values()\n"
+        "    return 10.0 * first + sum(-(-width // 4) * 4 for width in rest)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    functions, variables = SMALL.functions, SMALL.variables
+    network = Network(functions.apply, GRAPH, variables, SMALL.data.images)
+    parsed = parse_budgets(["params=0.6"], ["costs_of_deploy:energy=41"])
+    budgets = bind_budgets(parsed, network)
+    env = environment(budgets)
+    energy = import_function("costs_of_deploy:energy")
+    calls = energy.__globals__["calls"]
+    calls.clear()
+    for seed in range(4):
+        mask = jax.random.bernoulli(jax.random.key(seed), 0.3 + 0.2 * seed, env.ranks.shape)
+        gates = fit_to_budgets(env, GRAPH, budgets, mask)
+        widths = {name: int(gate.sum()) for name, gate in gates.items()}
+        assert energy(widths, {}) <= 41
+        assert count_params(GRAPH, gates) <= 0.6 * count_params(GRAPH)
+    assert len(calls) < 4 * 12
+    refused = bind_budgets(parse_budgets([], ["costs_of_deploy:energy=21"]), network)
+    with pytest.raises(ValueError, match=r"energy'=21 cannot be met: .* leaves 22 of its own unit"):
+        check_reachable(GRAPH, refused)
+    with pytest.raises(ValueError, match="no mask with min_keep"):
+        fit_to_budgets(environment(refused), GRAPH, refused, mask)

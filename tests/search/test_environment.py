@@ -182,3 +182,10 @@ def test_host_costs_have_no_function_to_project_with():
     assert env.initial_keep.tolist() == [0.5, 0.5, 0.5]  # the square root of the limit
     with pytest.raises(ValueError, match="cost_fn=None"):
         project_ratios(env, jnp.full(3, 0.5))
+
+
+def test_measured_needs_one_entry_per_budget():
+    env = make_environment([2], [[1.0, 2.0]], [[0.0]], limits=[0.5, 1.0], measured=[False, True])
+    assert env.measured == (False, True)
+    with pytest.raises(ValueError, match=r"measured=\(True,\): needs 2 entries"):
+        make_environment([2], [[1.0, 2.0]], [[0.0]], limits=[0.5, 1.0], measured=[True])

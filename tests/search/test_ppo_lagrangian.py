@@ -203,3 +203,17 @@ def test_wrong_shapes_told_are_refused_by_name(asked):
         tell(state, candidates, jnp.ones(5), jnp.ones((6, 2)))
     with pytest.raises(ValueError, match="costs"):
         tell(state, candidates, jnp.ones(6), jnp.ones((6, 3)))
+
+
+def test_under_both_the_multiplier_of_a_measured_cost_follows_what_is_told(env):
+    """The other budget's multiplier follows the candidates as proposed, told costs or not."""
+    asked = dataclasses.replace(env, measured=(True, False))
+    agent = ppo_lagrangian(asked, Config(constraint="both", candidates=4))
+    state = agent.init(HParams(), jax.random.key(0))
+    candidates, state = jax.jit(agent.ask)(state, jax.random.key(1))
+    told = jnp.full((4, 2), 7.0)
+    _, metrics = jax.jit(agent.tell)(state, candidates, jnp.arange(4.0), told)
+    proposed = jax.vmap(env.cost_fn)(candidates.trajectory[0].proposed_masks)
+    np.testing.assert_allclose(
+        metrics["proposed_cost_mean"], [7.0, proposed[:, 1].mean()], rtol=1e-5
+    )

@@ -1,0 +1,75 @@
+"""Sizes of axes as functions of gates: exact integers on the host, float32 inside jit."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlprune_jax.graph.groups import Graph, check_gates
+from rlprune_jax.types import Gates
+
+Axes = tuple[np.ndarray, ...]
+"""For each axis of an array the unit that owns each index, int32[size], -1 for none."""
+
+
+def alive_units(graph: Graph, gates: Gates | None = None) -> np.ndarray:
+    """Return bool[units + 1]: which units are kept (from 0.5); the last entry is True.
+
+    Raises:
+        ValueError: the gates do not fit the graph.
+    """
+    alive = np.ones(graph.units + 1, bool)
+    if gates is not None:
+        check_gates(graph, gates)
+        alive[:-1] = np.concatenate([np.asarray(gates[name]) >= 0.5 for name in graph.names])
+    return alive
+
+
+def exact_extents(
+    graph: Graph, arrays: Sequence[Axes], gates: Gates | None = None
+) -> list[tuple[int, ...]]:
+    """Return the size of every axis of every array, in Python integers.
+
+    Args:
+        graph: of the network.
+        arrays: owners of each axis.
+        gates: group name -> f32[units], concrete. None keeps all.
+
+    Raises:
+        ValueError: the gates do not fit the graph.
+    """
+    alive = alive_units(graph, gates)
+    return [tuple(int(alive[axis].sum()) for axis in axes) for axes in arrays]
+
+
+def kept_counts(graph: Graph, gates: Gates) -> jax.Array:
+    """Return f32[groups], how many units of each group the gates keep (from 0.5)."""
+    return jnp.stack([jnp.sum(gates[name] >= 0.5).astype(jnp.float32) for name in graph.names])
+
+
+def traced_extents(graph: Graph, arrays: Sequence[Axes]) -> Callable[[Gates], jax.Array]:
+    """Return the traceable function gates -> f32[arrays, axes] of sizes; absent axes have size 1.
+
+    Sizes are whole numbers, exact in float32 below 2**24.
+    """
+    width = max((len(axes) for axes in arrays), default=0)
+    size = np.asarray(graph.sizes, np.float64)
+    fixed = np.ones((len(arrays), width))
+    per_unit = np.zeros((len(arrays), width, len(graph.groups)))
+    group_of = np.append(graph.group_of_unit, -1)
+    for row, axes in enumerate(arrays):
+        for column, owners in enumerate(axes):
+            fixed[row, column] = np.sum(owners < 0)
+            held = np.bincount(group_of[owners[owners >= 0]], minlength=len(graph.groups))
+            per_unit[row, column] = held / size
+    fixed32, per_unit32 = jnp.asarray(fixed, jnp.float32), jnp.asarray(per_unit, jnp.float32)
+
+    def extents(gates: Gates) -> jax.Array:
+        # At the default precision an accelerator would round counts to a few digits.
+        counts = jnp.einsum(
+            "lag,g->la", per_unit32, kept_counts(graph, gates), precision=jax.lax.Precision.HIGHEST
+        )
+        return fixed32 + counts
+
+    return extents

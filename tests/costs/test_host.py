@@ -1,0 +1,77 @@
+"""Costs of the host: what a user's function may do wrong, and how it is told."""
+
+import time
+
+import numpy as np
+import pytest
+from costs_networks import branching, draw
+
+from rlprune_jax import ones_gates
+from rlprune_jax.costs.host import CostError, CostTimeout, FunctionCost, import_function, widths_of
+
+GRAPH = branching()[1]
+
+
+def cost(function, time_limit=30.0):
+    return FunctionCost(GRAPH, "mine:energy", function, time_limit)
+
+
+def test_a_function_sees_widths_and_gates_and_is_called_once_per_candidate():
+    calls = []
+
+    def energy(widths, gates):
+        calls.append(widths)
+        assert all(gate.sum() == widths[name] for name, gate in gates.items())
+        return sum(widths.values())
+
+    asked = cost(energy)
+    gates = draw(GRAPH, 0)
+    assert asked(gates) == asked(gates) == sum(widths_of(GRAPH, gates).values())
+    assert asked(ones_gates(GRAPH)) == GRAPH.units
+    assert len(calls) == 2
+
+
+def raising(widths, gates):
+    raise KeyError("conv9")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (raising, "raised KeyError: 'conv9'"),
+        (lambda widths, gates: float("nan"), "is nan; a cost must be finite and at least 0"),
+        (lambda widths, gates: -1, r"is -1\.0; a cost must be"),
+        (lambda widths, gates: np.inf, "is inf; a cost must be"),
+        (lambda widths, gates: None, "is None, not a number"),
+        (lambda widths, gates: "many", "is 'many', not a number"),
+    ],
+)
+def test_what_is_no_cost_names_the_function_and_the_candidate(function, message):
+    with pytest.raises(CostError, match=message) as error:
+        cost(function)(ones_gates(GRAPH))
+    assert "'mine:energy'" in str(error.value) and "'Conv_0': 8" in str(error.value)
+
+
+def test_a_function_that_hangs_is_left_at_its_time_limit():
+    began = time.monotonic()
+    with pytest.raises(CostTimeout, match=r"more than its limit of 0\.2 seconds"):
+        cost(lambda widths, gates: time.sleep(20), 0.2)(ones_gates(GRAPH))
+    assert time.monotonic() - began < 10
+
+
+def test_import(tmp_path, monkeypatch):
+    (tmp_path / "my_costs_of_test.py").write_text("def energy(w, g):\n    return 1\nnumber = 3\n")
+    (tmp_path / "broken_costs_of_test.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    assert import_function("my_costs_of_test:energy")({}, {}) == 1
+    for path, message in [
+        ("my_costs_of_test", "is not of the form module:function"),
+        ("my_costs_of_test:", "is not of the form"),
+        ("my_costs_of_test:power", "cannot be imported: AttributeError"),
+        ("my_costs_of_test:number", "is a int, not a function"),
+        ("no_such_module_of_test:f", "cannot be imported: ModuleNotFoundError"),
+        ("broken_costs_of_test:f", "cannot be imported: ZeroDivisionError"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            import_function(path)
