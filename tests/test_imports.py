@@ -107,7 +107,7 @@ def test_nothing_heavy_is_loaded():
 
 
 BASE = ("types", "pytree", "files")
-SPARSITY = ("masks", "selection", "scores", "pqi")
+SPARSITY = ("masks", "scopes", "selection", "exact_counts", "scores", "pqi")
 UPPER = ("candidates", "search", "study")
 
 RULES = {
@@ -120,7 +120,10 @@ RULES = {
         ("pruners", "optimizer", "costs", "models", "training", *UPPER),
     ),
     # Scores of units are read at the gates; all else here speaks of single weights.
-    "of these only scores know the graph": (("masks", "selection", "pqi"), ("graph",)),
+    "of these only scores know the graph": (
+        ("masks", "scopes", "selection", "exact_counts", "pqi"),
+        ("graph",),
+    ),
     "pruners stand on sparsity": (
         ("pruners", "optimizer"),
         ("graph", "costs", "models", "training", *UPPER),
