@@ -1,6 +1,7 @@
 """How many of a number of weights a ratio is, exactly: floats of 24 bits do not multiply to it."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +35,11 @@ def floor_product(count: jax.Array, ratio: ArrayLike) -> jax.Array:
         # There are 64-bit types, so there are 64-bit floats.
         product = count.astype(jnp.float64) * jnp.asarray(ratio, jnp.float64)
         return jnp.clip(floor_near(product).astype(count.dtype), 0, count)
+    whole: Any
+    fixed: Any
     if isinstance(ratio, int | float):
-        scaled = math.ceil(min(max(ratio, 0.0), 1.0) * _ONE)
-        whole, fixed = scaled >= _ONE, np.uint32(min(scaled, int(_ONE) - 1))
+        known = math.ceil(min(max(ratio, 0.0), 1.0) * _ONE)
+        whole, fixed = known >= _ONE, np.uint32(min(known, int(_ONE) - 1))
     elif jnp.result_type(ratio) == jnp.float64:
         scaled = jnp.ceil(jnp.clip(ratio, 0.0, 1.0) * _ONE)
         whole, fixed = scaled >= _ONE, jnp.minimum(scaled, _ONE - 1).astype(jnp.uint32)
@@ -56,7 +59,7 @@ def floor_near(values: jax.Array) -> jax.Array:
     return jnp.floor(values + jnp.abs(values) * noise)
 
 
-def _high_word(a: jax.Array, b: jax.Array) -> jax.Array:
+def _high_word(a: Any, b: Any) -> jax.Array:
     """The upper 32 of the 64 bits of a product of uint32."""
     low, mask = np.uint32(16), np.uint32(0xFFFF)
     a_high, a_low, b_high, b_low = a >> low, a & mask, b >> low, b & mask

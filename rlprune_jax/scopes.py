@@ -150,7 +150,7 @@ def count_dtype(leaves: dict[str, Any], scope: str) -> Any:
     largest = sum(sizes) if scope == "global" else max(sizes)
     if largest < 2**31:
         return jnp.int32
-    if not jax.config.jax_enable_x64:
+    if jnp.zeros((), int).dtype != jnp.int64:
         raise ValueError(
             f"scope={scope!r} holds {largest:,} weights, more than int32 counts; enable "
             "jax_enable_x64 or choose a narrower scope"
