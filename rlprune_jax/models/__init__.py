@@ -19,6 +19,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
     **{f"vgg{depth}": partial(VGG, depth=depth) for depth in STAGE_DEPTHS},
+    "linear": partial(MLP, widths=()),
 }
 
 
