@@ -16,7 +16,7 @@ PACKAGE = Path(rlprune_jax.__file__).parent
 ROOT = PACKAGE.parent
 HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "matplotlib")
 # Used by experiments only, each for the sake of one of the libraries above or of a terminal.
-LEAVES = ("data", "checkpoint", "export", "report", "figures", "drawing")
+LEAVES = ("data", "checkpoint", "export", "report", "figures", "sparsity_figures", "drawing")
 
 
 @cache
