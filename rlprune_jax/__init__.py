@@ -6,16 +6,47 @@ from rlprune_jax.graph.groups import Graph, Group, ones_gates
 from rlprune_jax.graph.rounding import round_gates
 from rlprune_jax.graph.slim import compact, respecialise
 from rlprune_jax.graph.trace import trace_graph
+from rlprune_jax.masks import apply_mask, density_report, make_mask
+from rlprune_jax.optimizer import mask_moments, masked_updates, replace_mask
+from rlprune_jax.pqi import gini, pq_bound, pq_index, pq_index_grid
+from rlprune_jax.pruners import (
+    Pruner,
+    cubic_schedule,
+    gradual,
+    lottery_ticket,
+    one_shot,
+    random_pruning,
+    sap,
+)
+from rlprune_jax.selection import drop_smallest
 
 __all__ = [
     "Graph",
     "Group",
+    "Pruner",
+    "apply_mask",
     "compact",
     "count_macs",
     "count_params",
+    "cubic_schedule",
+    "density_report",
+    "drop_smallest",
     "gated",
+    "gini",
+    "gradual",
+    "lottery_ticket",
+    "make_mask",
+    "mask_moments",
+    "masked_updates",
+    "one_shot",
     "ones_gates",
+    "pq_bound",
+    "pq_index",
+    "pq_index_grid",
+    "random_pruning",
+    "replace_mask",
     "respecialise",
     "round_gates",
+    "sap",
     "trace_graph",
 ]

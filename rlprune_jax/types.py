@@ -11,6 +11,9 @@ PyTree = Any
 Variables = PyTree
 """What a network reads besides its input: for Linen ``{"params": ..., "batch_stats": ...}``."""
 
+Mask = PyTree
+"""Weight mask: bool pytree congruent to params, a scalar ``True`` where a leaf is never pruned."""
+
 Gates = dict[str, jax.Array]
 """Structured mask: group name -> f32[units], 1 kept and 0 pruned."""
 

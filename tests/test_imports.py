@@ -16,7 +16,16 @@ PACKAGE = Path(rlprune_jax.__file__).parent
 ROOT = PACKAGE.parent
 HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "matplotlib")
 # Used by experiments only, each for the sake of one of the libraries above or of a terminal.
-LEAVES = ("data", "checkpoint", "export", "restore", "report", "figures", "drawing")
+LEAVES = (
+    "data",
+    "checkpoint",
+    "export",
+    "restore",
+    "report",
+    "figures",
+    "sparsity_figures",
+    "drawing",
+)
 
 
 @cache
@@ -107,7 +116,7 @@ def test_nothing_heavy_is_loaded():
 
 
 BASE = ("types", "pytree", "files")
-SPARSITY = ("masks", "selection", "scores", "pqi")
+SPARSITY = ("masks", "scopes", "selection", "exact_counts", "scores", "pqi")
 UPPER = ("candidates", "search", "study")
 
 RULES = {
@@ -120,7 +129,10 @@ RULES = {
         ("pruners", "optimizer", "costs", "models", "training", *UPPER),
     ),
     # Scores of units are read at the gates; all else here speaks of single weights.
-    "of these only scores know the graph": (("masks", "selection", "pqi"), ("graph",)),
+    "of these only scores know the graph": (
+        ("masks", "scopes", "selection", "exact_counts", "pqi"),
+        ("graph",),
+    ),
     "pruners stand on sparsity": (
         ("pruners", "optimizer"),
         ("graph", "costs", "models", "training", *UPPER),

@@ -46,6 +46,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet": MobileNet,
     "densenet": DenseNet,
     "vit_tiny": VisionTransformer,
+    "linear": partial(MLP, widths=()),
 }
 
 

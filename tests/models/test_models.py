@@ -9,6 +9,7 @@ from rlprune_jax import models
 from rlprune_jax.models import create_model, model_functions, model_names
 
 SMALL = {
+    "linear": {},
     "mlp": {"widths": (8, 6)},
     "cnn": {"widths": (4, 6, 8, 10)},
     "vgg11": {"width": 1 / 16},
@@ -29,6 +30,8 @@ def shapes_of(name, image_shape, num_classes=10, **options):
 @pytest.mark.parametrize(
     ("name", "image_shape", "num_classes", "expected"),
     [
+        ("linear", (28, 28, 1), 10, 7_840),
+        ("linear", (32, 32, 3), 100, 307_200),
         ("mlp", (28, 28, 1), 10, 135_680),
         ("mlp", (32, 32, 3), 10, 428_544),
         ("mlp", (32, 32, 3), 100, 451_584),
