@@ -5,6 +5,7 @@ from rlprune_jax.graph.gating import gated
 from rlprune_jax.graph.groups import Graph, Group, ones_gates
 from rlprune_jax.graph.slim import compact, respecialise
 from rlprune_jax.graph.trace import trace_graph
+from rlprune_jax.study.run import run_study
 
 __all__ = [
     "Graph",
@@ -15,5 +16,6 @@ __all__ = [
     "gated",
     "ones_gates",
     "respecialise",
+    "run_study",
     "trace_graph",
 ]
