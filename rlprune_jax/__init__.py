@@ -19,6 +19,7 @@ from rlprune_jax.pruners import (
     sap,
 )
 from rlprune_jax.selection import drop_smallest
+from rlprune_jax.study.run import run_study
 
 __all__ = [
     "Graph",
@@ -47,6 +48,7 @@ __all__ = [
     "replace_mask",
     "respecialise",
     "round_gates",
+    "run_study",
     "sap",
     "trace_graph",
 ]

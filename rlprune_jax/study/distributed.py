@@ -1,0 +1,56 @@
+"""Many hosts: processes that know of each other, each with its share of the settings."""
+
+import os
+
+import jax
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> bool:
+    """Join the other processes of a study, before anything is computed; return whether any.
+
+    With a coordinator the three numbers are taken as given. Without, JAX reads them from the
+    environment of SLURM, Open MPI, Kubernetes or a TPU pod, where ``RLPRUNE_DISTRIBUTED=1`` asks
+    for it: a single process must not wait for others that never come.
+
+    Args:
+        coordinator: ``host:port`` of process 0.
+        num_processes: how many there are.
+        process_id: which of them this is.
+
+    Raises:
+        ValueError: some of the numbers are missing, or out of range.
+        RuntimeError: the others could not be reached.
+    """
+    if coordinator is None:
+        if num_processes is not None or process_id is not None:
+            raise ValueError(
+                f"num_processes={num_processes}, process_id={process_id} without a coordinator: "
+                "give its host:port too"
+            )
+        if os.environ.get("RLPRUNE_DISTRIBUTED") != "1":
+            return False
+        jax.distributed.initialize()
+        return jax.process_count() > 1
+    if num_processes is None or process_id is None:
+        raise ValueError(
+            f"coordinator={coordinator!r} with num_processes={num_processes} and "
+            f"process_id={process_id}: give all three"
+        )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"process_id={process_id}: needs 0 to num_processes - 1")
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+    return num_processes > 1
+
+
+def share(count: int, process: int, processes: int) -> range:
+    """The settings of one process: every ``processes``-th, so that slow regions are spread.
+
+    Example:
+        >>> [list(share(5, process, 2)) for process in range(2)]
+        [[0, 2, 4], [1, 3]]
+    """
+    return range(process, count, processes)

@@ -1,0 +1,425 @@
+"""Many independent workers on one Optuna storage: ask K, one vmapped call, tell K.
+
+The study begins with one waiting trial per setting that it is to have, each with the number of its
+slot. A worker takes waiting trials, and Optuna's sampler picks their hyper-parameters from all that
+is finished. A trial counts only if no earlier one of its slot is alive or finished, so that workers
+that begin at the same moment, or take over the same dead worker's trials, cannot do a slot twice.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+
+import rlprune_jax
+from rlprune_jax.study.program import Job
+from rlprune_jax.study.results import StudyResult
+from rlprune_jax.study.run import check_seeds, run_study
+from rlprune_jax.study.settings import Choice, Distribution, LogUniform, Settings, Value, table
+from rlprune_jax.study.store import StudyError
+from rlprune_jax.types import PyTree
+
+HEARTBEAT_SECONDS = 20
+GRACE_SECONDS = 90
+OPEN = (TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE)
+
+
+def run_worker(
+    fn: Job,
+    space: Mapping[str, Distribution],
+    seeds: Sequence[int],
+    *,
+    storage: str,
+    study_name: str,
+    trials: int,
+    batch: int,
+    metric: str,
+    maximize: bool = True,
+    limits: Mapping[str, float] | None = None,
+    static: Collection[str] = (),
+    shared: PyTree = None,
+    known: Collection[str] | None = None,
+    identity: Any = None,
+    sampler_seed: int | None = None,
+    tick: Callable[[int, str], None] | None = None,
+) -> StudyResult:
+    """Work on a shared study until all its trials are done; return the study's result.
+
+    Start as many workers as there are devices or hosts, at any time. Those of a killed worker are
+    taken over by the others, or by the same command run again: at once with a journal file on this
+    host's disk, after 90 seconds without a heartbeat in a database.
+
+    Args:
+        fn: the job, as for ``run_study``; its value is the mean of ``metric`` over the seeds.
+        space: hyper-parameters to search.
+        seeds: S seeds, the same for every trial.
+        storage: a file (a journal, also on a network file system) or a database's address, such
+            as ``sqlite:///study.db`` or ``postgresql://...``.
+        study_name: of the study in that storage.
+        trials: settings that the study is to have, over all workers.
+        batch: K, trials that are asked for and run in one call.
+        metric: what is optimised; a trial whose value is NaN counts as the worst.
+        maximize: whether more is better.
+        limits: per metric the largest value allowed, as Optuna's constraints.
+        static: hyper-parameters that shape the program.
+        shared: arrays that all trials read.
+        known: hyper-parameters that ``fn`` has.
+        identity: plain JSON of what else decides the numbers.
+        sampler_seed: for a study by one worker that can be repeated.
+        tick: called with the number of trials done and a note.
+
+    Raises:
+        StudyError: the storage holds another study, or one of another version of the code.
+        ValueError: options as for ``run_study``; ``trials`` or ``batch`` below 1.
+    """
+    seeds = check_seeds(seeds)
+    for option, value in (("trials", trials), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{option}={value}: needs at least 1")
+    if not space:
+        raise ValueError("space is empty: give at least one hyper-parameter")
+    about = {
+        "job": getattr(fn, "__qualname__", type(fn).__name__),
+        "code": code_version(fn),
+        "space": {name: repr(distribution) for name, distribution in space.items()},
+        "seeds": list(seeds),
+        "metric": metric,
+        "maximize": maximize,
+        "limits": dict(limits or {}),
+        "static": sorted(static),
+        "trials": trials,
+        "identity": identity,
+    }
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with Worker(storage) as worker:
+        study = optuna.create_study(
+            storage=worker.storage,
+            study_name=study_name,
+            direction="maximize" if maximize else "minimize",
+            # Waiting trials of others are taken for bad ones, so that a batch spreads out.
+            sampler=optuna.samplers.TPESampler(constant_liar=True, seed=sampler_seed),
+            load_if_exists=True,
+        )
+        _check_same(study, about)
+        _fill(study, trials)
+        while True:
+            _check_same(study, about)
+            worker.take_over(study)
+            taken = worker.ask(study, space, batch)
+            if not taken:
+                if _finished(study) >= trials:
+                    break
+                time.sleep(0.5)  # others are at the last ones, and may yet die
+                continue
+            with worker.alive(taken):
+                rows = table_of_trials(taken)
+                result = run_study(
+                    fn, rows, seeds, static=static, shared=shared, known=known, chunk=batch
+                )
+            for index, trial in enumerate(taken):
+                _tell(study, trial, result, index, metric, maximize, limits or {})
+            if tick is not None:
+                tick(len(taken), f"best {_best(study)}")
+        return study_result(study, seeds)
+
+
+class Worker:
+    """One process among those that share a storage: what it holds open shows that it lives."""
+
+    def __init__(self, storage: str):
+        self.name = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.storage: BaseStorage
+        self._locks: Path | None = None
+        self._handle: int | None = None
+        if "://" in storage:
+            self.storage = RDBStorage(
+                storage,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=_again,
+            )
+            return
+        path = Path(storage).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.storage = JournalStorage(
+            JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
+        )
+        self._locks = path.with_name(path.name + ".workers")
+        self._locks.mkdir(exist_ok=True)
+        # The kernel drops the lock with its process, kill -9 included.
+        self._handle = os.open(self._locks / self.name, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._handle is not None and self._locks is not None:
+            with contextlib.suppress(OSError):
+                (self._locks / self.name).unlink()
+            os.close(self._handle)
+            self._handle = None
+
+    def take_over(self, study: optuna.Study) -> None:
+        """Put what dead workers left back into the queue."""
+        if self._locks is None:
+            optuna.storages.fail_stale_trials(study)
+            _repair_lost(study)
+            return
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            owner = trial.user_attrs.get("worker")
+            if owner is None:
+                began = trial.datetime_start
+                # Killed between taking a trial and signing it: nothing that lives takes so long.
+                if began is None or time.time() - began.timestamp() < GRACE_SECONDS:
+                    continue
+            elif owner == self.name or self._lives(owner):
+                continue
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
+                study.tell(trial.number, state=TrialState.FAIL)
+        _repair_lost(study)
+
+    def _lives(self, owner: str) -> bool:
+        assert self._locks is not None
+        try:
+            handle = os.open(self._locks / owner, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    def ask(
+        self, study: optuna.Study, space: Mapping[str, Distribution], count: int
+    ) -> list[optuna.Trial]:
+        """Take up to ``count`` waiting trials, with hyper-parameters that no trial has yet."""
+        taken: list[optuna.Trial] = []
+        waiting = (TrialState.WAITING,)
+        while len(taken) < count and study.get_trials(deepcopy=False, states=waiting):
+            # Optuna says that heartbeats are for `optimize`; `alive` sends them here.
+            with _without_warning():
+                trial = study.ask()
+            # Signed first: from here on a kill is seen by the others.
+            trial.set_user_attr("worker", self.name)
+            if self._locks is None:
+                self.storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+            if not _counts(study, trial.number):
+                study.tell(trial, state=TrialState.FAIL)  # others were faster
+                continue
+            _suggest(study, trial, space)
+            taken.append(trial)
+        return taken
+
+    @contextlib.contextmanager
+    def alive(self, trials: Sequence[optuna.Trial]) -> Iterator[None]:
+        """Send heartbeats for these trials to a database while their batch runs."""
+        if self._locks is not None:
+            yield
+            return
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT_SECONDS):
+                for trial in trials:
+                    self.storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def study_result(study: optuna.Study, seeds: Sequence[int]) -> StudyResult:
+    """What is finished in a study, one setting per slot, as ``run_study`` returns it."""
+    trials = sorted(
+        study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)),
+        key=lambda trial: trial.user_attrs["slot"],
+    )
+    if not trials:
+        raise StudyError(f"study {study.study_name!r} has no finished trial")
+    metrics = {
+        name: np.asarray(
+            [
+                [np.nan if value is None else value for value in trial.user_attrs["metrics"][name]]
+                for trial in trials
+            ]
+        )
+        for name in trials[0].user_attrs["metrics"]
+    }
+    seconds = np.asarray([trial.user_attrs["seconds"] for trial in trials])
+    settings = table([dict(trial.params) for trial in trials])
+    return StudyResult(settings, tuple(seeds), metrics, seconds)
+
+
+def table_of_trials(trials: Sequence[optuna.Trial]) -> Settings:
+    """The hyper-parameters of some trials as settings."""
+    return table([dict(trial.params) for trial in trials])
+
+
+def code_version(fn: Job) -> str:
+    """Version of the package, and a digest of its sources and of the job's own file."""
+    digest = hashlib.sha256()
+    root = Path(rlprune_jax.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    code = getattr(fn, "__code__", None)
+    if code is not None and Path(code.co_filename).is_file():
+        files.append(Path(code.co_filename))
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    try:
+        version = importlib.metadata.version("rlprune_jax")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    return f"{version}-{digest.hexdigest()[:12]}"
+
+
+def _check_same(study: optuna.Study, about: Mapping[str, Any]) -> None:
+    mine = json.loads(json.dumps(about))
+    if "about" not in study.user_attrs:
+        study.set_user_attr("about", mine)
+    stored = study.user_attrs["about"]
+    differing = sorted(name for name in {*stored, *mine} if stored.get(name) != mine.get(name))
+    if "code" in differing:
+        raise StudyError(
+            f"study {study.study_name!r} belongs to version {stored.get('code')} of the code and "
+            f"this worker runs {mine['code']}: start all workers from one version, or choose "
+            "another study name"
+        )
+    if differing:
+        raise StudyError(
+            f"study {study.study_name!r} is another one: they differ in {', '.join(differing)}; "
+            "choose another study name"
+        )
+
+
+def _fill(study: optuna.Study, trials: int) -> None:
+    """One waiting trial for each slot that has none."""
+    open_slots = {
+        trial.user_attrs.get("slot") for trial in study.get_trials(deepcopy=False, states=OPEN)
+    }
+    for slot in range(trials):
+        if slot not in open_slots:
+            study.enqueue_trial({}, user_attrs={"slot": slot})
+
+
+def _again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue the slot of a trial that died, with what it had been given."""
+    if "slot" in trial.user_attrs:
+        study.enqueue_trial(dict(trial.params), user_attrs={"slot": trial.user_attrs["slot"]})
+
+
+def _repair_lost(study: optuna.Study) -> None:
+    """Queue slots that nobody holds: their worker died, perhaps while handing them on."""
+    held: set[int] = set()
+    last: dict[int, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        slot = trial.user_attrs.get("slot")
+        if slot is not None:
+            last[slot] = trial
+            if trial.state in OPEN:
+                held.add(slot)
+    for slot, trial in last.items():
+        if slot not in held:
+            _again(study, trial)
+
+
+def _counts(study: optuna.Study, number: int) -> bool:
+    """Whether a trial is the first of its slot that is alive or finished."""
+    trials = study.get_trials(deepcopy=False)
+    slot = next(trial.user_attrs.get("slot") for trial in trials if trial.number == number)
+    if slot is None:
+        return False
+    return not any(
+        trial.number < number and trial.state in OPEN and trial.user_attrs.get("slot") == slot
+        for trial in trials
+    )
+
+
+def _suggest(study: optuna.Study, trial: optuna.Trial, space: Mapping[str, Distribution]) -> None:
+    for name, distribution in space.items():
+        if isinstance(distribution, Choice):
+            trial.suggest_categorical(name, list(distribution.values))
+        else:
+            log = isinstance(distribution, LogUniform)
+            trial.suggest_float(name, distribution.low, distribution.high, log=log)
+    taken: list[dict[str, Value]] = [
+        dict(other.params)
+        for other in study.get_trials(deepcopy=False, states=OPEN)
+        if other.number != trial.number
+    ]
+    if dict(trial.params) in taken:
+        trial.set_user_attr("repeats", True)
+
+
+def _tell(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    result: StudyResult,
+    index: int,
+    metric: str,
+    maximize: bool,
+    limits: Mapping[str, float],
+) -> None:
+    if unknown := sorted({metric, *limits} - set(result.metrics)):
+        raise ValueError(f"the job has no metric {unknown}; it has {', '.join(result.metrics)}")
+    rows = {
+        name: [None if np.isnan(value) else float(value) for value in values[index]]
+        for name, values in result.metrics.items()
+    }
+    value = float(result.metrics[metric][index].mean())
+    if np.isnan(value):
+        value = -np.inf if maximize else np.inf  # Optuna has no place for NaN
+    # A worker that was taken for dead, and is not, must not tell twice.
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
+        trial.set_user_attr("metrics", rows)
+        trial.set_user_attr("seconds", [float(seconds) for seconds in result.seconds[index]])
+        for name, limit in limits.items():
+            over = float(result.metrics[name][index].mean()) - limit
+            trial.set_constraint(name, np.inf if np.isnan(over) else over)
+        study.tell(trial, value)
+
+
+def _finished(study: optuna.Study) -> int:
+    return len(
+        {
+            trial.user_attrs["slot"]
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        }
+    )
+
+
+def _best(study: optuna.Study) -> str:
+    try:
+        return f"{study.best_value:.4g}"
+    except ValueError:
+        return "none within the limits"
+
+
+@contextlib.contextmanager
+def _without_warning() -> Iterator[None]:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,230 @@
+"""``run_study``: settings times seeds of one job, in as few programs as can be, durable."""
+
+import importlib.metadata
+import inspect
+import json
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from rlprune_jax.study.blocks import STRATEGIES, Group, Plan, Runner
+from rlprune_jax.study.distributed import share
+from rlprune_jax.study.program import Job, check_job, place_shared, traced_columns
+from rlprune_jax.study.results import StudyResult, collect
+from rlprune_jax.study.settings import Settings, Value
+from rlprune_jax.study.store import Store
+from rlprune_jax.types import PyTree
+
+POLL_SECONDS = 0.5
+
+
+def run_study(
+    fn: Job,
+    settings: Settings | Mapping[str, Sequence[Value]],
+    seeds: Sequence[int],
+    *,
+    static: Collection[str] = (),
+    shared: PyTree = None,
+    known: Collection[str] | None = None,
+    directory: str | os.PathLike | None = None,
+    identity: Any = None,
+    strategy: str = "auto",
+    chunk: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    memory: int | None = None,
+    tick: Callable[[int, str], None] | None = None,
+) -> StudyResult:
+    """Run every setting with every seed, each exactly once, however often the study is killed.
+
+    Settings that differ in ``static`` only are grouped, and each group is compiled once. Seed s is
+    ``jax.random.key(s)`` for every setting: common random numbers, which make differences between
+    settings sharper than the settings themselves.
+
+    Args:
+        fn: the job, ``(hparams, key, **static) -> metrics``: a dictionary of scalars to a
+            dictionary of scalars, traceable. With ``shared``, ``(hparams, key, shared, **static)``.
+        settings: H settings, from ``grid``, ``random`` or ``table``, or columns.
+        seeds: S different integers in [0, 2**31).
+        static: hyper-parameters that shape the program (text, sizes): keyword arguments of ``fn``.
+        shared: pytree of arrays that all settings read, such as weights and images.
+        known: hyper-parameters that ``fn`` has; by default those that it reads when traced.
+        directory: where finished chunks, ``table.parquet`` and ``table.csv`` go; the same call
+            resumes there. None keeps all in memory.
+        identity: plain JSON of what else decides the numbers (data, commit); a study with another
+            is refused.
+        strategy: "vmap" over settings and seeds, "map" one cell after the other, or "auto": the
+            faster, by timing one small block of each.
+        chunk: settings at once, which is also what a kill loses; by default as many as fit into
+            memory, on a CPU so many that there are 16 cells.
+        devices: of this host; by default all. Settings are spread over them.
+        memory: bytes to use; by default what the device has left, or half the host's free RAM.
+        tick: called with the number of cells that are done and a note.
+
+    Returns:
+        The result, in every process of a study over many hosts.
+
+    Raises:
+        ValueError: settings are empty or repeat, seeds repeat, a name that the job does not have,
+            metrics that are no scalars.
+        StudyError: the directory holds another study, or another process works on it.
+        UnwritableError: the directory cannot be written, as on a full disk.
+
+    Example:
+        >>> import jax
+        >>> from rlprune_jax.study import grid, run_study
+        >>> def job(hparams, key):
+        ...     return {"score": hparams["scale"] * jax.random.uniform(key)}
+        >>> result = run_study(job, grid({"scale": [1.0, 2.0]}), seeds=range(3))
+        >>> result.metrics["score"].shape
+        (2, 3)
+        >>> result.summary("score")["rank"].tolist()
+        [2, 1]
+    """
+    if not isinstance(settings, Settings):
+        settings = Settings({name: tuple(values) for name, values in settings.items()})
+    seeds = check_seeds(seeds)
+    _check_options(settings, static, strategy, chunk)
+    chosen = tuple(devices if devices is not None else jax.local_devices())
+    process, processes = jax.process_index(), jax.process_count()
+    if processes > 1 and directory is None:
+        raise ValueError(
+            f"{processes} processes share a study through its directory: give directory"
+        )
+    if shared is not None:
+        shared = place_shared(shared, chosen)
+    groups = group_settings(fn, settings, static, shared, known)
+    about = study_identity(fn, settings, seeds, static, identity)
+    plan = Plan(strategy, chunk, chosen, memory)
+    with Store(directory, about, process) as store:
+        mine = set(share(len(settings), process, processes))
+        runners = [Runner(group, seeds, plan, store) for group in groups]
+        strategies, cells_run, corrupt = dict.fromkeys((g.name for g in groups), "none"), 0, []
+        if tick is not None and (finished := len(store.done())):
+            tick(finished, "from disk")
+        while True:
+            corrupt += store.corrupt
+            done = store.done()
+            for runner in runners:
+                missing = [
+                    (place, seed)
+                    for place, setting in enumerate(runner.group.places)
+                    for seed in range(len(seeds))
+                    if setting in mine and setting * len(seeds) + seed not in done
+                ]
+                if missing:
+                    strategies[runner.group.name] = runner.run(missing, tick or _quiet)
+                    cells_run += len(missing)
+            if len(store.done()) == len(settings) * len(seeds):
+                break
+            # Other processes are still at theirs; a dead one is noticed by jax.distributed.
+            time.sleep(POLL_SECONDS)
+            store.reload()
+        result = collect(
+            settings,
+            seeds,
+            store.chunks,
+            strategies=strategies,
+            compile_seconds=sum(runner.compile_seconds for runner in runners),
+            cells_run=cells_run,
+            corrupt=tuple(corrupt),
+        )
+        if store.path is not None and process == 0:
+            result.write(store.path)
+        return result
+
+
+def group_settings(
+    fn: Job,
+    settings: Settings,
+    static: Collection[str],
+    shared: PyTree,
+    known: Collection[str] | None,
+) -> list[Group]:
+    """The static groups of the settings, each traced once to check the job."""
+    columns = traced_columns(settings, static)
+    if known is None:
+        _check_static(fn, static)
+    by_static: dict[str, list[int]] = {}
+    for index, setting in enumerate(settings):
+        signature = json.dumps({name: setting[name] for name in static}, sort_keys=True)
+        by_static.setdefault(signature, []).append(index)
+    groups = []
+    for signature, places in by_static.items():
+        arguments = json.loads(signature)
+        check_job(fn, columns, arguments, shared, known)
+        numbers = {name: column[places] for name, column in columns.items()}
+        if not numbers:
+            # A program needs an axis of settings, even where all that differs is static.
+            raise ValueError(
+                f"every setting is static, {tuple(static)}: give at least one traced number"
+            )
+        groups.append(Group(signature, fn, arguments, numbers, tuple(places), shared))
+    return groups
+
+
+def study_identity(
+    fn: Job, settings: Settings, seeds: Sequence[int], static: Collection[str], identity: Any
+) -> dict[str, Any]:
+    """Everything that decides a study's numbers, as plain JSON."""
+    try:
+        version = importlib.metadata.version("rlprune_jax")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    return {
+        "job": getattr(fn, "__qualname__", type(fn).__name__),
+        "settings": {name: list(values) for name, values in settings.columns.items()},
+        "seeds": list(seeds),
+        "static": sorted(static),
+        "version": version,
+        "identity": identity,
+    }
+
+
+def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds as integers.
+
+    Raises:
+        ValueError: none, one that repeats, or one outside [0, 2**31).
+    """
+    numbers = tuple(int(seed) for seed in seeds)
+    if not numbers:
+        raise ValueError("seeds are empty: give at least one")
+    if twice := sorted({seed for seed in numbers if numbers.count(seed) > 1}):
+        raise ValueError(f"seeds repeat {twice}: a seed twice is the same run twice")
+    if min(numbers) < 0 or max(numbers) >= 2**31:
+        raise ValueError(f"seeds={numbers}: each must be in [0, 2**31)")
+    return numbers
+
+
+def _check_options(
+    settings: Settings, static: Collection[str], strategy: str, chunk: int | None
+) -> None:
+    if isinstance(static, str):
+        raise ValueError(f"static={static!r} is one text: give a collection of names")
+    if unknown := sorted(set(static) - set(settings.names)):
+        raise ValueError(f"static names {unknown}: the settings have {', '.join(settings.names)}")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy={strategy!r}: choose one of {STRATEGIES}")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}: needs at least 1 setting")
+
+
+def _check_static(fn: Job, static: Collection[str]) -> None:
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    names = [parameter.name for parameter in parameters]
+    if unknown := sorted(set(static) - set(names)):
+        raise ValueError(
+            f"the job has no static setting {unknown}; its arguments are: {', '.join(names)}"
+        )
+
+
+def _quiet(cells: int, note: str) -> None:
+    """Progress that nobody asked for."""

@@ -1,0 +1,204 @@
+"""Settings of a study: equally long columns, from a grid, from distributions, or from rows."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+Value = bool | int | float | str
+RESERVED = ("setting", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """H settings as columns, checked: equally long, of one kind each, no setting twice.
+
+    Attributes:
+        columns: per hyper-parameter H plain Python values, all bool, int, float or str.
+    """
+
+    columns: Mapping[str, tuple[Value, ...]]
+
+    def __post_init__(self) -> None:
+        columns = {name: _column(name, values) for name, values in self.columns.items()}
+        if not columns or not all(columns.values()):
+            empty = [name for name, values in columns.items() if not values]
+            raise ValueError(
+                f"settings are empty{f' in {empty}' if empty else ''}: give each hyper-parameter "
+                "at least one value"
+            )
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns differ in length, {lengths}: give every setting all values")
+        seen: dict[tuple[Value, ...], int] = {}
+        for index, row in enumerate(zip(*columns.values(), strict=True)):
+            if row in seen:
+                raise ValueError(
+                    f"settings {seen[row]} and {index} are the same, "
+                    f"{dict(zip(columns, row, strict=True))}: repeat seeds, not settings"
+                )
+            seen[row] = index
+        object.__setattr__(self, "columns", columns)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __iter__(self) -> Iterator[dict[str, Value]]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict[str, Value]:
+        return {name: values[index] for name, values in self.columns.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The hyper-parameters, in order."""
+        return tuple(self.columns)
+
+    def take(self, indices: Sequence[int]) -> "Settings":
+        """The settings at these places, in that order.
+
+        Example:
+            >>> [row["p"] for row in grid({"p": [1, 2, 3]}).take([2, 0])]
+            [3, 1]
+        """
+        return Settings(
+            {name: tuple(values[i] for i in indices) for name, values in self.columns.items()}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Numbers evenly between ``low`` and ``high``."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_range(self, self.low, self.high)
+
+    def draw(self, count: int, key: jax.Array) -> list[Value]:
+        """``count`` floats."""
+        share = np.asarray(jax.random.uniform(key, (count,)), np.float64)
+        return [float(value) for value in self.low + share * (self.high - self.low)]
+
+
+@dataclasses.dataclass(frozen=True)
+class LogUniform:
+    """Numbers between ``low`` and ``high``, both above 0, evenly in their logarithm."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_range(self, self.low, self.high)
+        if self.low <= 0:
+            raise ValueError(f"{self}: low must be above 0")
+
+    def draw(self, count: int, key: jax.Array) -> list[Value]:
+        """``count`` floats."""
+        logs = Uniform(math.log(self.low), math.log(self.high)).draw(count, key)
+        return [math.exp(float(value)) for value in logs]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of some values, each as likely."""
+
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("Choice has no values: give at least one")
+
+    def draw(self, count: int, key: jax.Array) -> list[Value]:
+        """``count`` of the values."""
+        places = np.asarray(jax.random.randint(key, (count,), 0, len(self.values)))
+        return [self.values[place] for place in places]
+
+
+Distribution = Uniform | LogUniform | Choice
+
+
+def grid(axes: Mapping[str, Sequence[Value]]) -> Settings:
+    """Every combination of the values of each axis; the last axis varies fastest.
+
+    Raises:
+        ValueError: no axis, an axis without values, or one that repeats a value.
+
+    Example:
+        >>> list(grid({"p": [0.5, 1.0], "q": [2.0]}))
+        [{'p': 0.5, 'q': 2.0}, {'p': 1.0, 'q': 2.0}]
+    """
+    if not axes or any(len(values) == 0 for values in axes.values()):
+        empty = [name for name, values in axes.items() if len(values) == 0]
+        raise ValueError(
+            f"the grid is empty{f': {empty} has no values' if empty else ''}; give each "
+            "hyper-parameter at least one value"
+        )
+    rows = list(itertools.product(*axes.values()))
+    return Settings({name: tuple(row[i] for row in rows) for i, name in enumerate(axes)})
+
+
+def random(distributions: Mapping[str, Distribution], count: int, key: jax.Array) -> Settings:
+    """``count`` settings, each hyper-parameter drawn by itself.
+
+    Raises:
+        ValueError: nothing to draw, or a setting drawn twice, as small sets of choices will.
+
+    Example:
+        >>> len(random({"rate": LogUniform(1e-4, 1e-1)}, 5, jax.random.key(0)))
+        5
+    """
+    if count < 1 or not distributions:
+        raise ValueError(f"count={count} of {list(distributions)}: draw at least 1 of at least one")
+    keys = jax.random.split(key, len(distributions))
+    return Settings(
+        {
+            name: tuple(distribution.draw(count, key))
+            for (name, distribution), key in zip(distributions.items(), keys, strict=True)
+        }
+    )
+
+
+def table(rows: Sequence[Mapping[str, Value]]) -> Settings:
+    """One setting per row; all rows name the same hyper-parameters.
+
+    Raises:
+        ValueError: no rows, or rows that differ in what they name.
+    """
+    if not rows:
+        raise ValueError("the table is empty: give at least one setting")
+    names = tuple(rows[0])
+    for index, row in enumerate(rows):
+        if set(row) != set(names):
+            raise ValueError(
+                f"setting {index} names {sorted(row)}, setting 0 {sorted(names)}: name the same"
+            )
+    return Settings({name: tuple(row[name] for row in rows) for name in names})
+
+
+def _column(name: str, values: Sequence[Any]) -> tuple[Value, ...]:
+    if not isinstance(name, str) or not name or name in RESERVED:
+        raise ValueError(f"a hyper-parameter cannot be named {name!r}; {RESERVED} are taken")
+    plain = [value.item() if isinstance(value, np.generic) else value for value in values]
+    kinds = {type(value) for value in plain}
+    if kinds == {int, float}:
+        plain, kinds = [float(value) for value in plain], {float}
+    if not kinds <= {bool, int, float, str} or len(kinds) > 1:
+        raise ValueError(
+            f"{name!r} holds {sorted(kind.__name__ for kind in kinds)}: give all numbers, all "
+            "booleans or all strings"
+        )
+    for value in plain:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name!r} holds {value}: settings are finite numbers")
+    return tuple(plain)
+
+
+def _check_range(distribution: Any, low: float, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{distribution}: low must be below high, both finite")
