@@ -76,9 +76,7 @@ def effects_figure(
         for axes, (name, column) in zip(panels, drawn.items(), strict=False):
             levels = sorted(set(column))
             numbers = not isinstance(levels[0], str | bool)
-            x = np.asarray(
-                column if numbers else [levels.index(value) for value in column], float
-            )
+            x = np.asarray(column if numbers else [levels.index(value) for value in column], float)
             axes.plot(x, values, ".", color=SERIES[0], alpha=0.35, markersize=4)
             parts = [x == level for level in sorted(set(x))]
             if len(parts) > 8:
@@ -95,9 +93,7 @@ def effects_figure(
         return figure
 
 
-def correlation_figure(
-    proxies: Mapping[str, tuple[ArrayLike, str]], accuracy: ArrayLike
-) -> Figure:
+def correlation_figure(proxies: Mapping[str, tuple[ArrayLike, str]], accuracy: ArrayLike) -> Figure:
     """Finetuned accuracy of candidates against each reward that is to foretell it.
 
     Args:
@@ -127,9 +123,17 @@ def scaling_figure(counts: ArrayLike, seconds: Mapping[str, ArrayLike]) -> Figur
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         for _, y_end, name, colour in ends:
-            axes.annotate(name, (x[-1], y_end), xytext=(6, 0), textcoords="offset points",
-                          color=colour, va="center", fontweight="bold", fontsize=8.5,
-                          annotation_clip=False)
+            axes.annotate(
+                name,
+                (x[-1], y_end),
+                xytext=(6, 0),
+                textcoords="offset points",
+                color=colour,
+                va="center",
+                fontweight="bold",
+                fontsize=8.5,
+                annotation_clip=False,
+            )
         axes.set_xlabel("settings")
         axes.set_ylabel("seconds, compilation included")
         return figure

@@ -312,9 +312,7 @@ def _check_same(study: optuna.Study, about: Mapping[str, Any]) -> None:
     if "about" not in study.user_attrs:
         study.set_user_attr("about", mine)
     stored = study.user_attrs["about"]
-    differing = sorted(
-        name for name in {*stored, *mine} if stored.get(name) != mine.get(name)
-    )
+    differing = sorted(name for name in {*stored, *mine} if stored.get(name) != mine.get(name))
     if "code" in differing:
         raise StudyError(
             f"study {study.study_name!r} belongs to version {stored.get('code')} of the code and "
@@ -371,9 +369,7 @@ def _counts(study: optuna.Study, number: int) -> bool:
     )
 
 
-def _suggest(
-    study: optuna.Study, trial: optuna.Trial, space: Mapping[str, Distribution]
-) -> None:
+def _suggest(study: optuna.Study, trial: optuna.Trial, space: Mapping[str, Distribution]) -> None:
     for name, distribution in space.items():
         if isinstance(distribution, Choice):
             trial.suggest_categorical(name, list(distribution.values))

@@ -112,9 +112,7 @@ def check_job(
     if known is not None and (unknown := sorted(names - set(known))):
         raise ValueError(f"the job has no setting {unknown}; it has: {', '.join(sorted(known))}")
     read: set[str] = set()
-    hparams = {
-        name: jax.ShapeDtypeStruct((), column.dtype) for name, column in columns.items()
-    }
+    hparams = {name: jax.ShapeDtypeStruct((), column.dtype) for name, column in columns.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     rest = () if shared is None else (shared,)
     metrics = jax.eval_shape(

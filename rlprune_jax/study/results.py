@@ -99,9 +99,7 @@ def collect(
             values[name][chunk["cell"]] = chunk[name]
     shape = (len(settings), len(seeds))
     metrics = {name.removeprefix("metric/"): values[name].reshape(shape) for name in names}
-    return StudyResult(
-        settings, tuple(seeds), metrics, values["seconds"].reshape(shape), **about
-    )
+    return StudyResult(settings, tuple(seeds), metrics, values["seconds"].reshape(shape), **about)
 
 
 def summarise(

@@ -154,9 +154,7 @@ def random(distributions: Mapping[str, Distribution], count: int, key: jax.Array
         5
     """
     if count < 1 or not distributions:
-        raise ValueError(
-            f"count={count} of {list(distributions)}: draw at least 1 of at least one"
-        )
+        raise ValueError(f"count={count} of {list(distributions)}: draw at least 1 of at least one")
     keys = jax.random.split(key, len(distributions))
     return Settings(
         {

@@ -92,9 +92,7 @@ class Store:
             raise StudyError(f"{file} is no study of ours; choose another directory") from None
         if stored != identity:
             names = sorted(
-                name
-                for name in {*stored, *identity}
-                if stored.get(name) != identity.get(name)
+                name for name in {*stored, *identity} if stored.get(name) != identity.get(name)
             )
             raise StudyError(
                 f"{self.path} holds another study: they differ in {', '.join(names)}"

@@ -13,7 +13,9 @@ def job(hparams, key):
     start, noise = jax.random.split(key)
     x = jax.random.normal(start, (4,)) * hparams["scale"]
     steps = jax.random.normal(noise, (5, 4))
-    x, _ = jax.lax.scan(lambda x, n: (x - hparams["rate"] * (jnp.tanh(x) + 0.1 * n), None), x, steps)
+    x, _ = jax.lax.scan(
+        lambda x, n: (x - hparams["rate"] * (jnp.tanh(x) + 0.1 * n), None), x, steps
+    )
     return {"loss": jnp.sum(x * x), "largest": jnp.max(x)}
 
 

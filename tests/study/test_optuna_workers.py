@@ -130,9 +130,7 @@ os.kill(os.getpid(), 9)
 def test_slots_that_were_filled_twice_are_done_once(tmp_path):
     storage = str(tmp_path / "journal")
     with optuna_workers.Worker(storage) as worker:
-        study = optuna.create_study(
-            storage=worker.storage, study_name="s", direction="minimize"
-        )
+        study = optuna.create_study(storage=worker.storage, study_name="s", direction="minimize")
         for slot in (0, 1, 2):
             study.enqueue_trial({}, user_attrs={"slot": slot})
             study.enqueue_trial({}, user_attrs={"slot": slot})
@@ -195,9 +193,7 @@ def test_limits_are_constraints_nan_is_worst_and_choices_may_repeat(tmp_path):
     rows = list(found.settings)
     for row, value in zip(rows, found.metrics["value"][:, 0], strict=True):
         assert np.isnan(value) == (row["kind"] == "c")
-    best = max(
-        (t for t in trials(storage) if t.params["size"] <= 2), key=lambda t: t.value
-    )
+    best = max((t for t in trials(storage) if t.params["size"] <= 2), key=lambda t: t.value)
     with optuna_workers.Worker(storage) as worker:
         study = optuna.load_study(study_name="s", storage=worker.storage)
         assert study.best_trial.value == best.value

@@ -232,7 +232,10 @@ def test_a_metric_that_is_nan_is_kept_and_ranked_last():
         ({"seeds": [1, 1]}, r"seeds repeat \[1\]"),
         ({"seeds": []}, "seeds are empty"),
         ({"seeds": [-1]}, "must be in"),
-        ({"settings": {"scale": [1.0], "rate": [0.1], "depth": [2]}}, r"no setting \['depth'\]; it"),
+        (
+            {"settings": {"scale": [1.0], "rate": [0.1], "depth": [2]}},
+            r"no setting \['depth'\]; it",
+        ),
         ({"settings": {"scale": [1.0]}}, "asks for 'rate'.*they have: scale"),
         ({"settings": {}}, "settings are empty"),
         ({"settings": {"scale": ["a"], "rate": [0.1]}}, "cannot be traced"),
