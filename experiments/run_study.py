@@ -5,7 +5,7 @@ Commands: python experiments/run_study.py search --settings 64 --seeds 4
           python experiments/run_study.py proxy --model cnn --candidates 32
           python experiments/run_study.py search --optuna study.journal --worker 0
 
-``search`` varies the agent's hyper-parameters; ``budgets`` draws the front of accuracy against cost,
+``search`` varies the agent's hyper-parameters; ``budgets`` draws the front of accuracy and cost,
 with baselines beside; ``proxy`` asks how well rewards foretell the finetuned accuracy. The run
 directory, printed last, holds study/ (chunks and the tidy table), summary.csv, result.json and
 report.html. The same command resumes an interrupted study, or says that it is finished. Many hosts:

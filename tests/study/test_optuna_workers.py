@@ -155,7 +155,7 @@ def test_another_version_of_the_code_is_refused(tmp_path, monkeypatch):
     storage = str(tmp_path / "journal")
     run_worker(job, SPACE, (0, 1), storage=storage, **OPTIONS | {"trials": 2})
     monkeypatch.setattr(optuna_workers, "code_version", lambda fn: "0.0-other")
-    with pytest.raises(StudyError, match="version .* of the code and this worker runs 0.0-other"):
+    with pytest.raises(StudyError, match=r"version .* of the code and this worker runs 0.0-other"):
         run_worker(job, SPACE, (0, 1), storage=storage, **OPTIONS | {"trials": 2})
     monkeypatch.undo()
     with pytest.raises(StudyError, match="differ in seeds; choose another study name"):
