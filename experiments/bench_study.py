@@ -2,8 +2,8 @@
 
 Command:  python experiments/bench_study.py [--quick]
 
-64 settings of RL search on digits, compilation counted, without the persistent cache. Separate
-processes and the loop are measured on a sample and scaled up, which the output says: a process costs
+64 settings of RL search on digits, compilation counted, without the persistent cache. The other
+two are measured on a sample and scaled up, which the output says: separate processes cost
 the mean of the sampled ones, the loop its start and compilation once and the mean of the sampled
 runs. Dense training is not counted: each reads the same trained network. Last comes JSON:
 ``one_program_over_processes`` (aim 10), ``one_program_over_loop`` (aim 3); more than 1 means that
