@@ -41,6 +41,7 @@ class Table(NamedTuple):
         rows: each as long as ``columns``.
         emphasis: first cells of the rows to stress.
         caption: a sentence below.
+        interactive: sorted by a click on a column's name and filtered by what is typed above it.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Any]]
     emphasis: Sequence[str] = ()
     caption: str = ""
+    interactive: bool = False
 
 
 def results_table(
@@ -127,6 +129,7 @@ def render_report(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cell"] = _cell
+    environment.filters["sortable"] = _sortable
     source = resources.files("rlprune_jax").joinpath("templates/report.html")
     return environment.from_string(source.read_text()).render(
         title=title,
@@ -168,4 +171,15 @@ def _cell(value: Any) -> str:
         return f"{value:,}".replace(",", "\u202f")
     if isinstance(value, float | np.floating):
         return f"{value:.4g}"
+    return str(value)
+
+
+def _sortable(value: Any) -> str:
+    """What a cell is sorted by: a number with all its digits, or its text; empty where unknown."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return str(int(value))
+    if isinstance(value, int | float | np.number):
+        return repr(float(value))
     return str(value)

@@ -14,7 +14,7 @@ import rlprune_jax
 
 PACKAGE = Path(rlprune_jax.__file__).parent
 ROOT = PACKAGE.parent
-HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "matplotlib")
+HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "pyarrow")
 # Used by experiments only, each for the sake of one of the libraries above or of a terminal.
 LEAVES = (
     "data",
@@ -24,6 +24,7 @@ LEAVES = (
     "report",
     "figures",
     "sparsity_figures",
+    "study_figures",
     "drawing",
 )
 
@@ -183,6 +184,8 @@ def test_leaves_are_used_by_experiments_only():
         ("tensorflow_probability", "rlprune_jax.search.policy"),
         ("safetensors", "rlprune_jax.export"),
         ("rich", "rlprune_jax.progress"),
+        ("optuna", "rlprune_jax.study.optuna_workers"),
+        ("pyarrow", "rlprune_jax.study.results"),
     ],
 )
 def test_a_library_has_one_home(library, home):

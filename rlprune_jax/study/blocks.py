@@ -51,13 +51,21 @@ class Plan(NamedTuple):
 class Runner:
     """Runs missing cells of a group; every block that is done is saved before the next starts."""
 
-    def __init__(self, group: Group, seeds: Sequence[int], plan: Plan, store: Store):
+    def __init__(
+        self,
+        group: Group,
+        seeds: Sequence[int],
+        plan: Plan,
+        store: Store,
+        compiled: dict[Any, Program] | None = None,
+    ):
         self.group, self.plan, self.store = group, plan, store
         self.seeds = tuple(seeds)
         keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
         self.key_data = np.asarray(jax.random.key_data(keys))
         self.compile_seconds = 0.0
-        self._programs: dict[tuple[str, int, int], Program] = {}
+        self._programs: dict[Any, Program] = {} if compiled is None else compiled
+        self._lasting = compiled is not None
 
     def run(self, missing: Sequence[tuple[int, int]], tick: Callable[[int, str], None]) -> str:
         """Run ``(place in the group, place of the seed)`` cells; return the strategy."""
@@ -104,7 +112,10 @@ class Runner:
         if self.plan.chunk is None and self.plan.devices[0].platform == "cpu":
             seeds = min(seeds, CPU_CELLS)
             settings = min(settings, max(1, CPU_CELLS // seeds) * count)
-        settings = -(-most // -(-most // settings))  # blocks of one size, the last nearly full
+        if self._lasting and self.plan.chunk is not None:
+            settings = self.plan.chunk  # a later call may have more, and is not to compile again
+        else:
+            settings = -(-most // -(-most // settings))  # the last block is nearly full
         return -(-settings // count) * count, seeds
 
     def _smaller(self, settings: int, seeds: int, error: Exception | None) -> tuple[int, int]:
@@ -182,7 +193,7 @@ class Runner:
         return best, left
 
     def _program(self, strategy: str, settings: int, seeds: int) -> Program:
-        name = (strategy, settings, seeds)
+        name = (self.group.name, strategy, settings, seeds)
         if name not in self._programs:
             began = time.perf_counter()
             self._programs[name] = programs.compile_block(

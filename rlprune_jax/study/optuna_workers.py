@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import rlprune_jax
 from rlprune_jax.study.program import Job
 from rlprune_jax.study.results import StudyResult
 from rlprune_jax.study.run import check_seeds, run_study
-from rlprune_jax.study.settings import Choice, Distribution, LogUniform, Settings, Value, table
+from rlprune_jax.study.settings import Choice, Distribution, LogUniform, Value, table
 from rlprune_jax.study.store import StudyError
 from rlprune_jax.types import PyTree
 
@@ -54,6 +55,7 @@ def run_worker(
     shared: PyTree = None,
     known: Collection[str] | None = None,
     identity: Any = None,
+    strategy: str = "vmap",
     sampler_seed: int | None = None,
     tick: Callable[[int, str], None] | None = None,
 ) -> StudyResult:
@@ -79,6 +81,7 @@ def run_worker(
         shared: arrays that all trials read.
         known: hyper-parameters that ``fn`` has.
         identity: plain JSON of what else decides the numbers.
+        strategy: of each batch, "vmap" or "map".
         sampler_seed: for a study by one worker that can be repeated.
         tick: called with the number of trials done and a note.
 
@@ -116,6 +119,7 @@ def run_worker(
         )
         _check_same(study, about)
         _fill(study, trials)
+        compiled: dict[Any, Any] = {}
         while True:
             _check_same(study, about)
             worker.take_over(study)
@@ -125,13 +129,24 @@ def run_worker(
                     break
                 time.sleep(0.5)  # others are at the last ones, and may yet die
                 continue
+            rows: list[dict[str, Value]] = [dict(trial.params) for trial in taken]
+            # Choices alone can repeat: what is the same is run once.
+            different = [row for index, row in enumerate(rows) if row not in rows[:index]]
             with worker.alive(taken):
-                rows = table_of_trials(taken)
                 result = run_study(
-                    fn, rows, seeds, static=static, shared=shared, known=known, chunk=batch
+                    fn,
+                    table(different),
+                    seeds,
+                    static=static,
+                    shared=shared,
+                    known=known,
+                    strategy=strategy,
+                    chunk=batch,
+                    compiled=compiled,
                 )
-            for index, trial in enumerate(taken):
-                _tell(study, trial, result, index, metric, maximize, limits or {})
+            for trial, row in zip(taken, rows, strict=True):
+                place = different.index(row)
+                _tell(study, trial, result, place, metric, maximize, limits or {})
             if tick is not None:
                 tick(len(taken), f"best {_best(study)}")
         return study_result(study, seeds)
@@ -251,11 +266,14 @@ class Worker:
 
 
 def study_result(study: optuna.Study, seeds: Sequence[int]) -> StudyResult:
-    """What is finished in a study, one setting per slot, as ``run_study`` returns it."""
-    trials = sorted(
+    """What is finished in a study, by slot, as ``run_study`` returns it; repeats count once."""
+    by_params: dict[str, FrozenTrial] = {}
+    for trial in sorted(
         study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)),
         key=lambda trial: trial.user_attrs["slot"],
-    )
+    ):
+        by_params.setdefault(json.dumps(trial.params, sort_keys=True), trial)
+    trials = list(by_params.values())
     if not trials:
         raise StudyError(f"study {study.study_name!r} has no finished trial")
     metrics = {
@@ -270,11 +288,6 @@ def study_result(study: optuna.Study, seeds: Sequence[int]) -> StudyResult:
     seconds = np.asarray([trial.user_attrs["seconds"] for trial in trials])
     settings = table([dict(trial.params) for trial in trials])
     return StudyResult(settings, tuple(seeds), metrics, seconds)
-
-
-def table_of_trials(trials: Sequence[optuna.Trial]) -> Settings:
-    """The hyper-parameters of some trials as settings."""
-    return table([dict(trial.params) for trial in trials])
 
 
 def code_version(fn: Job) -> str:
@@ -363,13 +376,6 @@ def _suggest(study: optuna.Study, trial: optuna.Trial, space: Mapping[str, Distr
         else:
             log = isinstance(distribution, LogUniform)
             trial.suggest_float(name, distribution.low, distribution.high, log=log)
-    taken: list[dict[str, Value]] = [
-        dict(other.params)
-        for other in study.get_trials(deepcopy=False, states=OPEN)
-        if other.number != trial.number
-    ]
-    if dict(trial.params) in taken:
-        trial.set_user_attr("repeats", True)
 
 
 def _tell(
@@ -418,8 +424,6 @@ def _best(study: optuna.Study) -> str:
 
 @contextlib.contextmanager
 def _without_warning() -> Iterator[None]:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -35,6 +35,7 @@ def run_study(
     chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     memory: int | None = None,
+    compiled: dict[Any, Any] | None = None,
     tick: Callable[[int, str], None] | None = None,
 ) -> StudyResult:
     """Run every setting with every seed, each exactly once, however often the study is killed.
@@ -61,6 +62,8 @@ def run_study(
             memory, on a CPU so many that there are 16 cells.
         devices: of this host; by default all. Settings are spread over them.
         memory: bytes to use; by default what the device has left, or half the host's free RAM.
+        compiled: a dictionary, empty at first, that keeps compiled programs for further calls with
+            the same job, ``shared`` and types of settings.
         tick: called with the number of cells that are done and a note.
 
     Returns:
@@ -100,7 +103,7 @@ def run_study(
     plan = Plan(strategy, chunk, chosen, memory)
     with Store(directory, about, process) as store:
         mine = set(share(len(settings), process, processes))
-        runners = [Runner(group, seeds, plan, store) for group in groups]
+        runners = [Runner(group, seeds, plan, store, compiled) for group in groups]
         strategies, cells_run, corrupt = dict.fromkeys((g.name for g in groups), "none"), 0, []
         if tick is not None and (finished := len(store.done())):
             tick(finished, "from disk")

@@ -1,0 +1,402 @@
+"""Run a study: hundreds of settings and seeds in one program, resumable, with a page of results.
+
+Commands: python experiments/run_study.py search --settings 64 --seeds 4
+          python experiments/run_study.py budgets --limits 0.02 0.05 0.1 0.2 --seeds 4
+          python experiments/run_study.py proxy --model cnn --candidates 32
+          python experiments/run_study.py search --optuna study.journal --worker 0
+
+``search`` varies the agent's hyper-parameters; ``budgets`` draws the front of accuracy and cost,
+with baselines beside; ``proxy`` asks how well rewards foretell the finetuned accuracy. The run
+directory, printed last, holds study/ (chunks and the tidy table), summary.csv, result.json and
+report.html. The same command resumes an interrupted study, or says that it is finished. Many hosts:
+add --coordinator HOST:PORT --num-processes N --process-id I, or set RLPRUNE_DISTRIBUTED=1 where the
+cluster tells JAX by itself. Many independent workers: --optuna FILE or DATABASE, each its --worker.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from prune_rl import enable_compilation_cache
+from settings import Config as RunConfig
+from study_page import write_page
+from study_problem import (
+    AGENT_FIELDS,
+    STRUCTURE,
+    Prepared,
+    prepare,
+    proxy_job,
+    random_candidates,
+    search_job,
+    shared_arrays,
+)
+
+from rlprune_jax.costs.budget import check_reachable, parse_budgets
+from rlprune_jax.progress import progress
+from rlprune_jax.provenance import describe_device, versions
+from rlprune_jax.run_directory import COSMETIC, config_hash, open_run
+from rlprune_jax.search import HParams
+from rlprune_jax.study import (
+    Choice,
+    LogUniform,
+    Settings,
+    StudyResult,
+    Uniform,
+    grid,
+    initialize,
+    random,
+    rank_correlation,
+    run_study,
+    table,
+)
+from rlprune_jax.study.results import write_table
+
+PLACE = (*COSMETIC, "coordinator", "num_processes", "process_id", "worker")
+
+SPACE: dict[str, Uniform | LogUniform | Choice] = {
+    "unit_learning_rate": LogUniform(0.02, 0.8),
+    "table_learning_rate": LogUniform(0.005, 0.5),
+    "learning_rate": LogUniform(1e-4, 1e-2),
+    "clip_epsilon": Uniform(0.05, 0.5),
+    "target_kl": LogUniform(0.005, 0.5),
+    "sharpness": Uniform(1.0, 16.0),
+    "entropy_coef": Uniform(0.0, 0.02),
+    "initial_std": LogUniform(0.1, 2.0),
+    "std_learning_rate": LogUniform(0.002, 0.2),
+}
+"""Ranges of the agent's hyper-parameters, around its defaults."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """Options of every study."""
+
+    dataset: str = "digits"
+    """digits (embedded), mnist, fashion_mnist, cifar10, cifar100."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets; else $TFDS_DATA_DIR. digits needs none."""
+    model: str = "mlp"
+    """mlp, cnn, vgg11, vgg13, vgg16, vgg19."""
+    widths: tuple[int, ...] = ()
+    """Units per layer of mlp and cnn; the model's own unless told."""
+    seed: int = 0
+    """Of data split and dense training; searches have seeds 0, 1, ..."""
+    runs_dir: Path = Path("runs")
+    """Where run directories go."""
+    seeds: int = 4
+    """S, seeds of every setting."""
+    budget: str = "params=0.1"
+    """Limit as NAME=FRACTION of the dense network."""
+    dense_steps: int | None = None
+    """Steps of training the dense network."""
+    reward_images: int = 256
+    """Held-out images a candidate is rewarded on."""
+    granularity: str = "fine"
+    """coarse: a keep ratio per group; fine: every unit by itself."""
+    constraint: str = "projection"
+    """multiplier, projection, both."""
+    strategy: str = "auto"
+    """vmap, map (one cell after the other), or auto: the faster, measured once."""
+    chunk: int | None = None
+    """Settings at once; by default as memory allows."""
+    optuna: str | None = None
+    """A file, or a database's address: take settings from Optuna, shared with other workers."""
+    trials: int = 64
+    """Settings of a study by Optuna."""
+    batch: int = 8
+    """Settings that a worker asks for at once."""
+    worker: int = 0
+    """Number of this worker on the same --optuna; each has a run directory."""
+    coordinator: str | None = None
+    """host:port of process 0 of a study over many hosts."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Search(Common):
+    """Hyper-parameters of the agent; setting 0 is the defaults."""
+
+    settings: int = 64
+    """H, of which all but the first are drawn at random."""
+    evaluations: int = 256
+    """Candidates of each search."""
+    candidates: int = 16
+    """Candidates an iteration."""
+    vary: tuple[str, ...] = ("unit_learning_rate", "clip_epsilon", "target_kl", "sharpness")
+    """What is varied; of the agent's numbers, those with a range."""
+    metric: str = "area"
+    """What is optimised: area (under the best-so-far curve) or reward (at the end)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budgets(Common):
+    """The front of accuracy against cost, the agent beside baselines."""
+
+    limits: tuple[float, ...] = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.35)
+    """B budgets, fractions of the dense network; the name is that of --budget."""
+    methods: tuple[str, ...] = ("agent", "random_search", "cross_entropy")
+    """What searches."""
+    evaluations: int = 256
+    """Candidates of each search."""
+    candidates: int = 16
+    """Candidates an iteration."""
+    finetune_steps: int = 0
+    """Finetune the best candidate of each search so long and read its test accuracy."""
+    metric: str = "reward"
+    """What is drawn: reward, or accuracy where there is finetuning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Proxy(Common):
+    """Rank correlation of rewards with the finetuned accuracy of random candidates."""
+
+    model: str = "cnn"
+    """A network with batch norm, or recalibration has nothing to do."""
+    candidates: int = 32
+    """How many; at least 30 for an interval worth reading."""
+    finetune_steps: int = 300
+    """Of the long finetune."""
+    seeds: int = 1
+    """Of finetuning."""
+    metric: str = "accuracy"
+    """What settings are ranked by."""
+
+
+Study = Annotated[
+    Annotated[Search, tyro.conf.subcommand("search")]
+    | Annotated[Budgets, tyro.conf.subcommand("budgets")]
+    | Annotated[Proxy, tyro.conf.subcommand("proxy")],
+    tyro.conf.OmitSubcommandPrefixes,
+]
+PROXIES = ("no_recalibration", "recalibration", "finetune_32", "finetune_128")
+
+
+def check(config: Common) -> None:
+    """Refuse what cannot be studied, before anything is trained.
+
+    Raises:
+        ValueError: naming the option, its value and what it may be.
+    """
+    for option in ("seeds", "settings", "trials", "batch", "evaluations", "candidates"):
+        if getattr(config, option, 1) < 1:
+            raise ValueError(f"{option}={getattr(config, option)} must be at least 1")
+    if len(parse_budgets([config.budget])) != 1:
+        raise ValueError(f"budget={config.budget!r}: a study has one budget")
+    if isinstance(config, Search):
+        if unknown := sorted(set(config.vary) - set(SPACE)):
+            raise ValueError(f"vary={unknown}: choose from {', '.join(SPACE)}")
+        if not config.vary:
+            raise ValueError("vary is empty: name at least one hyper-parameter")
+    if isinstance(config, Budgets):
+        name = parse_budgets([config.budget])[0].name
+        for limit in config.limits:
+            parse_budgets([f"{name}={limit}"])
+        known = ("agent", "random_search", "cross_entropy")
+        if unknown := sorted(set(config.methods) - set(known)):
+            raise ValueError(f"methods={unknown}: choose from {', '.join(known)}")
+        if config.metric == "accuracy" and not config.finetune_steps:
+            raise ValueError("metric='accuracy' needs finetune_steps of at least 1")
+    if isinstance(config, Proxy) and config.optuna:
+        raise ValueError("optuna has nothing to choose in a proxy study: leave it out")
+    if isinstance(config, Proxy) and config.candidates < 3:
+        raise ValueError(f"candidates={config.candidates}: a correlation needs at least 3")
+
+
+def study_settings(config: Common, cost: str) -> Settings:
+    """The settings of a study that does not come from Optuna."""
+    if isinstance(config, Search):
+        defaults = {name: float(getattr(HParams(), name)) for name in config.vary}
+        rows = [defaults]
+        if config.settings > 1:
+            space = {name: SPACE[name] for name in config.vary}
+            rows += random(space, config.settings - 1, jax.random.key(config.seed))
+        return table(rows)
+    if isinstance(config, Budgets):
+        return grid({cost: list(config.limits), "method": list(config.methods)})
+    assert isinstance(config, Proxy)
+    return grid({"candidate": list(range(config.candidates))})
+
+
+def make_job(config: Common, prepared: Prepared) -> tuple[Callable[..., Any], Any, list[str]]:
+    """The job, what it shares, and the names of its hyper-parameters."""
+    shared = shared_arrays(prepared)
+    if isinstance(config, Proxy):
+        shared["masks"] = random_candidates(prepared, config.candidates)
+        return proxy_job(prepared, config.finetune_steps), shared, ["candidate"]
+    assert isinstance(config, Search | Budgets)
+    steps = config.finetune_steps if isinstance(config, Budgets) else 0
+    job = search_job(prepared, config.evaluations, config.candidates, steps)
+    return job, shared, [*AGENT_FIELDS, *STRUCTURE, prepared.cost]
+
+
+def run(config: Common, prepared: Prepared, directory: Path) -> StudyResult:
+    """All settings times seeds, by ourselves or by Optuna."""
+    job, shared, known = make_job(config, prepared)
+    static = ("method",) if isinstance(config, Budgets) else ()
+    options: dict[str, Any] = {"static": static, "shared": shared, "known": known}
+    options["identity"] = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in (*PLACE, "strategy", "chunk", "optuna", "trials", "batch")
+    }
+    options["identity"] = {name: str(value) for name, value in options["identity"].items()}
+    if config.optuna:
+        from rlprune_jax.study.optuna_workers import run_worker
+
+        if isinstance(config, Search):
+            space = {name: SPACE[name] for name in config.vary}
+        else:
+            assert isinstance(config, Budgets)
+            span = LogUniform(min(config.limits), max(config.limits))
+            space = {prepared.cost: span, "method": Choice(config.methods)}
+        with progress("trials", config.trials) as advance:
+            return run_worker(
+                job,
+                space,
+                range(config.seeds),
+                storage=config.optuna,
+                study_name=f"{type(config).__name__.lower()}-{config_hash(options['identity'])}",
+                trials=config.trials,
+                batch=config.batch,
+                metric=metric_of(config),
+                strategy="vmap" if config.strategy == "auto" else config.strategy,
+                tick=advance,
+                **options,
+            )
+    settings = study_settings(config, prepared.cost)
+    with progress("cells", len(settings) * config.seeds) as advance:
+        return run_study(
+            job,
+            settings,
+            range(config.seeds),
+            directory=directory,
+            strategy=config.strategy,
+            chunk=config.chunk,
+            tick=advance,
+            **options,
+        )
+
+
+def metric_of(config: Common) -> str:
+    """What settings are ranked by."""
+    return str(getattr(config, "metric", "reward"))
+
+
+def conclude(config: Common, found: StudyResult, prepared: Prepared) -> dict[str, Any]:
+    """What goes into ``result.json``."""
+    metric = metric_of(config)
+    summary = found.summary(metric)
+    best = found.best(metric)
+    result: dict[str, Any] = {
+        "study": type(config).__name__.lower(),
+        "dataset": config.dataset,
+        "model": config.model,
+        "metric": metric,
+        "settings": len(found.settings),
+        "seeds": list(found.seeds),
+        "best": found.settings[best] | {"mean": float(summary["mean"][best])},
+        "interval": [float(summary["low"][best]), float(summary["high"][best])],
+        "dense_accuracy": float(
+            prepared.jobs.dense_accuracy(prepared.variables, prepared.problem.test)
+        ),
+        "compile_seconds": found.compile_seconds,
+        "strategies": dict(found.strategies),
+        "cells_run": found.cells_run,
+        "corrupt": list(found.corrupt),
+        "versions": versions(),
+        "device": describe_device(),
+    }
+    if isinstance(config, Search) and not config.optuna:
+        gain = found.metrics[metric][best] - found.metrics[metric][0]
+        result["gain_over_defaults"] = {"mean": float(gain.mean()), "by_seed": gain.tolist()}
+    if isinstance(config, Proxy):
+        accuracy = found.metrics["accuracy"].mean(1)
+        result["correlations"] = {
+            name: rank_correlation(found.metrics[name].mean(1), accuracy)._asdict()
+            for name in PROXIES
+        }
+    return result
+
+
+def study(config: Common) -> Path:
+    """Run ``config``, or find it finished; return the run directory.
+
+    Raises:
+        ValueError: an option is wrong or a budget cannot be met.
+        OSError: data are missing or a directory cannot be written.
+    """
+    check(config)
+    initialize(config.coordinator, config.num_processes, config.process_id)
+    process = jax.process_index()
+    name = f"study-{type(config).__name__.lower()}"
+    # Processes of one study share its directory; all but the first train in one of their own.
+    own = Path(config.runs_dir) / f"process-{process}" if process else Path(config.runs_dir)
+    home = Path(config.runs_dir) / f"{name}-{config_hash(config, exclude=PLACE)}"
+    if config.optuna:
+        own = own / f"worker-{config.worker}"
+    with open_run(own, name, config, exclude=PLACE) as run_directory:
+        if run_directory.is_finished:
+            print(f"finished before; delete {run_directory.path} to run again", file=sys.stderr)
+            return run_directory.path
+        began = time.perf_counter()
+        prepared = prepare(run_config(config), run_directory)
+        if isinstance(config, Budgets):
+            for limit in config.limits:
+                budgets = parse_budgets([f"{prepared.cost}={limit}"])
+                check_reachable(prepared.problem.graph, budgets, prepared.config.min_keep)
+        found = run(config, prepared, home / "study")
+        if process:
+            return home
+        path = run_directory.path
+        found.write(path)
+        metric = metric_of(config)
+        write_table(path, "summary", found.summary(metric))
+        result = conclude(config, found, prepared)
+        result["seconds"] = time.perf_counter() - began
+        write_page(run_directory, config, found, result, prepared.cost, log_axes())
+        run_directory.write_result(result)
+        return path
+
+
+def run_config(config: Common) -> RunConfig:
+    """The settings of the network, its environment and its budget."""
+    options: Mapping[str, Any] = {
+        name: getattr(config, name)
+        for name in (
+            *("dataset", "data_dir", "model", "widths", "seed", "runs_dir", "dense_steps"),
+            *("reward_images", "granularity", "constraint"),
+        )
+    }
+    return RunConfig(budget=(config.budget,), **options)
+
+
+def log_axes() -> list[str]:
+    """Hyper-parameters that are drawn on logarithmic axes."""
+    return [name for name, kind in SPACE.items() if isinstance(kind, LogUniform)]
+
+
+def main() -> None:
+    """Command line."""
+    enable_compilation_cache()
+    config = tyro.cli(Study, description=__doc__)  # type: ignore[arg-type]
+    try:
+        path = study(config)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last chunk", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The study experiment as a user runs it: files, refusals, resumption."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "run_study.py"
+TINY = (
+    *("--seeds", "2", "--widths", "12", "16", "--dense-steps", "40", "--reward-images", "64"),
+    *("--budget", "params=0.5", "--evaluations", "16", "--candidates", "8"),
+)
+
+
+def run(*options):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *options],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_a_search_study_writes_its_files_and_is_found_finished(tmp_path):
+    options = ("search", *TINY, "--settings", "3", "--runs-dir", str(tmp_path))
+    code, out, err = run(*options)
+    assert code == 0, err
+    path = Path(out.strip().splitlines()[-1])
+    result = json.loads((path / "result.json").read_text())
+    assert result["settings"] == 3 and result["seeds"] == [0, 1]
+    assert len(result["gain_over_defaults"]["by_seed"]) == 2
+    rows = list(csv.DictReader((path / "table.csv").open()))
+    assert len(rows) == 6
+    assert {"unit_learning_rate", "seed", "area", "reward", "feasible_fraction"} <= set(rows[0])
+    assert all(0 <= float(row["area"]) <= float(row["reward"]) <= 1 for row in rows)
+    assert all(float(row["cost"]) <= 0.5 for row in rows)
+    assert sorted(int(r["rank"]) for r in csv.DictReader((path / "summary.csv").open()))[0] == 1
+    page = (path / "report.html").read_text()
+    assert "interactive" in page and "<svg" in page
+    code, out, err = run(*options)
+    assert code == 0 and out.strip() == str(path) and "finished before" in err
+
+
+@pytest.mark.slow
+def test_optuna_searches_too(tmp_path):
+    pytest.importorskip("optuna")
+    options = ("--optuna", str(tmp_path / "journal"), "--trials", "3", "--batch", "2")
+    code, out, err = run("search", *TINY, *options, "--runs-dir", str(tmp_path))
+    assert code == 0, err
+    path = Path(out.strip().splitlines()[-1])
+    assert json.loads((path / "result.json").read_text())["settings"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Search", {"settings": 0}, "settings=0 must be at least 1"),
+        ("Search", {"seeds": 0}, "seeds=0"),
+        ("Search", {"vary": ("depth",)}, r"vary=\['depth'\]: choose from"),
+        ("Search", {"vary": ()}, "vary is empty"),
+        ("Search", {"budget": "flops=1"}, "known budgets"),
+        ("Budgets", {"methods": ("grid",)}, r"methods=\['grid'\]"),
+        ("Budgets", {"limits": (2.0,)}, "must be a fraction"),
+        ("Budgets", {"metric": "accuracy"}, "needs finetune_steps"),
+        ("Proxy", {"candidates": 2}, "at least 3"),
+        ("Proxy", {"optuna": "x"}, "leave it out"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_before_training(name, options, message, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import run_study
+
+    monkeypatch.setattr(run_study, "prepare", lambda *args: pytest.fail("training started"))
+    with pytest.raises(ValueError, match=message):
+        run_study.study(getattr(run_study, name)(**options))
+
+
+def test_help_lists_the_studies():
+    code, out, _ = run("--help")
+    assert code == 0
+    for word in ("search", "budgets", "proxy"):
+        assert word in out
