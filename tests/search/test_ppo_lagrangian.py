@@ -208,7 +208,8 @@ def test_wrong_shapes_told_are_refused_by_name(asked):
 def test_under_both_the_multiplier_of_a_measured_cost_follows_what_is_told(env):
     """The other budget's multiplier follows the candidates as proposed, told costs or not."""
     asked = dataclasses.replace(env, measured=(True, False))
-    agent = ppo_lagrangian(asked, Config(constraint="both", candidates=4))
+    config = Config(constraint="both", candidates=4, epochs=1, hidden_sizes=(4,))
+    agent = ppo_lagrangian(asked, config)
     state = agent.init(HParams(), jax.random.key(0))
     candidates, state = jax.jit(agent.ask)(state, jax.random.key(1))
     told = jnp.full((4, 2), 7.0)
