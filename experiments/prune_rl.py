@@ -112,7 +112,8 @@ def execute(config: Config, run: RunDirectory) -> dict[str, Any]:
         chunk=config.chunk,
     )
     variables = train_dense(config, run, problem, jobs)
-    env = make_search_environment(config, problem, budgets, score_units(config, problem, variables))
+    scores = score_units(config, problem, variables)
+    env = make_search_environment(config, problem, budgets, scores, variables)
     searches: dict[str, Search] = {}
     delivered: dict[str, Delivered] = {}
     for method in (AGENT, *config.baselines):

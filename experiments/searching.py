@@ -1,5 +1,6 @@
 """Scoring units and searching: the agent and its baselines, one resumable stage each."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from rlprune_jax.search import (
     ppo_lagrangian,
     run_search_host,
 )
+from rlprune_jax.search.environment import project_ratios
+from rlprune_jax.structured_sap import group_sparsity
 from rlprune_jax.types import Gates, Variables
 
 ARCHIVE_SIZE = 16
@@ -51,10 +54,18 @@ def score_units(config: Config, problem: Problem, variables: Variables) -> Gates
 
 
 def make_search_environment(
-    config: Config, problem: Problem, budgets: Sequence[Budget], scores: Gates
+    config: Config,
+    problem: Problem,
+    budgets: Sequence[Budget],
+    scores: Gates,
+    variables: Variables,
 ) -> Environment:
     """The constrained decision process of this network and these budgets."""
     graph = problem.graph
+    descriptors = layer_descriptors(graph)
+    if config.sparsity_informed:
+        sparsity = group_sparsity(graph, variables)
+        descriptors = np.column_stack([descriptors, sparsity.pq_index, sparsity.keep_ratio])
     cost = cost_function(graph, budgets)
 
     def mask_cost(masks: jax.Array) -> jax.Array:
@@ -65,10 +76,10 @@ def make_search_environment(
             }
         )
 
-    return make_environment(
+    env = make_environment(
         dict(zip(graph.names, graph.sizes, strict=True)),
         {name: np.asarray(score) for name, score in scores.items()},
-        layer_descriptors(graph),
+        descriptors,
         limits(budgets),
         min_keep={
             name: min(config.min_keep, size)
@@ -77,6 +88,10 @@ def make_search_environment(
         cost_fn=mask_cost,
         measured=[budget.is_measured for budget in budgets],
     )
+    if config.sparsity_informed:
+        start = jax.jit(project_ratios)(env, jnp.clip(sparsity.keep_ratio, 0.02, 1.0))
+        env = dataclasses.replace(env, initial_keep=start)
+    return env
 
 
 class Search(NamedTuple):

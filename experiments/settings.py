@@ -78,6 +78,9 @@ class Config:
     """What to run beside the agent; also: random_search_coarse, cross_entropy_coarse."""
     score: str = "taylor"
     """What ranks the units of a group: taylor, magnitude, random."""
+    sparsity_informed: bool = False
+    """Show the agent each group's PQ Index and the share of units that it says are enough, and
+    start from these shares."""
     reward: str = "accuracy"
     """accuracy or loss (negative), on held-out images after batch-norm recalibration."""
     reward_images: int = 512

@@ -60,7 +60,8 @@ def prepare(config: Config, run: RunDirectory) -> Prepared:
         chunk=config.chunk,
     )
     variables = train_dense(config, run, problem, jobs)
-    env = make_search_environment(config, problem, budgets, score_units(config, problem, variables))
+    scores = score_units(config, problem, variables)
+    env = make_search_environment(config, problem, budgets, scores, variables)
     held_out = problem.held_out
     rewarded = min(config.reward_images, len(held_out.labels))
     sample = CandidateData(

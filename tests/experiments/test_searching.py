@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rlprune_jax.graph.descriptors import FEATURES
+from rlprune_jax.scores import magnitude_scores
+from rlprune_jax.search import ratios_to_masks
+from rlprune_jax.structured_sap import group_sparsity
+
+
+@pytest.mark.parametrize("informed", [False, True])
+def test_sparsity_enters_the_agents_state_and_start(informed, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "experiments"))
+    from prune_rl import build
+    from searching import make_search_environment
+    from settings import Config, resolve
+
+    options = {"model": "mlp", "widths": (24, 12), "budget": ("params=0.4",)}
+    config = resolve(Config(sparsity_informed=informed, **options))
+    problem, budgets = build(config)
+    variables = jax.tree.map(
+        # The first half of every layer's units is ten times as strong: sparse norms.
+        lambda leaf: leaf * np.where(np.arange(leaf.shape[-1]) < leaf.shape[-1] // 2, 1.0, 0.1),
+        problem.variables,
+    )
+    scores = magnitude_scores(problem.graph, variables)
+    env = make_search_environment(config, problem, budgets, scores, variables)
+    assert env.descriptors.shape == (2, len(FEATURES) + 2 * informed)
+    if informed:
+        sparsity = group_sparsity(problem.graph, variables)
+        np.testing.assert_allclose(env.descriptors[:, -2], sparsity.pq_index, rtol=1e-6)
+        np.testing.assert_allclose(env.descriptors[:, -1], sparsity.keep_ratio, rtol=1e-6)
+    assert env.cost_fn is not None
+    masks = ratios_to_masks(env, env.initial_keep)
+    assert float(env.cost_fn(masks)[0]) <= 0.4
