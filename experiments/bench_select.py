@@ -183,7 +183,7 @@ def main(config: Config) -> dict[str, Any]:
                 line[f"pq_index_{pair}_{name}_over_read"] = times["read"] / times[pair]
     width = 256 if config.quick else 1024
     for prefix, models in (("", 1), ("vmapped_", config.models)):
-        times = training(models, width if models == 1 else width // 4, max(repeats, 5))
+        times = training(models, width if models == 1 else width // 4, 3 * repeats)
         print(f"{models} models, a step", {job: f"{1e2 * t:.2f} ms" for job, t in times.items()})
         line[f"{prefix}link_step_over_adam"] = times["adam"] / times["link"]
         line[f"{prefix}refreshable_step_over_adam"] = times["adam"] / times["refreshing"]

@@ -26,10 +26,12 @@ from rlprune_jax.masks import make_mask, prunable_leaves
 from rlprune_jax.scopes import (
     PerScope,
     check_scope,
+    count_dtype,
     count_live,
     map_scopes,
     reduce_scopes,
     spread,
+    summed_axes,
 )
 from rlprune_jax.types import Mask, PyTree
 
@@ -146,8 +148,7 @@ def pq_index_grid(
         if not isinstance(values, jax.core.Tracer) and not (np.asarray(values) > 0).all():
             raise ValueError(f"{name}={np.asarray(values)} must be above 0")
     p, q = jnp.asarray(p, float), jnp.asarray(q, float)
-    live, scaled = _scaled(tree, mask, scope, unit_axis)
-    live_counts = _live_counts(live, scope, unit_axis)
+    live_counts, scaled = _scaled(tree, mask, scope, unit_axis)
     exponents = jnp.concatenate([p, q])
     logs = jax.lax.map(
         lambda each: _log_mean(scaled, live_counts, each, scope, unit_axis), exponents
@@ -184,8 +185,7 @@ def gini(
         >>> float(gini(jnp.array([1.0, 2.0, 3.0, 4.0])))
         0.25
     """
-    live, scaled = _scaled(tree, mask, scope, unit_axis)
-    counts = _live_counts(live, scope, unit_axis)
+    counts, scaled = _scaled(tree, mask, scope, unit_axis)
     if scope == "global":
         return _gini(jnp.concatenate([leaf.reshape(-1) for leaf in scaled.values()]), counts)
     if scope == "layer":
@@ -268,8 +268,8 @@ def _default_mask(tree: PyTree) -> Mask:
 
 def _scaled(
     tree: PyTree, mask: Mask | None, scope: str, unit_axis: int
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """Live flags, and magnitudes over the greatest of their scope, pruned ones 0."""
+) -> tuple[PerScope, dict[str, jax.Array]]:
+    """Live counts, and magnitudes over the greatest of their scope, pruned ones 0."""
     check_scope(scope)
     mask = _default_mask(tree) if mask is None else mask
     leaves = prunable_leaves(tree, mask)
@@ -288,21 +288,42 @@ def _scaled(
         for path, leaf in leaves.items()
     }
 
-    def greatest(leaf: jax.Array, axis: tuple[int, ...]) -> jax.Array:
-        return jnp.max(leaf, axis=axis, initial=0)
-
-    tops = reduce_scopes(magnitudes, scope, unit_axis, greatest, jnp.maximum)
-    # The index does not depend on the scale, so neither does its gradient.
-    tops = map_scopes(
-        lambda top: jax.lax.stop_gradient(jnp.where(top > 0, top, 1).astype(dtype)), tops
-    )
+    tops, counts = _greatest_and_count(magnitudes, live, scope, unit_axis)
+    tops = map_scopes(lambda top: jnp.where(top > 0, top, 1).astype(dtype), tops)
     # NaN fails the comparison above and must stay.
     limits = spread(tops, magnitudes, scope, unit_axis)
-    return live, {path: leaf / limits[path] for path, leaf in magnitudes.items()}
+    return counts, {path: leaf / limits[path] for path, leaf in magnitudes.items()}
 
 
-def _live_counts(live: dict[str, Any], scope: str, unit_axis: int) -> PerScope:
-    return count_live(live, scope, unit_axis)
+def _greatest_and_count(
+    magnitudes: dict[str, jax.Array], live: dict[str, Any], scope: str, unit_axis: int
+) -> tuple[PerScope, PerScope]:
+    """The greatest magnitude of each scope, NaN where one is, and the number of live weights.
+
+    In one pass over integers: magnitudes are ordered as their bits are, NaN above all. No gradient:
+    the index does not depend on the scale.
+    """
+    floating = next(iter(magnitudes.values())).dtype
+    unsigned = jnp.uint64 if floating == jnp.float64 else jnp.uint32
+    counting = count_dtype(live, scope)
+    tops, counts = {}, {}
+    for path, leaf in magnitudes.items():
+        bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(leaf), unsigned)
+        tops[path], counts[path] = jax.lax.reduce(
+            (bits, live[path].astype(counting)),
+            (jnp.zeros((), unsigned), jnp.zeros((), counting)),
+            lambda a, b: (jnp.maximum(a[0], b[0]), a[1] + b[1]),
+            summed_axes(path, leaf.ndim, scope, unit_axis),
+        )
+
+    def as_float(bits: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(bits, floating)
+
+    if scope != "global":
+        return {path: as_float(top) for path, top in tops.items()}, counts
+    return as_float(jnp.stack(list(tops.values())).max()), sum(
+        counts.values(), start=jnp.zeros((), counting)
+    )
 
 
 def _power(values: jax.Array, exponent: ArrayLike) -> jax.Array:
@@ -336,8 +357,7 @@ def _log_ratio(
 ) -> PerScope:
     """``log(1 - I)``, at most 0."""
     check_exponents(p, q)
-    live, scaled = _scaled(tree, mask, scope, unit_axis)
-    counts = _live_counts(live, scope, unit_axis)
+    counts, scaled = _scaled(tree, mask, scope, unit_axis)
     above = _log_mean(scaled, counts, p, scope, unit_axis)
     below = _log_mean(scaled, counts, q, scope, unit_axis)
     return map_scopes(

@@ -50,7 +50,7 @@ def reduce_scopes(
     """
     check_scope(scope)
     reduced = {
-        path: reduce(leaf, axis=_summed_axes(path, np.ndim(leaf), scope, unit_axis))
+        path: reduce(leaf, axis=summed_axes(path, np.ndim(leaf), scope, unit_axis))
         for path, leaf in leaves.items()
     }
     if scope != "global":
@@ -129,7 +129,7 @@ def count_flags(
             tuple(jnp.asarray(flag).astype(dtype) for flag in each),
             (zero,) * len(each),
             lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
-            _summed_axes(path, np.ndim(each[0]), scope, unit_axis),
+            summed_axes(path, np.ndim(each[0]), scope, unit_axis),
         )
 
     parts = {path: counted(path, each) for path, each in flags.items()}
@@ -158,7 +158,12 @@ def count_dtype(leaves: dict[str, Any], scope: str) -> Any:
     return jnp.int64
 
 
-def _summed_axes(path: str, rank: int, scope: str, unit_axis: int) -> tuple[int, ...]:
+def summed_axes(path: str, rank: int, scope: str, unit_axis: int) -> tuple[int, ...]:
+    """Axes of a leaf that a scope reduces over.
+
+    Raises:
+        ValueError: ``unit_axis`` is none of the leaf's.
+    """
     if scope != "neuron":
         return tuple(range(rank))
     if not -rank <= unit_axis < rank:

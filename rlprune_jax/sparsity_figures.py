@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from rlprune_jax.drawing import PERCENT, colour_of, grid_of, label_ends, note_if_empty, style
@@ -49,15 +49,13 @@ def iterations_figure(curves: Curves) -> Figure:
     with style():
         figure, grid = grid_of(4, height=2.9, columns=2)
         for axes, (key, title) in zip(grid, panels, strict=True):
-            _draw(axes, {name: curve[key] for name, curve in curves.items()})
+            lines = {name: curve[key] for name, curve in curves.items()}
+            _draw(axes, lines, log=key == "density")
             if key == "accuracy":
                 for name, curve in curves.items():
                     mean = running_mean(np.asarray(curve[key], float).mean(0))
                     axes.plot(mean, color=colour_of(name, curves), linestyle=_DASHED, linewidth=1)
                 axes.yaxis.set_major_formatter(PERCENT)
-            if key == "density":
-                axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(_SHORT_PERCENT)
             axes.set_title(title)
         return figure
 
@@ -111,6 +109,7 @@ def density_figure(curves: Curves) -> Figure:
             )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(_SHORT_PERCENT)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(PERCENT)
         axes.invert_xaxis()
         axes.set_xlabel("weights left")
@@ -136,10 +135,8 @@ def layer_densities_figure(layers: Mapping[str, Mapping[str, ArrayLike]], what: 
             if len(paths) > 6:
                 places = np.unique(np.linspace(0, len(paths) - 1, 3).round().astype(int))
                 paths = [paths[place] for place in places]
-            _draw(axes, {path.removesuffix("/kernel"): by_path[path] for path in paths})
-            if what == "density":
-                axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(_SHORT_PERCENT)
+            lines = {path.removesuffix("/kernel"): by_path[path] for path in paths}
+            _draw(axes, lines, log=what == "density")
             axes.set_title(f"{name}: {what}")
         return figure
 
@@ -183,18 +180,28 @@ def heat_map_figure(
         return figure
 
 
-def _draw(axes: Axes, lines: Mapping[str, ArrayLike]) -> None:
+def _draw(axes: Axes, lines: Mapping[str, ArrayLike], log: bool = False) -> None:
     ends = []
     for name, values in lines.items():
         array = np.asarray(values, float)
         mean, spread = array.mean(0), array.std(0)
         steps = np.arange(len(mean))
         colour = colour_of(name, lines)
-        axes.plot(steps, mean, color=colour, marker="o" if len(mean) == 1 else None)
+        marker = "o" if len(mean) == 1 else None
+        axes.plot(steps, mean, color=colour, marker=marker, label=name)
         axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
         if len(mean):
             ends.append((float(steps[-1]), float(mean[-1]), name, colour))
     axes.set_xlabel("iteration")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    label_ends(axes, ends)
+    if log:
+        # Places of labels at the ends are worked out for linear axes.
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(_SHORT_PERCENT)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        if ends:
+            axes.legend(frameon=False, fontsize=8)
+    else:
+        label_ends(axes, ends)
     note_if_empty(axes, not ends)
