@@ -7,11 +7,12 @@ Commands: python experiments/run_study.py search --settings 64 --seeds 4
           python experiments/run_study.py search --optuna study.journal --worker 0
 
 ``search`` varies the agent's hyper-parameters; ``budgets`` draws the front of accuracy and cost,
-with baselines beside; ``sap`` varies adaptive pruning; ``proxy`` asks how well rewards foretell the finetuned accuracy. The run
-directory, printed last, holds study/ (chunks and the tidy table), summary.csv, result.json and
-report.html. The same command resumes an interrupted study, or says that it is finished. Many hosts:
-add --coordinator HOST:PORT --num-processes N --process-id I, or set RLPRUNE_DISTRIBUTED=1 where the
-cluster tells JAX by itself. Many independent workers: --optuna FILE or DATABASE, each its --worker.
+with baselines beside; ``sap`` varies adaptive pruning; ``proxy`` asks how well rewards foretell the
+finetuned accuracy. The run directory, printed last, holds study/ (chunks and the tidy table),
+summary.csv, result.json and report.html. The same command resumes an interrupted study, or says
+that it is finished. Many hosts: add --coordinator HOST:PORT --num-processes N --process-id I, or
+set RLPRUNE_DISTRIBUTED=1 where the cluster tells JAX by itself. Many independent workers: --optuna
+FILE or DATABASE, each its --worker.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The job of a study of sparsity-informed adaptive pruning: the whole iterative loop as one scan."""
+"""The job of a study of adaptive pruning by the PQ Index: the whole loop as one scan."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
