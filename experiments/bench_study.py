@@ -95,11 +95,12 @@ def part(config: Config) -> dict[str, Any]:
         began = time.perf_counter()
         prepared = prepare(dataclasses.replace(run_config(chosen), dense_steps=1), run)
         prepared = prepared._replace(variables=pickle.loads(saved.read_bytes()))
-        job, shared, known = make_job(chosen, prepared)
+        task = make_job(chosen, prepared)
+        job, shared = task.job, task.shared
         setup = time.perf_counter() - began
         settings = study_settings(study_of(config, int(numbers[-1])), prepared.cost)
         if role == "study":
-            found = run_study(job, settings, [0], shared=shared, known=known)
+            found = run_study(job, settings, [0], shared=shared, known=task.known)
             return {"setup": setup, "area": found.metrics["area"][:, 0].tolist()}
         step = jax.jit(job)
         key, times, area = jax.random.key(0), [], []

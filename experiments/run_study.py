@@ -2,15 +2,17 @@
 
 Commands: python experiments/run_study.py search --settings 64 --seeds 4
           python experiments/run_study.py budgets --limits 0.02 0.05 0.1 0.2 --seeds 4
+          python experiments/run_study.py sap --p 0.2 0.5 1.0 --q 1.0 2.0 --seeds 4
           python experiments/run_study.py proxy --model cnn --candidates 32
           python experiments/run_study.py search --optuna study.journal --worker 0
 
 ``search`` varies the agent's hyper-parameters; ``budgets`` draws the front of accuracy and cost,
-with baselines beside; ``proxy`` asks how well rewards foretell the finetuned accuracy. The run
-directory, printed last, holds study/ (chunks and the tidy table), summary.csv, result.json and
-report.html. The same command resumes an interrupted study, or says that it is finished. Many hosts:
-add --coordinator HOST:PORT --num-processes N --process-id I, or set RLPRUNE_DISTRIBUTED=1 where the
-cluster tells JAX by itself. Many independent workers: --optuna FILE or DATABASE, each its --worker.
+with baselines beside; ``sap`` varies adaptive pruning; ``proxy`` asks how well rewards foretell the
+finetuned accuracy. The run directory, printed last, holds study/ (chunks and the tidy table),
+summary.csv, result.json and report.html. The same command resumes an interrupted study, or says
+that it is finished. Many hosts: add --coordinator HOST:PORT --num-processes N --process-id I, or
+set RLPRUNE_DISTRIBUTED=1 where the cluster tells JAX by itself. Many independent workers: --optuna
+FILE or DATABASE, each its --worker.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
@@ -39,7 +41,7 @@ from study_problem import (
 from rlprune_jax.costs.budget import check_reachable, parse_budgets
 from rlprune_jax.progress import progress
 from rlprune_jax.provenance import describe_device, versions
-from rlprune_jax.run_directory import COSMETIC, config_hash, open_run
+from rlprune_jax.run_directory import COSMETIC, RunDirectory, config_hash, open_run
 from rlprune_jax.search import HParams
 from rlprune_jax.study import (
     Choice,
@@ -55,6 +57,7 @@ from rlprune_jax.study import (
     table,
 )
 from rlprune_jax.study.results import write_table
+from rlprune_jax.study.settings import Value
 
 PLACE = (*COSMETIC, "coordinator", "num_processes", "process_id", "worker")
 
@@ -170,9 +173,36 @@ class Proxy(Common):
     """What settings are ranked by."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Sap(Common):
+    """Numbers of sparsity-informed adaptive pruning: a grid, or ranges with --optuna."""
+
+    p: tuple[float, ...] = (0.5, 1.0)
+    """Norms above; combinations with p >= q are left out."""
+    q: tuple[float, ...] = (1.0, 2.0)
+    """Norms below."""
+    eta_r: tuple[float, ...] = (0.0,)
+    """The larger, the more goes."""
+    gamma: tuple[float, ...] = (1.0,)
+    """Scaling of the share that goes."""
+    beta: tuple[float, ...] = (0.9,)
+    """Greatest share that one iteration prunes."""
+    scope: tuple[str, ...] = ("global",)
+    """global, layer, neuron."""
+    iterations: int = 10
+    """Prunings."""
+    epochs: int = 3
+    """Of each training."""
+    batch_size: int = 250
+    """Images a step."""
+    metric: str = "kept_sparsity"
+    """kept_sparsity: largest sparsity within a point of dense accuracy; accuracy: the last."""
+
+
 Study = Annotated[
     Annotated[Search, tyro.conf.subcommand("search")]
     | Annotated[Budgets, tyro.conf.subcommand("budgets")]
+    | Annotated[Sap, tyro.conf.subcommand("sap")]
     | Annotated[Proxy, tyro.conf.subcommand("proxy")],
     tyro.conf.OmitSubcommandPrefixes,
 ]
@@ -204,6 +234,8 @@ def check(config: Common) -> None:
             raise ValueError(f"methods={unknown}: choose from {', '.join(known)}")
         if config.metric == "accuracy" and not config.finetune_steps:
             raise ValueError("metric='accuracy' needs finetune_steps of at least 1")
+    if isinstance(config, Sap) and not any(p < q for p in config.p for q in config.q):
+        raise ValueError(f"p={config.p}, q={config.q}: some p must be below some q")
     if isinstance(config, Proxy) and config.optuna:
         raise ValueError("optuna has nothing to choose in a proxy study: leave it out")
     if isinstance(config, Proxy) and config.candidates < 3:
@@ -213,54 +245,97 @@ def check(config: Common) -> None:
 def study_settings(config: Common, cost: str) -> Settings:
     """The settings of a study that does not come from Optuna."""
     if isinstance(config, Search):
-        defaults = {name: float(getattr(HParams(), name)) for name in config.vary}
-        rows = [defaults]
+        rows: list[dict[str, Value]] = [
+            {name: float(getattr(HParams(), name)) for name in config.vary}
+        ]
         if config.settings > 1:
             space = {name: SPACE[name] for name in config.vary}
-            rows += random(space, config.settings - 1, jax.random.key(config.seed))
+            rows += list(random(space, config.settings - 1, jax.random.key(config.seed)))
         return table(rows)
     if isinstance(config, Budgets):
         return grid({cost: list(config.limits), "method": list(config.methods)})
+    if isinstance(config, Sap):
+        names = ("p", "q", "eta_r", "gamma", "beta", "scope")
+        rows = list(grid({name: list(getattr(config, name)) for name in names}))
+        return table([row for row in rows if float(row["p"]) < float(row["q"])])
     assert isinstance(config, Proxy)
     return grid({"candidate": list(range(config.candidates))})
 
 
-def make_job(config: Common, prepared: Prepared) -> tuple[Callable[..., Any], Any, list[str]]:
-    """The job, what it shares, and the names of its hyper-parameters."""
-    shared = shared_arrays(prepared)
+class Task(NamedTuple):
+    """A job with what it shares, the names of its hyper-parameters and which are static."""
+
+    job: Callable[..., Any]
+    shared: Any
+    known: tuple[str, ...]
+    static: tuple[str, ...] = ()
+    cost: str = ""
+    dense_accuracy: float = float("nan")
+
+
+def make_task(config: Common, run_directory: RunDirectory) -> Task:
+    """Load, train what is to be trained once, and make the job."""
+    if isinstance(config, Sap):
+        from study_sap import NAMES, sap_job
+
+        job, shared = sap_job(config)
+        return Task(job, shared, NAMES, ("scope",))
+    prepared = prepare(run_config(config), run_directory)
+    if isinstance(config, Budgets):
+        for limit in config.limits:
+            budgets = parse_budgets([f"{prepared.cost}={limit}"])
+            check_reachable(prepared.problem.graph, budgets, prepared.config.min_keep)
+    dense = float(prepared.jobs.dense_accuracy(prepared.variables, prepared.problem.test))
+    task = make_job(config, prepared)
+    return task._replace(dense_accuracy=dense)
+
+
+def make_job(config: Common, prepared: Prepared) -> Task:
+    """The job on a network that is trained."""
+    shared, cost = shared_arrays(prepared), prepared.cost
     if isinstance(config, Proxy):
         shared["masks"] = random_candidates(prepared, config.candidates)
-        return proxy_job(prepared, config.finetune_steps), shared, ["candidate"]
+        return Task(proxy_job(prepared, config.finetune_steps), shared, ("candidate",), cost=cost)
     assert isinstance(config, Search | Budgets)
     steps = config.finetune_steps if isinstance(config, Budgets) else 0
     job = search_job(prepared, config.evaluations, config.candidates, steps)
-    return job, shared, [*AGENT_FIELDS, *STRUCTURE, prepared.cost]
-
-
-def run(config: Common, prepared: Prepared, directory: Path) -> StudyResult:
-    """All settings times seeds, by ourselves or by Optuna."""
-    job, shared, known = make_job(config, prepared)
     static = ("method",) if isinstance(config, Budgets) else ()
-    options: dict[str, Any] = {"static": static, "shared": shared, "known": known}
+    return Task(job, shared, (*AGENT_FIELDS, *STRUCTURE, cost), static, cost)
+
+
+def search_space(config: Common, cost: str) -> dict[str, Uniform | LogUniform | Choice]:
+    """What Optuna chooses from."""
+    if isinstance(config, Search):
+        return {name: SPACE[name] for name in config.vary}
+    if isinstance(config, Budgets):
+        span = LogUniform(min(config.limits), max(config.limits))
+        return {cost: span, "method": Choice(config.methods)}
+    assert isinstance(config, Sap)
+    return {
+        "p": Uniform(0.1, 1.0),
+        "q": Uniform(1.05, 2.0),
+        "eta_r": Uniform(0.0, 1.0),
+        "gamma": Uniform(0.5, 2.0),
+        "beta": Uniform(0.5, 0.95),
+        "scope": Choice(config.scope),
+    }
+
+
+def run(config: Common, task: Task, directory: Path) -> StudyResult:
+    """All settings times seeds, by ourselves or by Optuna."""
+    options: dict[str, Any] = {"static": task.static, "shared": task.shared, "known": task.known}
     options["identity"] = {
-        name: value
+        name: str(value)
         for name, value in dataclasses.asdict(config).items()
         if name not in (*PLACE, "strategy", "chunk", "optuna", "trials", "batch")
     }
-    options["identity"] = {name: str(value) for name, value in options["identity"].items()}
     if config.optuna:
         from rlprune_jax.study.optuna_workers import run_worker
 
-        if isinstance(config, Search):
-            space = {name: SPACE[name] for name in config.vary}
-        else:
-            assert isinstance(config, Budgets)
-            span = LogUniform(min(config.limits), max(config.limits))
-            space = {prepared.cost: span, "method": Choice(config.methods)}
         with progress("trials", config.trials) as advance:
             return run_worker(
-                job,
-                space,
+                task.job,
+                search_space(config, task.cost),
                 range(config.seeds),
                 storage=config.optuna,
                 study_name=f"{type(config).__name__.lower()}-{config_hash(options['identity'])}",
@@ -271,10 +346,10 @@ def run(config: Common, prepared: Prepared, directory: Path) -> StudyResult:
                 tick=advance,
                 **options,
             )
-    settings = study_settings(config, prepared.cost)
+    settings = study_settings(config, task.cost)
     with progress("cells", len(settings) * config.seeds) as advance:
         return run_study(
-            job,
+            task.job,
             settings,
             range(config.seeds),
             directory=directory,
@@ -290,7 +365,7 @@ def metric_of(config: Common) -> str:
     return str(getattr(config, "metric", "reward"))
 
 
-def conclude(config: Common, found: StudyResult, prepared: Prepared) -> dict[str, Any]:
+def conclude(config: Common, found: StudyResult, dense_accuracy: float) -> dict[str, Any]:
     """What goes into ``result.json``."""
     metric = metric_of(config)
     summary = found.summary(metric)
@@ -304,9 +379,7 @@ def conclude(config: Common, found: StudyResult, prepared: Prepared) -> dict[str
         "seeds": list(found.seeds),
         "best": found.settings[best] | {"mean": float(summary["mean"][best])},
         "interval": [float(summary["low"][best]), float(summary["high"][best])],
-        "dense_accuracy": float(
-            prepared.jobs.dense_accuracy(prepared.variables, prepared.problem.test)
-        ),
+        "dense_accuracy": dense_accuracy,
         "compile_seconds": found.compile_seconds,
         "strategies": dict(found.strategies),
         "cells_run": found.cells_run,
@@ -347,21 +420,17 @@ def study(config: Common) -> Path:
             print(f"finished before; delete {run_directory.path} to run again", file=sys.stderr)
             return run_directory.path
         began = time.perf_counter()
-        prepared = prepare(run_config(config), run_directory)
-        if isinstance(config, Budgets):
-            for limit in config.limits:
-                budgets = parse_budgets([f"{prepared.cost}={limit}"])
-                check_reachable(prepared.problem.graph, budgets, prepared.config.min_keep)
-        found = run(config, prepared, home / "study")
+        task = make_task(config, run_directory)
+        found = run(config, task, home / "study")
         if process:
             return home
         path = run_directory.path
         found.write(path)
         metric = metric_of(config)
         write_table(path, "summary", found.summary(metric))
-        result = conclude(config, found, prepared)
+        result = conclude(config, found, task.dense_accuracy)
         result["seconds"] = time.perf_counter() - began
-        write_page(run_directory, config, found, result, prepared.cost, log_axes())
+        write_page(run_directory, config, found, result, task.cost, log_axes())
         run_directory.write_result(result)
         return path
 
@@ -386,7 +455,7 @@ def log_axes() -> list[str]:
 def main() -> None:
     """Command line."""
     enable_compilation_cache()
-    config = tyro.cli(Study, description=__doc__)  # type: ignore[arg-type]
+    config = tyro.cli(Study, description=__doc__)
     try:
         path = study(config)
     except KeyboardInterrupt:

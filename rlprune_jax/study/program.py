@@ -78,7 +78,7 @@ def traced_columns(settings: Settings, static: Collection[str]) -> dict[str, np.
     Raises:
         ValueError: text that is not named in ``static``, or an integer beyond 32 bits.
     """
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for name, values in settings.columns.items():
         if name in static:
             continue

@@ -58,6 +58,19 @@ def test_optuna_searches_too(tmp_path):
     assert json.loads((path / "result.json").read_text())["settings"] == 3
 
 
+@pytest.mark.slow
+def test_a_grid_of_adaptive_pruning(tmp_path):
+    pytest.importorskip("rlprune_jax.iterative")
+    options = ("--seeds", "2", "--widths", "12", "16", "--iterations", "2", "--epochs", "2")
+    code, out, err = run("sap", *options, "--runs-dir", str(tmp_path))
+    assert code == 0, err
+    path = Path(out.strip().splitlines()[-1])
+    rows = list(csv.DictReader((path / "table.csv").open()))
+    # (1, 1) is no pair of norms.
+    assert {(row["p"], row["q"]) for row in rows} == {("0.5", "1"), ("0.5", "2"), ("1", "2")}
+    assert len(rows) == 6 and all(0 < float(row["density"]) < 1 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -69,6 +82,7 @@ def test_optuna_searches_too(tmp_path):
         ("Budgets", {"methods": ("grid",)}, r"methods=\['grid'\]"),
         ("Budgets", {"limits": (2.0,)}, "must be a fraction"),
         ("Budgets", {"metric": "accuracy"}, "needs finetune_steps"),
+        ("Sap", {"p": (2.0,), "q": (1.0,)}, "some p must be below some q"),
         ("Proxy", {"candidates": 2}, "at least 3"),
         ("Proxy", {"optuna": "x"}, "leave it out"),
     ],
