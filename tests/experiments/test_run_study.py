@@ -27,6 +27,10 @@ def run(*options):
     return done.returncode, done.stdout, done.stderr
 
 
+def read(file):
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
 @pytest.mark.slow
 def test_a_search_study_writes_its_files_and_is_found_finished(tmp_path):
     options = ("search", *TINY, "--settings", "3", "--runs-dir", str(tmp_path))
@@ -36,12 +40,12 @@ def test_a_search_study_writes_its_files_and_is_found_finished(tmp_path):
     result = json.loads((path / "result.json").read_text())
     assert result["settings"] == 3 and result["seeds"] == [0, 1]
     assert len(result["gain_over_defaults"]["by_seed"]) == 2
-    rows = list(csv.DictReader((path / "table.csv").open()))
+    rows = read(path / "table.csv")
     assert len(rows) == 6
     assert {"unit_learning_rate", "seed", "area", "reward", "feasible_fraction"} <= set(rows[0])
     assert all(0 <= float(row["area"]) <= float(row["reward"]) <= 1 for row in rows)
     assert all(float(row["cost"]) <= 0.5 for row in rows)
-    assert sorted(int(r["rank"]) for r in csv.DictReader((path / "summary.csv").open()))[0] == 1
+    assert min(int(row["rank"]) for row in read(path / "summary.csv")) == 1
     page = (path / "report.html").read_text()
     assert "interactive" in page and "<svg" in page
     code, out, err = run(*options)
@@ -49,10 +53,11 @@ def test_a_search_study_writes_its_files_and_is_found_finished(tmp_path):
 
 
 @pytest.mark.slow
-def test_optuna_searches_too(tmp_path):
+def test_optuna_chooses_too(tmp_path):
     pytest.importorskip("optuna")
     options = ("--optuna", str(tmp_path / "journal"), "--trials", "3", "--batch", "2")
-    code, out, err = run("search", *TINY, *options, "--runs-dir", str(tmp_path))
+    options += ("--methods", "random_search", "--limits", "0.3", "0.5")
+    code, out, err = run("budgets", *TINY, *options, "--runs-dir", str(tmp_path))
     assert code == 0, err
     path = Path(out.strip().splitlines()[-1])
     assert json.loads((path / "result.json").read_text())["settings"] == 3
@@ -60,12 +65,12 @@ def test_optuna_searches_too(tmp_path):
 
 @pytest.mark.slow
 def test_a_grid_of_adaptive_pruning(tmp_path):
-    pytest.importorskip("rlprune_jax.iterative")
+    pytest.importorskip("rlprune_jax.iterative", exc_type=ImportError)
     options = ("--seeds", "2", "--widths", "12", "16", "--iterations", "2", "--epochs", "2")
     code, out, err = run("sap", *options, "--runs-dir", str(tmp_path))
     assert code == 0, err
     path = Path(out.strip().splitlines()[-1])
-    rows = list(csv.DictReader((path / "table.csv").open()))
+    rows = read(path / "table.csv")
     # (1, 1) is no pair of norms.
     assert {(row["p"], row["q"]) for row in rows} == {("0.5", "1"), ("0.5", "2"), ("1", "2")}
     assert len(rows) == 6 and all(0 < float(row["density"]) < 1 for row in rows)
