@@ -96,6 +96,7 @@ def search_job(
     """
     functions, graph, jobs = prepared.problem.functions, prepared.problem.graph, prepared.jobs
     iterations = max(1, evaluations // candidates)
+    assert prepared.config.constraint is not None
     defaults = AgentConfig(
         granularity=prepared.config.granularity,
         constraint=prepared.config.constraint,

@@ -45,7 +45,7 @@ def sap_job(config: Any) -> tuple[Callable[..., dict[str, jax.Array]], Iterative
     def job(
         hparams: Mapping[str, jax.Array], key: jax.Array, shared: IterativeData, scope: str
     ) -> dict[str, jax.Array]:
-        numbers = {name: hparams[name] for name in NAMES[:-1] if name in hparams}
+        numbers: dict[str, Any] = {name: hparams[name] for name in NAMES[:-1] if name in hparams}
         loop = iterative_pruning(
             functions,
             optimizer,

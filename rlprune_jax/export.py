@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,14 +205,28 @@ def export_stablehlo(
     def network(x: jax.Array) -> Any:
         return apply(variables, x)
 
+    def row_by_row(x: jax.Array) -> Any:
+        def one(row: jax.Array) -> Any:
+            return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 0), network(row[None]))
+
+        return jax.vmap(one)(x)
+
+    def export(function: Callable[[jax.Array], Any]) -> jax.export.Exported:
+        shapes = jax.ShapeDtypeStruct(batch, dtype)
+        return jax.export.export(jax.jit(function), platforms=tuple(platforms))(shapes)
+
     try:
-        exported = jax.export.export(jax.jit(network), platforms=tuple(platforms))(
-            jax.ShapeDtypeStruct(batch, dtype)
-        )
+        exported = export(network)
     except Exception as error:
-        raise ExportError(
-            f"the network cannot be exported for an input (batch, {tuple(input_shape)}): {error}"
-        ) from error
+        # Some functions trace otherwise for a batch of unknown size (strided indexing becomes a
+        # gather); of a single row they do not.
+        try:
+            exported = export(row_by_row)
+        except Exception:
+            raise ExportError(
+                f"the network cannot be exported for an input (batch, {tuple(input_shape)}): "
+                f"{error}"
+            ) from error
     return bytes(exported.serialize())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small import random_gates, small_cnn
 
-from rlprune_jax import compact, respecialise
+from rlprune_jax import compact, respecialise, trace_graph
 from rlprune_jax.export import (
     ExportError,
     export_stablehlo,
@@ -196,6 +196,20 @@ def test_a_slim_network_of_the_zoo_runs_where_only_jax_is_known(tmp_path):
     program = f"import sys; sys.path.insert(0, {str(Path(found).parents[1])!r})" + PROGRAM
     subprocess.run([sys.executable, "-I", "-c", program, *files], check=True, cwd=tmp_path)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), slim_apply(slim, x), atol=1e-5)
+
+
+def test_strided_indexing_that_traces_otherwise_for_an_unknown_batch_is_exported():
+    def apply(variables, x):
+        return (jax.nn.relu(x @ variables["a"])[:, ::2, ::2] @ variables["b"]).mean((1, 2))
+
+    variables = {"a": jnp.arange(24.0).reshape(4, 6) - 11, "b": jnp.ones((6, 3))}
+    x = jax.random.normal(jax.random.key(0), (3, 5, 5, 4))
+    gates = {"a": jnp.array([1.0, 0, 1, 1, 0, 1])}
+    graph = trace_graph(apply, variables, x)
+    slim, slim_apply = compact(graph, variables, gates), respecialise(apply, graph, gates)
+    network = load_stablehlo(export_stablehlo(slim_apply, slim, x.shape[1:]))
+    for batch in (x, x[:1]):
+        np.testing.assert_allclose(network(batch), slim_apply(slim, batch), rtol=1e-5)
 
 
 def test_a_network_bound_to_one_batch_size_is_refused(variables):

@@ -203,7 +203,9 @@ def _shortcut(
 
 def _padded_shortcut(x: jax.Array, stride: int, channels: int) -> jax.Array:
     """Take every ``stride``-th position; zeros stand for the channels that are new."""
-    x = x[:, ::stride, ::stride]
+    # Not by indexing, which becomes a gather where the batch size is unknown, as in an export.
+    for axis in (1, 2):
+        x = jax.lax.slice_in_dim(x, 0, None, stride, axis)
     new = channels - x.shape[-1]
     if not new:
         return x
