@@ -128,6 +128,7 @@ def write_page(run: RunDirectory, config: Any, result: Mapping[str, Any]) -> Non
                 ],
                 caption="Seed by seed; the lottery ticket's accuracy interpolated in the logarithm "
                 "of its density.",
+                interactive=True,
             )
         )
     write_report(

@@ -41,7 +41,8 @@ class Table(NamedTuple):
         rows: each as long as ``columns``.
         emphasis: first cells of the rows to stress.
         caption: a sentence below.
-        interactive: sorted by a click on a column's name and filtered by what is typed above it.
+        interactive: sorted by a click on a column's name and filtered by what is typed above it;
+            such tables come after the figures.
     """
 
     title: str
