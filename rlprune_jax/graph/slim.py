@@ -86,9 +86,10 @@ def respecialise(apply: Apply, graph: Graph, gates: Gates | None = None) -> Appl
         apply: pure function ``(variables, *inputs) -> outputs``, in evaluation or train mode.
         graph: of the network.
         gates: the gates the variables were cut with; only needed where a kept unit's place matters,
-            that is for constants written into the function and random draws of the dense shape.
-            Without them each group's width is read off the variables and its first units stand for
-            those kept.
+            that is for constants written into the function, random draws of the dense shape, and
+            units that are not side by side (half a group before another, as where a shortcut pads
+            channels on both sides). Without them each group's width is read off the variables and
+            its first units stand for those kept.
 
     Returns:
         ``(slim variables, *inputs) -> outputs``, differentiable, for jit, vmap and export.
@@ -105,6 +106,7 @@ def respecialise(apply: Apply, graph: Graph, gates: Gates | None = None) -> Appl
         alive = [tuple(kept[each] for each in units) for units in matched.units]
         if gates is None:
             _check_places(matched, alive)
+            _check_order(graph, matched, kept)
         outputs = _evaluate(matched, jax.tree.leaves((variables, *inputs)), alive)
         return jax.tree.unflatten(jax.tree.structure(matched.out_shape), outputs)
 
@@ -127,6 +129,49 @@ def _check_places(matched: Matched, alive: list[Alive]) -> None:
             "apply holds a constant whose entries belong to single units; pass the gates: "
             "respecialise(apply, graph, gates)"
         )
+
+
+def _check_order(graph: Graph, matched: Matched, kept: np.ndarray) -> None:
+    """Refuse programs in which it matters which units are kept, and not only how many.
+
+    Each axis is laid out for the first, the last and spread units of every group; where units of a
+    group lie side by side, or are repeated together, their ranks come in the same order.
+    """
+    layouts = [_ranks(graph, choice) for choice in _choices(graph, kept)]
+    seen = set()
+    for units in (axis for axes in matched.units for axis in axes):
+        if len(units) < 2 or units.tobytes() in seen:
+            continue
+        seen.add(units.tobytes())
+        first, *others = [ranks[units][ranks[units] > -2] for ranks in layouts]
+        if not all(np.array_equal(first, other) for other in others):
+            names = sorted({graph.names[graph.group_of_unit[unit]] for unit in units[units >= 0]})
+            raise ValueError(
+                f"the kept units of {', '.join(names)} cannot be told from widths alone, for they "
+                "do not lie side by side; pass the gates: respecialise(apply, graph, gates)"
+            )
+
+
+def _choices(graph: Graph, kept: np.ndarray) -> list[np.ndarray]:
+    """Choices bool[units + 1] of as many units per group: the first, the last, spread ones."""
+    last, spread_out = kept.copy(), kept.copy()
+    for group in graph.groups:
+        units = slice(group.first, group.first + group.size)
+        width = int(kept[units].sum())
+        last[units] = kept[units][::-1]
+        spread_out[units] = False
+        spread_out[group.first + np.arange(width) * group.size // width] = True
+    return [kept, last, spread_out]
+
+
+def _ranks(graph: Graph, kept: np.ndarray) -> np.ndarray:
+    """Place int[units + 1] of each unit among those kept, over all groups; -2 of one that is gone.
+
+    The last entry, of indices without a unit, is -1.
+    """
+    ranks = np.where(kept, np.cumsum(kept) - 1, -2)
+    ranks[-1] = -1
+    return ranks
 
 
 def _varies(value: Any, alive: Alive) -> bool:

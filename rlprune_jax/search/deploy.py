@@ -207,7 +207,7 @@ def equivalence(
         *inputs: of the network.
     """
     masked = jax.jit(gated(apply, graph))(variables, gates, *inputs)
-    slim = jax.jit(respecialise(apply, graph))(slim_variables, *inputs)
+    slim = jax.jit(respecialise(apply, graph, gates))(slim_variables, *inputs)
     differences = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), masked, slim)
     return max(jax.tree.leaves(differences))
 

@@ -294,3 +294,26 @@ def test_histories_are_cut_like_the_variables_they_remember(small):
     np.testing.assert_array_equal(
         slim_state.diff_params_memory["a"], state.diff_params_memory["a"][:, :, [1, 3, 4]]
     )
+
+
+def test_units_that_do_not_lie_side_by_side_need_the_gates():
+    def apply(variables, x):
+        narrow = jax.nn.relu(x @ variables["a"])
+        wide = jax.nn.relu(narrow @ variables["b"])
+        return (wide + jnp.pad(narrow, ((0, 0), (2, 2)))) @ variables["c"]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"a": (3, 4), "b": (4, 8), "c": (8, 2)}
+    variables = {
+        name: jax.random.normal(key, shape)
+        for (name, shape), key in zip(shapes.items(), keys, strict=False)
+    }
+    x = jax.random.normal(keys[3], (5, 3))
+    graph = trace_graph(apply, variables, x)
+    # Of the units that the padding adds, two before and two after, one before and two after stay.
+    gates = {"a": jnp.array([0.0, 1, 1, 0]), "b": jnp.array([0.0, 1, 1, 1])}
+    slim = compact(graph, variables, gates)
+    masked = gated(apply, graph)(variables, gates, x)
+    np.testing.assert_allclose(respecialise(apply, graph, gates)(slim, x), masked, atol=1e-5)
+    with pytest.raises(ValueError, match=r"a, b cannot be told from widths alone.*pass the gates"):
+        respecialise(apply, graph)(slim, x)
