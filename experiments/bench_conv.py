@@ -12,7 +12,8 @@ step at batch 128 on CPU, so against it both sides are measured at ``batch_over_
 Measured on 2 quiet cores of an AMD EPYC (AVX2), float32, batch 128, JAX 0.10.2, PyTorch 2.13, 3
 minutes (2026-11-21): forward 292 images/s, 8.8 times XLA's 33 and 0.83 times PyTorch's 352
 (channels last; 282 in its default format); training in a scan 88 images/s, 0.80 times PyTorch's
-106; against XLA's at batch 16, 27.8 times (52 and 1.9 images/s). With ``--batch-over-xla 128`` the
+106; against XLA's at batch 16, 27.8 times (52 and 1.9 images/s), at batch 32,
+34.8 times. With ``--batch-over-xla 128`` the
 three steps of XLA's did not end in the 6 minutes that were left to them, where ours take 4.3 s:
 more than 80 times, how many more is not known.
 """

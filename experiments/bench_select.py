@@ -6,7 +6,11 @@ Each pair is timed in turn in one run; ratios are medians. The last line is JSON
 whose time is divided by whose, so that more than 1 means ours is faster. Aims on CPU:
 ``select_11m_over_argsort`` 20, ``select_11m_over_partition`` 0.33, ``link_step_over_adam`` 0.97,
 ``vmapped_link_step_over_adam`` 0.91 (a step that refreshes nothing, though it could).
-About three minutes on one core, half a minute with ``--quick``.
+
+Measured on 2 quiet cores of an AMD EPYC, JAX 0.10.2, a minute (2026-11-21): selection at 0.27,
+11 and 25 M weights 88, 57 and (not run) times faster than argsort, 2.5, 1.3 and 1.4 times faster
+than ``np.partition``; PQ Index of 25 M 73 ms at (0.5, 1), 52 ms at (1, 2) against a read of 6.3;
+a step with the link 1.00 of plain Adam's speed, vmapped over 8 models 1.02 (refreshable: 0.98).
 """
 
 import dataclasses

@@ -11,6 +11,11 @@ one half by a random score; its time is that of building the pruner and of its o
 
 Last comes JSON; its keys say what is divided by what, and more than 1 is in favour of the slim
 network, or of ours over Torch-Pruning. Seconds stand beside them.
+
+Measured on 2 quiet cores of an AMD EPYC, JAX 0.10.2, ``--rounds 3 --batch 16``, two minutes
+(2026-11-21): trace and cut 0.28, 0.42 and 0.62 s the first time (Torch-Pruning 0.10, 0.09, 0.42);
+slim forward 3.65, 2.16 and 2.93 times as fast as dense at 4.0 times fewer MACs (its: 3.48,
+1.87, 3.7); slim forward in ms 21.5, 21.7, 106.5 (its: 15.7, 16.9, 98.8).
 """
 
 import dataclasses

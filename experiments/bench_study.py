@@ -8,6 +8,10 @@ the mean of the sampled ones, the loop its start and compilation once and the me
 runs. Dense training is not counted: each reads the same trained network. Last comes JSON:
 ``one_program_over_processes`` (aim 10), ``one_program_over_loop`` (aim 3); more than 1 means that
 one program is faster. With --picture also time against the number of settings from 1 to 256.
+
+Measured on 2 quiet cores of an AMD EPYC, JAX 0.10.2, three minutes (2026-11-21): one program
+32.5 s; 28.3 times faster than processes; 0.72 times the loop's
+speed, so the second aim is missed there.
 """
 
 import dataclasses
