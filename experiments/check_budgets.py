@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import prune_rl
 import tyro
+from command_line import enable_compilation_cache
 from settings import Config as RunConfig
 
 from rlprune_jax.export import load_weights
@@ -89,7 +90,7 @@ def check(path: Path) -> dict[str, Any]:
 
 def main(config: Config) -> dict[str, Any]:
     """Run all pairs and print a line for each."""
-    prune_rl.enable_compilation_cache()
+    enable_compilation_cache()
     rng = np.random.default_rng(config.seed)
     rows = []
     for number in range(config.pairs):

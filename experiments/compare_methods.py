@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import prune_rl
 import tyro
+from command_line import enable_compilation_cache
 
 from rlprune_jax.provenance import describe_device
 
@@ -101,7 +102,7 @@ def draw(path: Path, curves: list[dict[str, np.ndarray]], title: str) -> None:
 
 def main(config: Config) -> None:
     """Run, summarise, draw and print."""
-    prune_rl.enable_compilation_cache()
+    enable_compilation_cache()
     results, curves = [], []
     for seed in range(config.run.seed, config.run.seed + config.seeds):
         path = prune_rl.prune(dataclasses.replace(config.run, seed=seed))

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
+from command_line import enable_compilation_cache
 from deliver import accuracy_of
 from problem import AUGMENTATION, Images
-from prune_rl import enable_compilation_cache, make_functions
+from prune_rl import make_functions
 from settings import Config as RunConfig
 
 from rlprune_jax import data, trace_graph

@@ -10,16 +10,14 @@ directory, printed last, holds result.json, metrics.jsonl, report.html and slim/
 resumes an interrupted run, or says that it is finished.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from command_line import run_resumable
 from compile_clock import CompileClock
 from deliver import BATCHES, Delivered, deliver_method, ship
 from page import write_page
@@ -244,28 +242,5 @@ def prune(config: Config) -> Path:
         return run.path
 
 
-def enable_compilation_cache() -> None:
-    """Keep compiled programs between processes, unless the user has chosen where already."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path.home() / ".cache" / "rlprune_jax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def main() -> None:
-    """Command line."""
-    enable_compilation_cache()
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        path = prune(config)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(path)
-
-
 if __name__ == "__main__":
-    main()
+    run_resumable(prune, Config, __doc__)

@@ -23,9 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from command_line import run_resumable
 from compile_clock import CompileClock
-from prune_rl import enable_compilation_cache
 from sap_page import matched_rows, write_page
 from stages import run_stage
 
@@ -308,20 +307,5 @@ def prune(config: Config) -> Path:
         return run.path
 
 
-def main() -> None:
-    """Command line."""
-    enable_compilation_cache()
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        path = prune(config)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(path)
-
-
 if __name__ == "__main__":
-    main()
+    run_resumable(prune, Config, __doc__)

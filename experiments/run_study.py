@@ -24,7 +24,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
-from prune_rl import enable_compilation_cache
+from command_line import run_resumable
 from settings import Config as RunConfig
 from study_page import write_page
 from study_problem import (
@@ -84,7 +84,7 @@ class Common:
     data_dir: str | None = None
     """Folder of prepared TFDS data sets; else $TFDS_DATA_DIR. digits needs none."""
     model: str = "mlp"
-    """mlp, cnn, vgg11, vgg13, vgg16, vgg19."""
+    """Any of the zoo: mlp, cnn, vgg16, resnet20, mobilenet ...; an unknown name lists them all."""
     widths: tuple[int, ...] = ()
     """Units per layer of mlp and cnn; the model's own unless told."""
     seed: int = 0
@@ -452,20 +452,5 @@ def log_axes() -> list[str]:
     return [name for name, kind in SPACE.items() if isinstance(kind, LogUniform)]
 
 
-def main() -> None:
-    """Command line."""
-    enable_compilation_cache()
-    config = tyro.cli(Study, description=__doc__)
-    try:
-        path = study(config)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last chunk", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(path)
-
-
 if __name__ == "__main__":
-    main()
+    run_resumable(study, Study, __doc__, saved="chunk")

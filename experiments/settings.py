@@ -45,7 +45,7 @@ class Config:
     data_dir: str | None = None
     """Folder of prepared TFDS data sets; else $TFDS_DATA_DIR. digits needs none."""
     model: str = "cnn"
-    """mlp, cnn, vgg11, vgg13, vgg16, vgg19; linear has no units to prune."""
+    """Any of the zoo: mlp, cnn, vgg16, resnet20, mobilenet ...; an unknown name lists them all."""
     widths: tuple[int, ...] = ()
     """Units per layer of mlp and cnn; for digits 32 64 128 256 unless told."""
     width: float = 1.0

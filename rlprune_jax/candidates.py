@@ -132,9 +132,9 @@ def judge_candidates(
         return judge(apply, apply_train, graph, tuned, gates, data, recalibration=recalibration)
 
     keys = jax.random.split(key, count)
-    if chunk >= count and finetune is None:
+    if finetune is None and chunk >= count:
         return jax.vmap(one)((gates, keys))
-    return jax.lax.map(one, (gates, keys), batch_size=chunk if chunk > 1 else None)
+    return jax.lax.map(one, (gates, keys), batch_size=None if finetune or chunk == 1 else chunk)
 
 
 def chunk_for_memory(
