@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from rlprune_jax.search.environment import (
     Environment,
+    best_units,
     feasible,
     logit,
     project_logits,
@@ -240,6 +241,4 @@ def _units(env: Environment, priorities: jax.Array) -> jax.Array:
     """Masks of perturbed logits: projected, or above 0 and never below ``min_keep``."""
     if env.cost_fn:
         return project_priorities(env, priorities)
-    ordered = jnp.argsort(jnp.argsort(jnp.where(env.alive, -priorities, jnp.inf)))
-    best = ordered < jnp.asarray(env.min_keep)[:, None]
-    return (env.alive & ((priorities > 0) | best)).astype(jnp.float32)
+    return (env.alive & ((priorities > 0) | best_units(env, priorities))).astype(jnp.float32)

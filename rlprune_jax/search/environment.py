@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
+from rlprune_jax.search.ranking import fill_while, largest
 from rlprune_jax.types import Gates
 
 CostFunction = Callable[[jax.Array], jax.Array]
@@ -216,8 +216,8 @@ def starting_logits(env: Environment) -> jax.Array:
 def project_priorities(env: Environment, priorities: jax.Array) -> jax.Array:
     """Keep the units of highest priority, over all groups, that the budgets allow.
 
-    The best ``min_keep`` units of every group are always kept. The number of units is found by
-    bisection over the sorted order, so ties are exact: equal priorities go by index.
+    The best ``min_keep`` units of every group are always kept. Equal priorities go by index and
+    NaN comes last. No sort: the threshold is found bit by bit (``ranking``).
 
     Args:
         env: the problem, with traceable costs.
@@ -230,25 +230,17 @@ def project_priorities(env: Environment, priorities: jax.Array) -> jax.Array:
     return jnp.vectorize(lambda row: _project_one(env, row), signature="(g,c)->(g,c)")(priorities)
 
 
+def best_units(env: Environment, priorities: jax.Array) -> jax.Array:
+    """bool[..., G, Cmax]: the ``min_keep`` units of highest priority in each group."""
+    return largest(jnp.where(env.alive, priorities, -jnp.inf), jnp.asarray(env.min_keep))
+
+
 def _project_one(env: Environment, priorities: jax.Array) -> jax.Array:
-    priorities = jnp.where(env.alive, jnp.nan_to_num(priorities, nan=-1e30), -jnp.inf)
-    best = jnp.argsort(jnp.argsort(-priorities, axis=-1), axis=-1)
-    protected = best < jnp.asarray(env.min_keep)[:, None]
-    order = jnp.argsort(-jnp.where(protected, jnp.inf, priorities).reshape(-1))
-    position = jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size))
-    position = position.reshape(priorities.shape)
+    def within(kept: jax.Array) -> jax.Array:
+        return feasible(candidate_costs(env, kept.astype(jnp.float32)), env.limits)
 
-    def narrow(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = (low + high + 1) // 2
-        costs = candidate_costs(env, (position < middle).astype(jnp.float32))
-        good = feasible(costs, env.limits)
-        return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
-
-    total = sum(env.sizes)
-    bounds = (jnp.int32(sum(env.min_keep)), jnp.int32(total))
-    count, _ = jax.lax.fori_loop(0, int(np.ceil(np.log2(total + 1))), narrow, bounds)
-    return (position < count).astype(jnp.float32)
+    kept = fill_while(priorities, env.alive, best_units(env, priorities), within)
+    return kept.astype(jnp.float32)
 
 
 def _check_trailing(argument: str, array: jax.Array, shape: tuple[int, ...]) -> None:

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from rlprune_jax.search.environment import (
     Environment,
+    best_units,
     logit,
     masks_to_ratios,
     project_logits,
@@ -286,7 +287,7 @@ def fine_policy(
     def act(params, settings, normaliser, key):
         logits = logits_of(params, settings)
         priorities = logits + jax.random.logistic(key, (num_candidates, *shape))
-        proposed = jnp.where(env.alive, (priorities > 0) | _best_units(env, priorities), False)
+        proposed = jnp.where(env.alive, (priorities > 0) | best_units(env, priorities), False)
         proposed = proposed.astype(jnp.float32)
         masks, credited, shift = proposed, proposed, jnp.zeros(())
         if credit != "sampled":
@@ -307,10 +308,3 @@ def fine_policy(
         return ((logits_of(params, settings) - trajectory.shift)[:, None],)
 
     return Policy(init, act, describe, distribution, env.alive[:, None], sum(env.sizes))
-
-
-def _best_units(env: Environment, priorities: jax.Array) -> jax.Array:
-    """bool[..., G, Cmax]: the ``min_keep`` units of highest priority in each group."""
-    priorities = jnp.where(env.alive, priorities, -jnp.inf)
-    place = jnp.argsort(jnp.argsort(-priorities, axis=-1), axis=-1)
-    return place < jnp.asarray(env.min_keep)[:, None]
