@@ -15,6 +15,7 @@ speed, so the second aim is missed there.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pickle
@@ -33,7 +34,7 @@ from study_problem import prepare
 
 from rlprune_jax.provenance import describe_device
 from rlprune_jax.run_directory import open_run
-from rlprune_jax.study import run_study
+from rlprune_jax.study import one_device_per_core, run_study
 from rlprune_jax.study_figures import scaling_figure
 
 
@@ -89,6 +90,8 @@ def study_of(config: Config, count: int) -> Search:
 def part(config: Config) -> dict[str, Any]:
     """One part, in its own process: ``train``, ``study``, or ``loop`` over some settings."""
     role, folder, *numbers = config.role
+    if role == "study":
+        one_device_per_core()  # as run_study.py does
     chosen = study_of(config, config.settings)
     saved = Path(folder) / "prepared.pickle"
     with open_run(Path(folder) / f"{role}-{os.getpid()}", "bench", {"role": role}) as run:
@@ -111,7 +114,10 @@ def part(config: Config) -> dict[str, Any]:
         for row in list(settings)[int(numbers[0]) :]:
             hparams = {name: np.float32(value) for name, value in row.items()}
             began = time.perf_counter()
-            area.append(float(jax.block_until_ready(step(hparams, key, shared))["area"]))
+            bound = functools.partial(job, hparams)
+            # As constants of the program, numbers make another program of each setting.
+            call = jax.jit(bound) if role == "constants" else functools.partial(step, hparams)
+            area.append(float(jax.block_until_ready(call(key, shared))["area"]))
             times.append(time.perf_counter() - began)
         return {"setup": setup, "times": times, "area": area}
 
@@ -132,18 +138,21 @@ def main(config: Config) -> dict[str, Any]:
             for index in range(config.processes)
         ]
         loop = measured_alone(config, "loop", folder, "0", str(config.runs))
-        steady = float(np.mean(loop["times"][1:]))
-        looping = loop["seconds"] - sum(loop["times"][1:]) + steady * (config.settings - 1)
+        constants = measured_alone(config, "constants", folder, "0", str(config.processes))
+        looping = scaled(loop, config.settings)[0]
+        compiling = scaled(constants, config.settings)[0]
         processes = float(np.mean([run["seconds"] for run in alone])) * config.settings
         print(f"one program: {program['seconds']:.1f} s for {config.settings} settings, measured")
         print(f"processes: {processes:.1f} s, from {config.processes} of {config.settings}")
         print(f"loop: {looping:.1f} s, from {config.runs} of {config.settings} runs")
+        print(f"loop of constants: {compiling:.1f} s, from {config.processes} of {config.settings}")
         if config.picture is not None:
-            draw(config, folder, program["setup"], loop, steady)
+            draw(config, folder, loop, constants)
     difference = np.abs(np.asarray(program["area"][: len(loop["area"])]) - loop["area"]).max()
     line = {
         "one_program_over_processes": round(processes / program["seconds"], 2),
         "one_program_over_loop": round(looping / program["seconds"], 2),
+        "one_program_over_loop_of_constants": round(compiling / program["seconds"], 2),
         "one_program_seconds": round(program["seconds"], 1),
         "settings": config.settings,
         "sampled_processes": config.processes,
@@ -155,16 +164,25 @@ def main(config: Config) -> dict[str, Any]:
     return line
 
 
-def draw(config: Config, folder: str, setup: float, loop: dict[str, Any], steady: float) -> None:
-    """Time against the number of settings; the loop's beyond its sample is extrapolated."""
+def scaled(loop: dict[str, Any], count: int) -> tuple[float, float]:
+    """Seconds of a loop over so many settings, and of each after the first, from a sample."""
+    steady = float(np.mean(loop["times"][1:]))
+    return loop["seconds"] - sum(loop["times"][1:]) + steady * (count - 1), steady
+
+
+def draw(config: Config, folder: str, loop: dict[str, Any], constants: dict[str, Any]) -> None:
+    """Time against the number of settings; all but the one program is scaled from a sample."""
     assert config.picture is not None
-    together = [
-        measured_alone(config, "study", folder, str(count))["seconds"] for count in config.counts
-    ]
-    first = loop["seconds"] - sum(loop["times"][1:])
-    looped = [first + steady * (count - 1) for count in config.counts]
-    separate = [first * count for count in config.counts]
-    lines = {"one program": together, "one loop": looped, "processes": separate}
+    first = scaled(loop, 1)[0]
+    lines = {
+        "one program": [
+            measured_alone(config, "study", folder, str(count))["seconds"]
+            for count in config.counts
+        ],
+        "one loop": [scaled(loop, count)[0] for count in config.counts],
+        "one loop, compiling each": [scaled(constants, count)[0] for count in config.counts],
+        "processes": [first * count for count in config.counts],
+    }
     scaling_figure(config.counts, lines).savefig(config.picture, dpi=110, facecolor="white")
 
 

@@ -51,6 +51,7 @@ from rlprune_jax.study import (
     Uniform,
     grid,
     initialize,
+    one_device_per_core,
     random,
     rank_correlation,
     run_study,
@@ -453,4 +454,5 @@ def log_axes() -> list[str]:
 
 
 if __name__ == "__main__":
+    one_device_per_core()
     run_resumable(study, Study, __doc__, saved="chunk")

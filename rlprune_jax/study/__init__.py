@@ -1,6 +1,7 @@
 """Studies: many settings and seeds of one job in one program, durable, on any number of devices."""
 
 from rlprune_jax.study.distributed import initialize as initialize
+from rlprune_jax.study.distributed import one_device_per_core as one_device_per_core
 from rlprune_jax.study.results import StudyResult as StudyResult
 from rlprune_jax.study.results import rank_correlation as rank_correlation
 from rlprune_jax.study.results import summarise as summarise

@@ -159,7 +159,9 @@ class Runner:
     ) -> tuple[str, list[tuple[int, int]]]:
         """The strategy asked for, measured before, or measured now; and the cells left after it.
 
-        One small block of each is timed, and what it computes is kept.
+        One small block of each is timed, and what it computes is kept. What compiles and fits most
+        easily comes first: mapping on a CPU, where vmap gains little, vmap elsewhere. The other is
+        tried where what is left is long enough to win back its compilation.
         """
         if self.plan.strategy != "auto":
             return self.plan.strategy, left
@@ -167,30 +169,47 @@ class Runner:
         if kept is not None:
             return str(kept["strategy"]), left
         count = len(self.plan.devices)
+        order = ("map", "vmap") if self.plan.devices[0].platform == "cpu" else ("vmap", "map")
         if len(left) <= settings * seeds:
-            return "vmap", left  # one block does it all: measuring would only cost
+            return order[0], left  # one block does it all: measuring would only cost
         if settings * seeds > PROBE_CELLS * count:
             seeds = min(seeds, PROBE_CELLS)
             settings = max(1, PROBE_CELLS // seeds) * count
-        per_cell = {}
-        for strategy, size in (("vmap", (settings, seeds)), ("map", (count, seeds))):
-            try:
-                size = self._fitted(strategy, *size)
-                first = next(_blocks(left, *size))
-                left, per_cell[strategy] = self._advance(left, strategy, *size, tick)
-                if per_cell[strategy] * size[0] * size[1] < BRIEF_SECONDS:  # a first call warms up
-                    _, again = self._call(strategy, *size, *first)
-                    per_cell[strategy] = again / (size[0] * size[1])
-            except Exception as error:
-                if not programs.is_out_of_memory(error):
-                    raise
-                per_cell[strategy] = np.inf
+        per_cell: dict[str, float] = {}
+        for strategy in order:
+            if left and not self._pays(len(left), per_cell):
+                break
+            left, per_cell[strategy] = self._probe(left, strategy, (settings, seeds), tick)
             if not left:
                 break
         best = min(per_cell, key=lambda name: per_cell[name])
         finite = {name: seconds for name, seconds in per_cell.items() if np.isfinite(seconds)}
         self.store.keep_measured(self.group.name, {"strategy": best, "seconds_per_cell": finite})
         return best, left
+
+    def _pays(self, left: int, per_cell: Mapping[str, float]) -> bool:
+        """Whether a strategy that saves a third of the time would win back its compilation."""
+        return left * min(per_cell.values(), default=np.inf) / 3 > self.compile_seconds
+
+    def _probe(
+        self,
+        left: list[tuple[int, int]],
+        strategy: str,
+        size: tuple[int, int],
+        tick: Callable[[int, str], None],
+    ) -> tuple[list[tuple[int, int]], float]:
+        """Run a small block; the cells left after it, and seconds per cell, inf out of memory."""
+        try:
+            size = self._fitted(strategy, *size)
+            first = next(_blocks(left, *size))
+            left, seconds = self._advance(left, strategy, *size, tick)
+            if seconds * size[0] * size[1] < BRIEF_SECONDS:  # a first call warms up
+                seconds = self._call(strategy, *size, *first)[1] / (size[0] * size[1])
+            return left, seconds
+        except Exception as error:
+            if not programs.is_out_of_memory(error):
+                raise
+            return left, np.inf
 
     def _program(self, strategy: str, settings: int, seeds: int) -> Program:
         name = (self.group.name, strategy, settings, seeds)

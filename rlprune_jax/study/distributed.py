@@ -5,6 +5,20 @@ import os
 import jax
 
 
+def one_device_per_core() -> None:
+    """On a CPU make every core a device of its own, for a study to spread its settings over.
+
+    A search is made of many small operations, which two cores share badly; two searches side by
+    side use them fully. Whoever has set ``jax_num_cpu_devices`` or XLA's flag for it is left alone.
+
+    Raises:
+        RuntimeError: something was computed before, so that the devices are there already.
+    """
+    chosen = jax.config.jax_num_cpu_devices != -1
+    if not chosen and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
 def initialize(
     coordinator: str | None = None,
     num_processes: int | None = None,

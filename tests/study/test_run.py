@@ -15,6 +15,7 @@ from study_jobs import job, settings
 from rlprune_jax import run_study
 from rlprune_jax.files import UnwritableError
 from rlprune_jax.study import StudyError, blocks, grid, program, rank_correlation
+from rlprune_jax.study.blocks import Runner
 from rlprune_jax.study.store import CorruptChunkWarning
 
 SEEDS = (3, 1, 7)
@@ -79,7 +80,14 @@ def test_shared_arrays_reach_the_job():
     assert found.metrics["value"][:, 0].tolist() == [3, 6]
 
 
+def test_a_brief_study_compiles_one_strategy_only(tmp_path):
+    run_study(job, settings(), SEEDS, directory=tmp_path, chunk=3)
+    kept = json.loads((tmp_path / "measured-0.json").read_text())
+    assert set(kept["{}"]["seconds_per_cell"]) == {"map"}  # on a CPU
+
+
 def test_the_strategy_is_measured_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Runner, "_pays", lambda *_: True)
     first = run_study(job, settings(), SEEDS, directory=tmp_path, chunk=3)
     kept = json.loads((tmp_path / "measured-0.json").read_text())
     assert set(kept["{}"]["seconds_per_cell"]) == {"vmap", "map"}
