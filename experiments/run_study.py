@@ -42,6 +42,7 @@ from rlprune_jax.costs.budget import check_reachable, parse_budgets
 from rlprune_jax.progress import progress
 from rlprune_jax.provenance import describe_device, versions
 from rlprune_jax.run_directory import COSMETIC, RunDirectory, config_hash, open_run
+from rlprune_jax.search import Config as AgentConfig
 from rlprune_jax.search import HParams
 from rlprune_jax.study import (
     Choice,
@@ -72,8 +73,11 @@ SPACE: dict[str, Uniform | LogUniform | Choice] = {
     "entropy_coef": Uniform(0.0, 0.02),
     "initial_std": LogUniform(0.1, 2.0),
     "std_learning_rate": LogUniform(0.002, 0.2),
+    "epochs": Choice((4, 8, 16)),
+    "candidates": Choice((8, 16, 32)),
+    "shaping": Choice(("standardise", "elite")),
 }
-"""Ranges of the agent's hyper-parameters, around its defaults."""
+"""Ranges of the agent's hyper-parameters, around its defaults; the last ones compile anew."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,9 +250,7 @@ def check(config: Common) -> None:
 def study_settings(config: Common, cost: str) -> Settings:
     """The settings of a study that does not come from Optuna."""
     if isinstance(config, Search):
-        rows: list[dict[str, Value]] = [
-            {name: float(getattr(HParams(), name)) for name in config.vary}
-        ]
+        rows = [default_setting(config)]
         if config.settings > 1:
             space = {name: SPACE[name] for name in config.vary}
             rows += list(random(space, config.settings - 1, jax.random.key(config.seed)))
@@ -261,6 +263,15 @@ def study_settings(config: Common, cost: str) -> Settings:
         return table([row for row in rows if float(row["p"]) < float(row["q"])])
     assert isinstance(config, Proxy)
     return grid({"candidate": list(range(config.candidates))})
+
+
+def default_setting(config: Search) -> dict[str, Value]:
+    """What is varied, as a search has it unless told otherwise."""
+    structure = AgentConfig(candidates=config.candidates)
+    return {
+        name: getattr(structure, name) if name in STRUCTURE else float(getattr(HParams(), name))
+        for name in config.vary
+    }
 
 
 class Task(NamedTuple):
@@ -300,7 +311,8 @@ def make_job(config: Common, prepared: Prepared) -> Task:
     assert isinstance(config, Search | Budgets)
     steps = config.finetune_steps if isinstance(config, Budgets) else 0
     job = search_job(prepared, config.evaluations, config.candidates, steps)
-    static = ("method",) if isinstance(config, Budgets) else ()
+    varied = ("method",) if isinstance(config, Budgets) else config.vary
+    static = tuple(name for name in varied if name in STRUCTURE)
     return Task(job, shared, (*AGENT_FIELDS, *STRUCTURE, cost), static, cost)
 
 

@@ -31,7 +31,7 @@ from rlprune_jax.search import (
 from rlprune_jax.types import PyTree, Variables
 
 AGENT_FIELDS = tuple(HParams._fields)
-STRUCTURE = ("method", "granularity", "constraint", "dual", "shaping", "epochs")
+STRUCTURE = ("method", "granularity", "constraint", "dual", "shaping", "epochs", "candidates")
 
 
 class Prepared(NamedTuple):
@@ -95,14 +95,12 @@ def search_job(
     best; with ``finetune_steps`` also ``accuracy`` on the test images after finetuning.
     """
     functions, graph, jobs = prepared.problem.functions, prepared.problem.graph, prepared.jobs
-    iterations = max(1, evaluations // candidates)
     assert prepared.config.constraint is not None
     defaults = AgentConfig(
         granularity=prepared.config.granularity,
         constraint=prepared.config.constraint,
         dual=prepared.config.dual,
         candidates=candidates,
-        iterations=iterations,
     )
 
     def job(
@@ -113,15 +111,19 @@ def search_job(
         **structure: Any,
     ) -> dict[str, jax.Array]:
         config = dataclasses.replace(defaults, **structure)
+        iterations = max(1, evaluations // config.candidates)
+        config = dataclasses.replace(config, iterations=iterations)
         env = shared["env"]
         numbers = {name: hparams[name] for name in AGENT_FIELDS if name in hparams}
         if prepared.cost in hparams:
             env = with_limit(env, hparams[prepared.cost])
         searcher = {
             "agent": lambda: ppo_lagrangian(env, config),
-            "random_search": lambda: baselines.random_search(env, candidates, config.granularity),
+            "random_search": lambda: baselines.random_search(
+                env, config.candidates, config.granularity
+            ),
             "cross_entropy": lambda: baselines.cross_entropy(
-                env, candidates, granularity=config.granularity
+                env, config.candidates, granularity=config.granularity
             ),
         }[method]()
 
@@ -134,7 +136,7 @@ def search_job(
                 masks_to_gates(env, masks),
                 shared["sample"],
                 key,
-                chunk=candidates,
+                chunk=config.candidates,
             ).accuracy
 
         init_key, search_key, finetune_key = jax.random.split(key, 3)
