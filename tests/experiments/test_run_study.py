@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "run_study.py"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TINY = (
     *("--seeds", "2", "--widths", "12", "16", "--dense-steps", "40", "--reward-images", "64"),
     *("--budget", "params=0.5", "--evaluations", "16", "--candidates", "8"),
 )
 
 
-def run(*options):
+def run(*options, script="run_study.py"):
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options],
+        [sys.executable, str(EXPERIMENTS / script), *options],
         capture_output=True,
         text=True,
         timeout=600,
@@ -50,6 +50,25 @@ def test_a_search_study_writes_its_files_and_is_found_finished(tmp_path):
     assert "interactive" in page and "<svg" in page
     code, out, err = run(*options)
     assert code == 0 and out.strip() == str(path) and "finished before" in err
+
+
+@pytest.mark.slow
+def test_the_best_are_confirmed_on_fresh_seeds(tmp_path):
+    options = ("--settings", "3", "--vary", "unit_learning_rate", "candidates")
+    code, out, err = run("search", *TINY, *options, "--runs-dir", str(tmp_path))
+    assert code == 0, err
+    study = Path(out.strip().splitlines()[-1])
+    assert len({row["candidates"] for row in read(study / "table.csv")}) > 1
+    options = (str(study), "--top", "1", "--seeds", "2", "--runs-dir", str(tmp_path))
+    code, out, err = run(*options, script="confirm_study.py")
+    assert code == 0, err
+    result = json.loads((Path(out.strip().splitlines()[-1]) / "result.json").read_text())
+    best = max(read(study / "summary.csv")[1:], key=lambda row: float(row["mean"]))
+    assert [row["setting"] for row in result["settings"]] == [0, int(best["setting"])]
+    (gains,) = result["gains"].values()
+    assert gains["gain"][0] == 0 and gains["low"][1] <= gains["gain"][1] <= gains["high"][1]
+    code, _, err = run(str(tmp_path), script="confirm_study.py")
+    assert code == 2 and "not a finished search study" in err
 
 
 @pytest.mark.slow
@@ -93,7 +112,7 @@ def test_a_grid_of_adaptive_pruning(tmp_path):
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_training(name, options, message, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     import run_study
 
     monkeypatch.setattr(run_study, "prepare", lambda *args: pytest.fail("training started"))
