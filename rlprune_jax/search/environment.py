@@ -38,6 +38,7 @@ class Environment:
         min_keep: units that every mask keeps, per group.
         cost_fn: costs of one mask, or None where the host measures them.
         measured: per budget, whether the host is asked for the cost and ``cost_fn`` estimates it.
+        round_to: every mask keeps a multiple of so many units of a group, or all; () for any.
     """
 
     descriptors: jax.Array
@@ -51,6 +52,7 @@ class Environment:
     min_keep: tuple[int, ...] = struct.field(pytree_node=False)
     cost_fn: CostFunction | None = struct.field(pytree_node=False)
     measured: tuple[bool, ...] = struct.field(pytree_node=False, default=())
+    round_to: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def num_groups(self) -> int:
@@ -66,6 +68,11 @@ class Environment:
     def num_budgets(self) -> int:
         """K."""
         return self.limits.shape[-1]
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """``round_to``, 1 where any number of units may be kept."""
+        return self.round_to or (1,) * self.num_groups
 
     @property
     def alive(self) -> jax.Array:
@@ -103,6 +110,8 @@ def gates_to_masks(env: Environment, gates: Gates) -> jax.Array:
 def ratios_to_masks(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     """Keep the best ``round(ratio * size)`` units of each group, at least ``min_keep``.
 
+    Where the environment rounds, the nearest allowed number of units.
+
     Args:
         env: the problem.
         keep_ratio: f32[..., G] in [0, 1].
@@ -116,11 +125,43 @@ def ratios_to_masks(env: Environment, keep_ratio: jax.Array) -> jax.Array:
 
 def _counts(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     sizes, least = jnp.asarray(env.sizes), jnp.asarray(env.min_keep)
-    return jnp.clip(jnp.round(keep_ratio * sizes).astype(jnp.int32), least, sizes)
+    counts = jnp.round(keep_ratio * sizes).astype(jnp.int32)
+    if max(env.multiples) > 1:
+        multiples = jnp.asarray(env.multiples)
+        below = counts // multiples * multiples
+        above = jnp.minimum(below + multiples, sizes)
+        counts = jnp.where(counts - below <= above - counts, below, above)
+    return jnp.clip(counts, least, sizes)
 
 
 def _counts_to_masks(env: Environment, counts: jax.Array) -> jax.Array:
     return (env.ranks < counts[..., None]).astype(jnp.float32)
+
+
+def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> jax.Array:
+    """Keep the next lower multiple of ``round_to`` units of each group, at least ``min_keep``.
+
+    Units go in the order of rising priority and come back in that of falling priority, as in
+    ``graph.rounding.round_gates``; a group that is whole stays so.
+
+    Args:
+        env: the problem.
+        masks: f32[..., G, Cmax].
+        priorities: f32[..., G, Cmax]; of equal ones the first stays.
+
+    Returns:
+        Masks f32[..., G, Cmax]; those given where the environment does not round.
+    """
+    _check_trailing("masks", masks, (env.num_groups, env.num_units))
+    if max(env.multiples) == 1:
+        return masks
+    counts = masks.sum(-1).astype(jnp.int32)
+    sizes, multiples = jnp.asarray(env.sizes), jnp.asarray(env.multiples)
+    fewer = jnp.maximum(counts // multiples * multiples, jnp.asarray(env.min_keep))
+    wanted = jnp.where(counts == sizes, counts, fewer)
+    priorities = jnp.where(env.alive, jnp.nan_to_num(priorities, nan=-1e30), -jnp.inf)
+    order = jnp.lexsort((-jnp.broadcast_to(priorities, masks.shape), masks < 0.5))
+    return (jnp.argsort(order, axis=-1) < wanted[..., None]).astype(jnp.float32)
 
 
 def masks_to_ratios(env: Environment, masks: jax.Array) -> jax.Array:
@@ -217,7 +258,8 @@ def project_priorities(env: Environment, priorities: jax.Array) -> jax.Array:
     """Keep the units of highest priority, over all groups, that the budgets allow.
 
     The best ``min_keep`` units of every group are always kept. The number of units is found by
-    bisection over the sorted order, so ties are exact: equal priorities go by index.
+    bisection over the sorted order, so ties are exact: equal priorities go by index. Where the
+    environment rounds, each group keeps of its share what makes a multiple.
 
     Args:
         env: the problem, with traceable costs.
@@ -238,17 +280,20 @@ def _project_one(env: Environment, priorities: jax.Array) -> jax.Array:
     position = jnp.zeros(order.shape, jnp.int32).at[order].set(jnp.arange(order.size))
     position = position.reshape(priorities.shape)
 
+    def kept(count: jax.Array) -> jax.Array:
+        return round_masks(env, (position < count).astype(jnp.float32), priorities)
+
     def narrow(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high + 1) // 2
-        costs = candidate_costs(env, (position < middle).astype(jnp.float32))
+        costs = candidate_costs(env, kept(middle))
         good = feasible(costs, env.limits)
         return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
 
     total = sum(env.sizes)
     bounds = (jnp.int32(sum(env.min_keep)), jnp.int32(total))
     count, _ = jax.lax.fori_loop(0, int(np.ceil(np.log2(total + 1))), narrow, bounds)
-    return (position < count).astype(jnp.float32)
+    return kept(count)
 
 
 def _check_trailing(argument: str, array: jax.Array, shape: tuple[int, ...]) -> None:
