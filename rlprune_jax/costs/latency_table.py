@@ -286,5 +286,5 @@ def _time_whole(
 
 
 def _filled(aval: Any) -> jax.Array:
-    """An array of one half, where its type has it."""
-    return jnp.full(aval.shape, 0.5).astype(aval.dtype)
+    """An array of one half, where its type has it; made on the host, so nothing is compiled."""
+    return jnp.asarray(np.full(aval.shape, 0.5).astype(aval.dtype))

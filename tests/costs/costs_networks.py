@@ -49,14 +49,14 @@ def draw(graph, seed, ratio=0.5):
 
 
 class Joining(nn.Module):
-    """Norms, a padded shortcut, norms over a concatenation, a pooling: what lies between layers."""
+    """Norms, a sum, norms over a concatenation, a pooling: what lies between layers."""
 
     @nn.compact
     def __call__(self, x):
         norm = functools.partial(nn.BatchNorm, use_running_average=True)
         x = nn.relu(norm()(nn.Conv(8, (3, 3), use_bias=False)(x)))
         y = norm()(nn.Conv(16, (3, 3), strides=2, use_bias=False)(x))
-        x = nn.relu(y + jnp.pad(x[:, ::2, ::2], [(0, 0)] * 3 + [(4, 4)]))
+        x = nn.relu(y + nn.Conv(16, (1, 1), strides=2)(x))
         z = nn.Conv(6, (3, 3), use_bias=False)(x)
         x = nn.relu(norm()(jnp.concatenate([x, z], -1)))
         x = nn.relu(norm()(nn.Conv(12, (1, 1), use_bias=False)(x)))
