@@ -23,7 +23,7 @@ from deliver import BATCHES, Delivered, deliver_method, ship
 from page import write_page
 from problem import Jobs, Problem, make_jobs, make_problem
 from searching import Search, make_search_environment, score_units, search
-from settings import AGENT, Config, resolve, stage_key
+from settings import AGENT, Config, per_group, resolve, stage_key
 from stages import run_stage
 
 from rlprune_jax import data
@@ -31,8 +31,10 @@ from rlprune_jax.array_cache import default_cache_dir
 from rlprune_jax.costs.binding import CostOptions, Network, bind_budgets
 from rlprune_jax.costs.budget import Budget, check_reachable, limits, parse_budgets
 from rlprune_jax.costs.counts import count_macs, count_params
+from rlprune_jax.costs.host import import_function, source_digest
 from rlprune_jax.costs.latency import Latency
 from rlprune_jax.costs.tiles import Tile
+from rlprune_jax.files import to_json
 from rlprune_jax.models import ModelFunctions, create_model, model_functions
 from rlprune_jax.provenance import describe_device, versions
 from rlprune_jax.run_directory import RunDirectory, open_run
@@ -68,7 +70,14 @@ def build(config: Config) -> tuple[Problem, tuple[Budget, ...]]:
         time_limit=config.cost_seconds,
     )
     budgets = bind_budgets(parse_budgets(config.budget, config.budget_fn), network, options)
-    check_reachable(problem.graph, budgets, config.min_keep)
+    least, multiples = (
+        # One number reads better in an error than the same one for every group.
+        per_group(config, option, problem.graph.names)
+        if getattr(config, f"{option}_of")
+        else getattr(config, option)
+        for option in ("min_keep", "round_to")
+    )
+    check_reachable(problem.graph, budgets, least, multiples)
     return problem, budgets
 
 
@@ -213,6 +222,14 @@ def with_remeasured(rows: list[dict[str, Any]], latency: Latency) -> list[dict[s
     ]
 
 
+def identity(config: Config) -> dict[str, Any]:
+    """What names the run: the options, and the code of the user's functions among the budgets."""
+    budgets = parse_budgets(config.budget, config.budget_fn)
+    names = [budget.name for budget in budgets if budget.is_function]
+    code = {name: source_digest(import_function(name)) for name in names}
+    return to_json(config) | ({"budget_fn_code": code} if code else {})
+
+
 def prune(config: Config) -> Path:
     """Run ``config``, or find it finished; return the run directory.
 
@@ -221,7 +238,7 @@ def prune(config: Config) -> Path:
         OSError: data are missing or the run directory cannot be written.
     """
     config = resolve(config)
-    with open_run(config.runs_dir, "prune_rl", config) as run:
+    with open_run(config.runs_dir, "prune_rl", identity(config)) as run:
         if run.is_finished:
             print(f"finished before; delete {run.path} to run again", file=sys.stderr)
             return run.path

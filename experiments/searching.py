@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from compile_clock import CompileClock
 from problem import Images, Jobs, Problem
-from settings import AGENT, BASELINES, DETERMINISTIC, Config, agent_config, stage_key
+from settings import AGENT, BASELINES, DETERMINISTIC, Config, agent_config, per_group, stage_key
 from stages import run_stage
 
 from rlprune_jax.candidates import CandidateData
@@ -82,9 +82,12 @@ def make_search_environment(
         descriptors,
         limits(budgets),
         min_keep={
-            name: min(config.min_keep, size)
-            for name, size in zip(graph.names, graph.sizes, strict=True)
+            name: min(least, size)
+            for (name, least), size in zip(
+                per_group(config, "min_keep", graph.names).items(), graph.sizes, strict=True
+            )
         },
+        round_to=per_group(config, "round_to", graph.names),
         cost_fn=mask_cost,
         measured=[budget.is_measured for budget in budgets],
     )

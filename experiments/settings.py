@@ -1,7 +1,8 @@
 """Settings of a pruning run: the options, their defaults by data set, and what is refused."""
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Config:
     """Limit on any Python function of a candidate, as module:function=LIMIT in the function's own
     unit (or 0.5x of dense): function(widths, gates) -> number of at least 0, with widths the units
     kept per group by name and gates their f32[units] of 0 and 1; it may jump, but the smallest
-    network must be within the limit. Modules of the working directory count."""
+    network must be within the limit. Modules of the working directory count. With the module's
+    code the run changes its name; with what it imports it does not."""
     tile: tuple[int, int] = (8, 8)
     """Multiples that tiled_macs rounds a layer's input and output channels up to."""
     latency_batch: int = 128
@@ -91,6 +93,13 @@ class Config:
     """Finetuning steps before each reward: a staircase, one entry per equal part of the search."""
     min_keep: int = 2
     """Channels that every group keeps."""
+    round_to: int = 1
+    """Keep a multiple of so many channels of every group, or all of it: 8 suits vector units. Holds
+    for every candidate of the search and for what is delivered."""
+    min_keep_of: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """REGEX=N, any number of times: another min_keep for groups whose names it is found in."""
+    round_to_of: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """REGEX=N, any number of times: another round_to for groups whose names it is found in."""
     rerank: int = 3
     """Candidates of each method that get the short finetune."""
     rerank_steps: int | None = None
@@ -119,10 +128,13 @@ def resolve(config: Config) -> Config:
         ValueError: naming the option, its value and what it may be.
     """
     budgets = parse_budgets(config.budget, config.budget_fn)
-    counts = ("evaluations", "candidates", "rerank", "reward_images", "batch_size")
+    counts = ("evaluations", "candidates", "rerank", "reward_images", "batch_size", "round_to")
     for option in (*counts, "latency_batch", "latency_steps", "latency_programs"):
         if getattr(config, option) < 1:
             raise ValueError(f"{option}={getattr(config, option)} must be at least 1")
+    for option in ("min_keep_of", "round_to_of"):
+        for text in getattr(config, option):
+            _parse_override(option, text)
     if min(config.tile) < 1:
         raise ValueError(f"tile={config.tile} must be two integers of at least 1")
     if not config.cost_seconds > 0:
@@ -164,6 +176,34 @@ def resolve(config: Config) -> Config:
     config = dataclasses.replace(config, **filled)
     agent_config(config)
     return config
+
+
+def _parse_override(option: str, text: str) -> tuple[re.Pattern[str], int]:
+    pattern, found, number = text.rpartition("=")
+    try:
+        if not found or int(number) < 1:
+            raise ValueError("N is an integer of at least 1")
+        return re.compile(pattern), int(number)
+    except (ValueError, re.error) as error:
+        raise ValueError(f"{option}={text!r} is not of the form REGEX=N: {error}") from None
+
+
+def per_group(config: Config, option: str, names: Sequence[str]) -> dict[str, int]:
+    """``min_keep`` or ``round_to`` of each group, the last override that names it counting.
+
+    Raises:
+        ValueError: an override that names no group.
+    """
+    found = dict.fromkeys(names, getattr(config, option))
+    for text in getattr(config, f"{option}_of"):
+        pattern, number = _parse_override(f"{option}_of", text)
+        named = [name for name in names if pattern.search(name)]
+        if not named:
+            raise ValueError(
+                f"{option}_of={text!r} names no group; the groups are {', '.join(names)}"
+            )
+        found |= dict.fromkeys(named, number)
+    return found
 
 
 def agent_config(config: Config) -> AgentConfig:

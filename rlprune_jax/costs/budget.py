@@ -19,6 +19,7 @@ from rlprune_jax.costs.counts import (
 )
 from rlprune_jax.costs.tiles import count_tiled_macs, tiled_macs_ratio
 from rlprune_jax.graph.groups import Graph
+from rlprune_jax.graph.rounding import PerGroup, round_gates
 from rlprune_jax.types import Gates
 
 
@@ -295,15 +296,26 @@ def smallest_gates(graph: Graph, min_keep: int | Mapping[str, int] = 1) -> Gates
 
 
 def check_reachable(
-    graph: Graph, budgets: Sequence[Budget], min_keep: int | Mapping[str, int] = 1
+    graph: Graph,
+    budgets: Sequence[Budget],
+    min_keep: int | Mapping[str, int] = 1,
+    round_to: PerGroup = 1,
 ) -> None:
     """Refuse budgets that no pruning can meet.
+
+    Args:
+        graph: of the network.
+        budgets: to meet.
+        min_keep: units that each group keeps.
+        round_to: multiples that kept units are rounded up to; all of a smaller group.
 
     Raises:
         ValueError: naming the budget and the smallest value that ``min_keep`` leaves, or
             ``min_keep`` is not an integer of at least 1 per group.
     """
-    smallest = measured_costs(graph, budgets, smallest_gates(graph, min_keep))
+    gates = smallest_gates(graph, min_keep)
+    gates = round_gates(graph, gates, round_to=round_to, towards="more")
+    smallest = measured_costs(graph, budgets, gates)
     # The upper quartile of what is measured, as ``satisfies`` will ask for it.
     for budget, least in zip(budgets, (cost.upper for cost in smallest), strict=True):
         if least > budget.limit:
@@ -312,10 +324,11 @@ def check_reachable(
                 if budget.relative
                 else (f"{least:.4g} {budget.unit}")
             )
+            rounded = "" if round_to == 1 else f" and round_to={round_to}"
             raise ValueError(
-                f"budget {budget.name!r}={budget.limit:g} cannot be met: min_keep={min_keep} "
-                f"leaves {left}; raise the budget to at least "
-                f"{_round_up(least):g} or lower min_keep"
+                f"budget {budget.name!r}={budget.limit:g} cannot be met: min_keep={min_keep}"
+                f"{rounded} leave{'' if rounded else 's'} {left}; raise the budget to at least "
+                f"{_round_up(least):g} or lower min_keep{rounded and ' or round_to'}"
             )
 
 

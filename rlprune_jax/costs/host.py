@@ -1,11 +1,14 @@
 """Costs that only the host can know: a user's function, or a time; checked, limited, remembered."""
 
+import hashlib
 import importlib
+import inspect
 import math
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +101,29 @@ def import_function(path: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"budget function {path!r} is a {type(function).__name__}, not a function")
     return function
+
+
+def source_digest(function: Callable[..., Any]) -> str:
+    """Return ten hexadecimal digits of the source file that a function is written in.
+
+    They change with the code, so that what was computed with other code is not taken for its. What
+    that file imports is not in them. Of a function without a source file, as of a compiled module,
+    the digits are those of nothing.
+
+    Example:
+        >>> import json, math
+        >>> source_digest(json.dumps) == source_digest(json.loads)
+        True
+        >>> source_digest(json.dumps) == source_digest(math.hypot)
+        False
+    """
+    code = inspect.unwrap(function)
+    module = inspect.getmodule(code) or inspect.getmodule(type(code))
+    try:
+        file = None if module is None else inspect.getsourcefile(module)
+    except TypeError:
+        file = None
+    return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()[:10]
 
 
 def widths_of(graph: Graph, gates: Gates) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Time that a function takes on the present device."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,13 +30,33 @@ def measure_latency(
     Raises:
         ValueError: fewer than one repeat or warm-up call.
     """
+    return measure_in_turn([lambda: function(*args)], repeats=repeats, warm_up=warm_up)[0]
+
+
+def measure_in_turn(
+    calls: Sequence[Callable[[], Any]], repeats: int = 30, warm_up: int = 3
+) -> list[Latency]:
+    """Time several calls one after the other, round after round.
+
+    Whatever else the machine does slows all of them alike, so they can be compared.
+
+    Args:
+        calls: without arguments; each is called ``warm_up + repeats`` times.
+        repeats: rounds that are timed.
+        warm_up: rounds before, of which the first compiles.
+
+    Raises:
+        ValueError: fewer than one repeat or warm-up call.
+    """
     if repeats < 1 or warm_up < 1:
         raise ValueError(f"repeats={repeats} and warm_up={warm_up} must be at least 1")
-    for _ in range(warm_up):
-        jax.block_until_ready(function(*args))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        times.append(1e3 * (time.perf_counter() - start))
-    return Latency(*(float(np.percentile(times, q)) for q in (50, 25, 75)))
+    for call in calls:
+        for _ in range(warm_up):
+            jax.block_until_ready(call())
+    times = np.zeros((repeats, len(calls)))
+    for row in times:
+        for column, call in enumerate(calls):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            row[column] = 1e3 * (time.perf_counter() - start)
+    return [Latency(*map(float, np.percentile(each, (50, 25, 75)))) for each in times.T]

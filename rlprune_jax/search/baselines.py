@@ -19,6 +19,7 @@ from rlprune_jax.search.environment import (
     project_priorities,
     project_ratios,
     ratios_to_masks,
+    round_masks,
     starting_logits,
 )
 from rlprune_jax.search.searcher import (
@@ -83,7 +84,8 @@ def global_threshold(env: Environment, num_candidates: int) -> Searcher:
         ranked = jnp.sort(jnp.where(env.alive, priorities, -jnp.inf).reshape(num_candidates, -1))
         cut = ranked[:, -count][:, None, None]
         best = env.ranks < jnp.asarray(env.min_keep)[:, None]
-        return (env.alive & ((priorities >= cut) | best)).astype(jnp.float32)
+        masks = (env.alive & ((priorities >= cut) | best)).astype(jnp.float32)
+        return round_masks(env, masks, jnp.where(best, jnp.inf, priorities))
 
     return _without_learning(env, propose)
 
@@ -241,4 +243,5 @@ def _units(env: Environment, priorities: jax.Array) -> jax.Array:
     """Masks of perturbed logits: projected, or above 0 and never below ``min_keep``."""
     if env.cost_fn:
         return project_priorities(env, priorities)
-    return (env.alive & ((priorities > 0) | best_units(env, priorities))).astype(jnp.float32)
+    masks = (env.alive & ((priorities > 0) | best_units(env, priorities))).astype(jnp.float32)
+    return round_masks(env, masks, priorities)

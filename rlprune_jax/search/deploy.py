@@ -5,7 +5,7 @@ brought under every budget if it is over, and filled up to it if it is under.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from rlprune_jax.search.environment import (
     project_priorities,
     project_ratios,
     ratios_to_masks,
+    round_masks,
 )
 from rlprune_jax.types import Apply, Gates, Variables
 
@@ -40,7 +41,7 @@ def fit_to_budgets(
     Over budget, the keep ratios of all groups are shifted down together; what room is left goes to
     the pruned units of highest score. The last word is an exact integer count. Where a budget is
     measured, or a user's function, a mask that turns out over it is shrunk, all groups together,
-    until the cost itself is within.
+    until the cost itself is within. Where the environment rounds, every group keeps a multiple.
 
     Args:
         env: the problem, with traceable costs.
@@ -55,7 +56,7 @@ def fit_to_budgets(
     Raises:
         ValueError: no mask meets the budgets (``check_reachable`` says so before a search).
     """
-    mask = jnp.asarray(mask, jnp.float32)
+    mask = round_masks(env, jnp.asarray(mask, jnp.float32), env.raw_scores)
     counted = [budget for budget in budgets if not budget.is_measured]
     gates = _concrete(masks_to_gates(env, mask))
     if not satisfies(graph, counted, gates):
@@ -71,9 +72,15 @@ def fit_to_budgets(
         if satisfies(graph, counted, gates):
             break
         group, unit = np.unravel_index(flat, kept.shape)
-        if kept[group].sum() > env.min_keep[group]:
-            kept[group, unit] = 0
+        count = int(kept[group].sum())
+        if kept[group, unit] and count > env.min_keep[group]:
+            fewer = (count - 1) // env.multiples[group] * env.multiples[group]
+            inside = np.where(kept[group] > 0, np.asarray(priorities)[group], -np.inf)
+            kept[group] = np.argsort(np.argsort(-inside, kind="stable")) < fewer
             gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
+    if fill and max(env.multiples) > 1:
+        kept = _fill(env, graph, counted, kept, np.asarray(priorities))
+        gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
     if satisfies(graph, budgets, gates):
         return gates
     if len(counted) < len(budgets):
@@ -87,6 +94,37 @@ def fit_to_budgets(
         f"{[f'{budget.name}={budget.limit:g}' for budget in budgets]}; "
         f"the least reachable is {exact_costs(graph, budgets, gates)}"
     )
+
+
+def _fill(
+    env: Environment,
+    graph: Graph,
+    budgets: Sequence[Budget],
+    kept: np.ndarray,
+    priorities: np.ndarray,
+) -> np.ndarray:
+    """Add the next multiple of units to one group after the other, the best ones first.
+
+    Where groups grow by many units at once, one that does not fit leaves room for others.
+    """
+    mask, full = kept, np.zeros(env.num_groups, bool)
+    while True:
+        counts = mask.sum(-1).astype(int)
+        wider = np.minimum(counts + np.asarray(env.multiples), env.sizes)
+        full |= wider == counts
+        if full.all():
+            return mask
+        inside = np.where(np.asarray(env.alive), priorities + 2 * mask, -np.inf)
+        places = np.argsort(np.argsort(-inside, axis=-1, kind="stable"), axis=-1)
+        added = (places < wider[:, None]) & (mask == 0)
+        worth = (added * priorities).sum(-1) / np.maximum(added.sum(-1), 1)
+        group = int(np.argmax(np.where(full, -np.inf, worth)))
+        grown = mask.copy()
+        grown[group, added[group]] = 1
+        if satisfies(graph, budgets, _concrete(masks_to_gates(env, jnp.asarray(grown)))):
+            mask = grown
+        else:
+            full[group] = True
 
 
 SHRINK_STEPS = 64
@@ -110,6 +148,9 @@ def _shrink(
 
     def shrunk(step: int) -> Gates:
         counts = np.floor(starts[-1].sum(-1) * (1 - step / SHRINK_STEPS)).astype(int)
+        whole = counts == np.asarray(env.sizes)
+        multiples = np.asarray(env.multiples)
+        counts = np.where(whole, counts, counts // multiples * multiples)
         least = np.maximum(counts, np.asarray(env.min_keep))
         inside = np.where(np.asarray(env.alive), priorities, -np.inf)
         ranks = np.argsort(np.argsort(-inside, axis=-1, kind="stable"), axis=-1)
@@ -188,6 +229,18 @@ def best_of(
     return candidates[int(np.argmax(ranked))], ratings
 
 
+class Equivalence(NamedTuple):
+    """How near a slim network's outputs come to those of its masked twin.
+
+    Attributes:
+        max_abs_diff: the largest absolute difference.
+        largest: the largest absolute output of the slim network, to compare with.
+    """
+
+    max_abs_diff: float
+    largest: float
+
+
 def equivalence(
     apply: Apply,
     graph: Graph,
@@ -195,8 +248,8 @@ def equivalence(
     slim_variables: Variables,
     gates: Gates,
     *inputs: Any,
-) -> float:
-    """Return the largest absolute difference between the masked and the slim network's outputs.
+) -> Equivalence:
+    """Run the masked and the slim network once each and compare their outputs.
 
     Args:
         apply: ``(variables, *inputs) -> outputs``.
@@ -209,7 +262,8 @@ def equivalence(
     masked = jax.jit(gated(apply, graph))(variables, gates, *inputs)
     slim = jax.jit(respecialise(apply, graph, gates))(slim_variables, *inputs)
     differences = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), masked, slim)
-    return max(jax.tree.leaves(differences))
+    outputs = [float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slim)]
+    return Equivalence(max(jax.tree.leaves(differences)), max(outputs))
 
 
 def _concrete(gates: Gates) -> Gates:

@@ -38,6 +38,7 @@ class Environment:
         min_keep: units that every mask keeps, per group.
         cost_fn: costs of one mask, or None where the host measures them.
         measured: per budget, whether the host is asked for the cost and ``cost_fn`` estimates it.
+        round_to: every mask keeps a multiple of so many units of a group, or all; () for any.
     """
 
     descriptors: jax.Array
@@ -51,6 +52,7 @@ class Environment:
     min_keep: tuple[int, ...] = struct.field(pytree_node=False)
     cost_fn: CostFunction | None = struct.field(pytree_node=False)
     measured: tuple[bool, ...] = struct.field(pytree_node=False, default=())
+    round_to: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def num_groups(self) -> int:
@@ -66,6 +68,11 @@ class Environment:
     def num_budgets(self) -> int:
         """K."""
         return self.limits.shape[-1]
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """``round_to``, 1 where any number of units may be kept."""
+        return self.round_to or (1,) * self.num_groups
 
     @property
     def alive(self) -> jax.Array:
@@ -103,6 +110,8 @@ def gates_to_masks(env: Environment, gates: Gates) -> jax.Array:
 def ratios_to_masks(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     """Keep the best ``round(ratio * size)`` units of each group, at least ``min_keep``.
 
+    Where the environment rounds, the nearest allowed number of units.
+
     Args:
         env: the problem.
         keep_ratio: f32[..., G] in [0, 1].
@@ -116,11 +125,47 @@ def ratios_to_masks(env: Environment, keep_ratio: jax.Array) -> jax.Array:
 
 def _counts(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     sizes, least = jnp.asarray(env.sizes), jnp.asarray(env.min_keep)
-    return jnp.clip(jnp.round(keep_ratio * sizes).astype(jnp.int32), least, sizes)
+    counts = jnp.round(keep_ratio * sizes).astype(jnp.int32)
+    if max(env.multiples) > 1:
+        multiples = jnp.asarray(env.multiples)
+        below = counts // multiples * multiples
+        above = jnp.minimum(below + multiples, sizes)
+        counts = jnp.where(counts - below <= above - counts, below, above)
+    return jnp.clip(counts, least, sizes)
 
 
 def _counts_to_masks(env: Environment, counts: jax.Array) -> jax.Array:
     return (env.ranks < counts[..., None]).astype(jnp.float32)
+
+
+def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> jax.Array:
+    """Keep the next lower multiple of ``round_to`` units of each group, at least ``min_keep``.
+
+    Units go in the order of rising priority and come back in that of falling priority, as in
+    ``graph.rounding.round_gates``; a group that is whole stays so.
+
+    Args:
+        env: the problem.
+        masks: f32[..., G, Cmax].
+        priorities: f32[..., G, Cmax]; of equal ones the first stays.
+
+    Returns:
+        Masks f32[..., G, Cmax]; those given where the environment does not round.
+    """
+    _check_trailing("masks", masks, (env.num_groups, env.num_units))
+    if max(env.multiples) == 1:
+        return masks
+    kept = masks > 0.5
+    priorities = jnp.nan_to_num(priorities, nan=-1e30)  # above the -inf of what is left out
+    counts = kept.sum(-1, dtype=jnp.int32)
+    sizes, multiples = jnp.asarray(env.sizes), jnp.asarray(env.multiples)
+    fewer = jnp.maximum(counts // multiples * multiples, jnp.asarray(env.min_keep))
+    wanted = jnp.where(counts == sizes, counts, fewer)
+    stay = kept & largest(jnp.where(kept, priorities, -jnp.inf), jnp.minimum(wanted, counts))
+    others = env.alive & ~kept
+    more = jnp.maximum(wanted - counts, 0)
+    back = others & largest(jnp.where(others, priorities, -jnp.inf), more)
+    return (stay | back).astype(jnp.float32)
 
 
 def masks_to_ratios(env: Environment, masks: jax.Array) -> jax.Array:
@@ -217,7 +262,8 @@ def project_priorities(env: Environment, priorities: jax.Array) -> jax.Array:
     """Keep the units of highest priority, over all groups, that the budgets allow.
 
     The best ``min_keep`` units of every group are always kept. Equal priorities go by index and
-    NaN comes last. No sort: the threshold is found bit by bit (``ranking``).
+    NaN comes last. Where the environment rounds, each group keeps of its share what makes a
+    multiple. No sort: the threshold is found bit by bit (``ranking``).
 
     Args:
         env: the problem, with traceable costs.
@@ -236,11 +282,14 @@ def best_units(env: Environment, priorities: jax.Array) -> jax.Array:
 
 
 def _project_one(env: Environment, priorities: jax.Array) -> jax.Array:
+    def rounded(kept: jax.Array) -> jax.Array:
+        return round_masks(env, kept.astype(jnp.float32), priorities)
+
     def within(kept: jax.Array) -> jax.Array:
-        return feasible(candidate_costs(env, kept.astype(jnp.float32)), env.limits)
+        return feasible(candidate_costs(env, rounded(kept)), env.limits)
 
     kept = fill_while(priorities, env.alive, best_units(env, priorities), within)
-    return kept.astype(jnp.float32)
+    return rounded(kept)
 
 
 def _check_trailing(argument: str, array: jax.Array, shape: tuple[int, ...]) -> None:

@@ -25,6 +25,7 @@ from rlprune_jax.search.environment import (
     project_logits,
     project_priorities,
     ratios_to_masks,
+    round_masks,
     starting_logits,
 )
 from rlprune_jax.types import PyTree
@@ -57,7 +58,8 @@ class Trajectory(NamedTuple):
         actions: f32[G, N, D], the actions that take the credit.
         log_probs: f32[G, N, D] under the policy that acted; 0 on padding.
         behaviour: the parameters of the distribution that acted.
-        shift: f32[], what projection took off every fine logit; 0 otherwise.
+        shift: f32[], or f32[G, 1] where the environment rounds, what projection took off the fine
+            logits; 0 otherwise.
         proposed_masks: f32[N, G, Cmax], as sampled, before any projection.
     """
 
@@ -288,15 +290,18 @@ def fine_policy(
         logits = logits_of(params, settings)
         priorities = logits + jax.random.logistic(key, (num_candidates, *shape))
         proposed = jnp.where(env.alive, (priorities > 0) | best_units(env, priorities), False)
-        proposed = proposed.astype(jnp.float32)
+        proposed = round_masks(env, proposed.astype(jnp.float32), priorities)
         masks, credited, shift = proposed, proposed, jnp.zeros(())
         if credit != "sampled":
             masks = project_priorities(env, priorities)
         if credit == "projected":
             credited = masks
             dropped = jnp.where(env.alive & (masks < 0.5), priorities, -jnp.inf)
-            threshold = jnp.max(dropped, axis=(1, 2))
-            shift = jnp.mean(jnp.where(jnp.isfinite(threshold), threshold, 0.0))
+            # Rounding gives every group a threshold of its own.
+            axes = (1, 2) if max(env.multiples) == 1 else 2
+            threshold = jnp.max(dropped, axis=axes)
+            shift = jnp.mean(jnp.where(jnp.isfinite(threshold), threshold, 0.0), axis=0)
+            shift = shift[..., None] if shift.ndim else shift
         actions = jnp.swapaxes(credited, 0, 1)
         behaviour = ((logits - shift)[:, None],)
         log_probs = distribution(behaviour).log_prob(actions)

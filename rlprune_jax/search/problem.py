@@ -21,6 +21,7 @@ def make_environment(
     cost_fn: CostFunction | None = None,
     initial_keep: ArrayLike | None = None,
     measured: Sequence[bool] | None = None,
+    round_to: int | Mapping[str, int] | Sequence[int] = 1,
 ) -> Environment:
     """Check a problem and pad it to rectangular arrays.
 
@@ -36,14 +37,16 @@ def make_environment(
             every budget, or the square root of the tightest limit where costs are the host's.
         measured: per budget, whether ``cost_fn`` is but an estimate of a cost that the host is
             asked for; by default none is.
+        round_to: every candidate keeps a multiple of so many units, or all of a group; for all
+            groups or per group. ``min_keep`` is raised to a multiple.
 
     Returns:
         The environment. Budgets below ``minimum_costs`` are not refused here: see ``reachable``.
 
     Raises:
-        ValueError: a wrong shape, a size below 1, a ``min_keep`` outside [0, size], a limit that
-            is not above 0, a score or descriptor that is not finite, ``measured`` not one per
-            budget.
+        ValueError: a wrong shape, a size below 1, a ``min_keep`` outside [0, size], a ``round_to``
+            below 1, a limit that is not above 0, a score or descriptor that is not finite,
+            ``measured`` not one per budget.
 
     Example:
         >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.5,
@@ -66,6 +69,13 @@ def make_environment(
             raise ValueError(
                 f"min_keep={least} for group {name!r} of {size} units: choose 0 to {size}"
             )
+    multiples = _per_group("round_to", round_to, names)
+    if min(multiples) < 1:
+        raise ValueError(f"round_to={round_to} must be at least 1 for every group")
+    kept = tuple(
+        min(-(-least // multiple) * multiple, size)
+        for least, multiple, size in zip(kept, multiples, counts, strict=True)
+    )
     groups, width = len(counts), max(counts)
     ranks = np.full((groups, width), width, np.int32)
     padded = np.zeros((groups, width), np.float32)
@@ -104,6 +114,7 @@ def make_environment(
         min_keep=kept,
         cost_fn=cost_fn,
         measured=asked,
+        round_to=multiples,
     )
     if cost_fn is not None:
         found = jax.eval_shape(cost_fn, jax.ShapeDtypeStruct((groups, width), jnp.float32))

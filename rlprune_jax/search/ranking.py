@@ -34,7 +34,7 @@ def least_true(test: Callable[[jax.Array], jax.Array], bits: int, shape: tuple =
     """
 
     def narrow(step: jax.Array, found: jax.Array) -> jax.Array:
-        trial = found + (jnp.uint32(1) << (jnp.uint32(bits - 1) - step.astype(jnp.uint32)))
+        trial = found + (jnp.uint32(1) << (jnp.uint32(bits - 1) - jnp.asarray(step, jnp.uint32)))
         return jnp.where(test(trial - 1), found, trial)
 
     return jax.lax.fori_loop(0, bits, narrow, jnp.zeros(shape, jnp.uint32))

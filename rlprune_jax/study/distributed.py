@@ -14,7 +14,7 @@ def one_device_per_core() -> None:
     Raises:
         RuntimeError: something was computed before, so that the devices are there already.
     """
-    chosen = jax.config.jax_num_cpu_devices != -1
+    chosen = jax.config.values["jax_num_cpu_devices"] != -1
     if not chosen and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 

@@ -39,7 +39,11 @@ def sizes_as_times(monkeypatch):
         size = sum(leaf.size for leaf in jax.tree.leaves(arrays)) / 1000
         return Latency(size, 0.9 * size, 1.1 * size)
 
+    def in_turn(networks, repeats):
+        return [count(each.func, *each.args, repeats=repeats) for each in networks]
+
     monkeypatch.setattr(latency_table, "measure_latency", count)
+    monkeypatch.setattr(latency_table, "measure_in_turn", in_turn)
     monkeypatch.setattr(measured, "measure_latency", count)
 
 

@@ -7,7 +7,14 @@ import pytest
 from costs_networks import branching, draw
 
 from rlprune_jax import ones_gates
-from rlprune_jax.costs.host import CostError, CostTimeout, FunctionCost, import_function, widths_of
+from rlprune_jax.costs.host import (
+    CostError,
+    CostTimeout,
+    FunctionCost,
+    import_function,
+    source_digest,
+    widths_of,
+)
 
 GRAPH = branching()[1]
 
@@ -75,3 +82,16 @@ def test_import(tmp_path, monkeypatch):
     ]:
         with pytest.raises(ValueError, match=message):
             import_function(path)
+
+
+def test_the_digest_follows_the_source_of_the_function(tmp_path, monkeypatch):
+    file = tmp_path / "digested_of_test.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file.write_text(
+        "class Energy:\n    def __call__(self, w, g):\n        return 1\nenergy = Energy()\n"
+    )
+    energy = import_function("digested_of_test:energy")
+    first = source_digest(energy)
+    assert first == source_digest(type(energy)) == source_digest(energy)
+    file.write_text(file.read_text().replace("1", "2"))
+    assert source_digest(energy) != first

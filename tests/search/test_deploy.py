@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import random_gates, small_cnn
 
-from rlprune_jax import compact, count_macs, count_params
+from rlprune_jax import compact, count_macs, count_params, respecialise
 from rlprune_jax.costs.binding import Network, bind_budgets
 from rlprune_jax.costs.budget import (
     check_reachable,
@@ -26,7 +26,7 @@ SMALL = small_cnn()
 GRAPH = SMALL.graph
 
 
-def environment(budgets):
+def environment(budgets, round_to=1):
     cost = cost_function(GRAPH, budgets)
 
     def mask_cost(masks):
@@ -42,6 +42,7 @@ def environment(budgets):
         layer_descriptors(GRAPH),
         limits(budgets),
         cost_fn=mask_cost,
+        round_to=round_to,
     )
 
 
@@ -82,6 +83,28 @@ def test_fitted_masks_respect_every_budget_and_leave_no_room(texts, seed, keep):
         name, unit = max(pruned, key=lambda each: (scores[each], -GRAPH.names.index(each[0])))
         more = gates | {name: gates[name].at[unit].set(1.0)}
         assert not satisfies(GRAPH, budgets, more)
+
+
+ROUNDING = {
+    (texts, multiple): (parse_budgets(texts), environment(parse_budgets(texts), multiple))
+    for texts, multiple in [(("params=0.4", "macs=0.5"), 2), (("params=0.3",), 4)]
+}
+
+
+@settings(max_examples=10)
+@given(case=st.sampled_from(sorted(ROUNDING)), seed=st.integers(0, 1000), keep=st.floats(0, 1))
+def test_fitted_masks_keep_multiples_within_the_budgets_and_leave_no_room(case, seed, keep):
+    budgets, env = ROUNDING[case]
+    multiple = case[1]
+    mask = jax.random.bernoulli(jax.random.key(seed), keep, env.ranks.shape)
+    for fill in (True, False):
+        gates = fit_to_budgets(env, GRAPH, budgets, mask, fill=fill)
+        assert satisfies(GRAPH, budgets, gates)
+        for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True):
+            width = int(gates[name].sum())
+            assert width == size or (width and width % multiple == 0)
+            wider = gates | {name: (jnp.arange(size) < width + multiple).astype(jnp.float32)}
+            assert not fill or width == size or not satisfies(GRAPH, budgets, wider)
 
 
 def test_a_mask_within_budget_keeps_all_it_kept():
@@ -136,9 +159,13 @@ def test_equivalence_measures_the_difference():
     apply, variables = SMALL.functions.apply, SMALL.variables
     slim = compact(GRAPH, variables, gates)
     x = SMALL.data.images
-    assert equivalence(apply, GRAPH, variables, slim, gates, x) < 1e-5
+    found = equivalence(apply, GRAPH, variables, slim, gates, x)
+    assert found.max_abs_diff < 1e-5
+    logits = respecialise(apply, GRAPH, gates)(slim, x)
+    assert found.largest == pytest.approx(float(jnp.abs(logits).max()), rel=1e-5)
     spoilt = jax.tree.map(lambda leaf: leaf + 0.1, slim)
-    assert equivalence(apply, GRAPH, variables, spoilt, gates, x) > 1e-3
+    spoiled = equivalence(apply, GRAPH, variables, spoilt, gates, x)
+    assert spoiled.max_abs_diff > 1e-3
 
 
 def test_descriptors_are_finite_and_ordered():
@@ -187,3 +214,19 @@ def test_costs_of_the_host_are_respected_by_what_is_delivered(tmp_path, monkeypa
         check_reachable(GRAPH, refused)
     with pytest.raises(ValueError, match="no mask with min_keep"):
         fit_to_budgets(environment(refused), GRAPH, refused, mask)
+
+
+def test_costs_of_the_host_are_met_by_multiples(tmp_path, monkeypatch):
+    (tmp_path / "costs_of_rounding.py").write_text(
+        "def energy(widths, gates):\n    return sum(width**1.5 for width in widths.values())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    network = Network(SMALL.functions.apply, GRAPH, SMALL.variables, SMALL.data.images)
+    budgets = bind_budgets(parse_budgets([], ["costs_of_rounding:energy=40"]), network)
+    env = environment(budgets, 2)
+    gates = fit_to_budgets(env, GRAPH, budgets, env.ranks < 100)
+    widths = {name: int(gate.sum()) for name, gate in gates.items()}
+    assert all(width % 2 == 0 or width == len(gates[name]) for name, width in widths.items())
+    assert sum(width**1.5 for width in widths.values()) <= 40
+    with pytest.raises(ValueError, match=r"min_keep=1 and round_to=4 leave .* or round_to"):
+        check_reachable(GRAPH, parse_budgets(["params=0.05"]), 1, 4)

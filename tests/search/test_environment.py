@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlprune_jax import trace_graph
+from rlprune_jax.graph.rounding import round_gates
 from rlprune_jax.search import (
     candidate_costs,
     feasible,
@@ -20,7 +23,7 @@ from rlprune_jax.search import (
     ratios_to_masks,
     reachable,
 )
-from rlprune_jax.search.environment import project_logits
+from rlprune_jax.search.environment import project_logits, round_masks
 
 SIZES = (8, 16, 5)
 SCORES = [np.arange(size, dtype=np.float32) for size in SIZES]
@@ -45,6 +48,88 @@ def test_ratios_keep_exactly_the_rounded_number_even_where_all_scores_tie(least)
         wanted = np.clip(np.round(np.float32(ratio) * np.array(SIZES)), least, SIZES)
         assert masks.sum(-1).tolist() == wanted.tolist()
         assert not masks[~env.alive].any()
+
+
+@functools.cache
+def rounding_environment(cost_fn, multiples, least=1):
+    rng = np.random.default_rng(0)
+    scores = [rng.uniform(size=size) for size in SIZES]
+    return make_environment(SIZES, scores, FEATURES, [0.3, 0.5], least, cost_fn, round_to=multiples)
+
+
+def allowed(env, masks):
+    """Whether each group keeps a multiple or all, and ``min_keep`` units."""
+    counts = np.asarray(masks.sum(-1)).astype(int)
+    sizes, least = np.array(env.sizes), np.array(env.min_keep)
+    whole = (counts % np.array(env.multiples) == 0) | (counts == sizes)
+    return (whole & (counts >= least)).all() and not np.asarray(masks)[..., ~env.alive].any()
+
+
+@given(multiples=st.sampled_from([(4, 4, 4), (3, 8, 1), (2, 5, 9)]), seed=st.integers(0, 1000))
+def test_rounded_candidates_keep_multiples_within_the_budgets(env, multiples, seed):
+    env = rounding_environment(env.cost_fn, multiples)
+    key = jax.random.key(seed)
+    logits = 3 * jax.random.normal(key, (4, 3))
+    priorities = jax.random.normal(key, (4, 3, 16))
+    coarse, _ = PROJECT_LOGITS(env, logits)
+    fine = PROJECT_PRIORITIES(env, priorities)
+    ratios = ratios_to_masks(env, jax.nn.sigmoid(logits))
+    loose = round_masks(env, (priorities > 0) * env.alive.astype(jnp.float32), priorities)
+    for masks in (coarse, fine, ratios, loose):
+        assert allowed(env, masks)
+    assert reachable(env).all()
+    for masks in (coarse, fine):
+        assert feasible(candidate_costs(env, masks), env.limits).all()
+    # What is rounded stays as it is, and survives the way through ratios.
+    np.testing.assert_array_equal(round_masks(env, fine, priorities), fine)
+    np.testing.assert_array_equal(
+        ratios_to_masks(env, masks_to_ratios(env, fine)).sum(-1), fine.sum(-1)
+    )
+
+
+def test_rounding_is_that_of_gates():
+    """Two implementations: padded masks of a search, gates of a graph."""
+    names = ["a", "b", "c"]
+
+    def apply(v, x):
+        for name in names:
+            x = jax.nn.relu(x @ v[name])
+        return x @ v["d"]
+
+    shapes = [3, *SIZES, 2]
+    variables = {n: jnp.ones(shapes[i : i + 2]) for i, n in enumerate([*names, "d"])}
+    graph = trace_graph(apply, variables, jnp.ones((1, 3)))
+    env = make_environment(
+        *(graph.sizes, [np.ones(size) for size in SIZES], FEATURES, 0.5), 2, round_to=4
+    )
+    priorities = jax.random.normal(jax.random.key(0), (20, 3, 16))
+    masks = (jax.random.uniform(jax.random.key(1), (20, 3, 16)) < 0.4) * env.alive.astype(float)
+
+    def by_name(rows):
+        return {n: rows[:, i, :s] for i, (n, s) in enumerate(zip(names, SIZES, strict=True))}
+
+    expected = round_gates(
+        graph, by_name(masks), round_to=4, min_keep=2, priorities=by_name(priorities)
+    )
+    found = by_name(jax.jit(round_masks)(env, masks, priorities))
+    for name in names:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_rounding_without_jit_is_the_same(env):
+    env = rounding_environment(env.cost_fn, (4, 4, 4))
+    logits = 3 * jax.random.normal(jax.random.key(0), (2, 3))
+    priorities = jax.random.normal(jax.random.key(0), (2, 3, 16))
+    jitted = PROJECT_LOGITS(env, logits)[0], PROJECT_PRIORITIES(env, priorities)
+    with jax.disable_jit():
+        plain = project_logits(env, logits)[0], project_priorities(env, priorities)
+    np.testing.assert_array_equal(jitted, plain)
+
+
+def test_rounding_raises_min_keep_and_is_refused_below_one(env):
+    assert rounding_environment(env.cost_fn, (4, 3, 9), (2, 4, 1)).min_keep == (4, 6, 5)
+    with pytest.raises(ValueError, match="round_to"):
+        rounding_environment(env.cost_fn, 0)
 
 
 def test_gates_and_masks_are_inverse(env):

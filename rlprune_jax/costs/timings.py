@@ -1,0 +1,79 @@
+"""Timings that are measured once on a device and kept in files."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rlprune_jax.files import write_atomically
+from rlprune_jax.provenance import describe_device
+
+_FORMAT = "rlprune_jax.latency/2"
+
+
+class Timings(NamedTuple):
+    """Milliseconds f64[...] of several calls: medians, and the quartiles around them."""
+
+    median: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+class Stopwatch:
+    """What was timed on this kind of device before, and where to keep what is timed now."""
+
+    def __init__(self, cache: Path | None, repeats: int) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            cache: folder of the files, or None to keep nothing. The name of a file is a hash of
+                the device's kind, JAX's version, the repeats and what is timed.
+            repeats: timed calls of each.
+        """
+        self._cache = cache
+        device = describe_device()
+        names = [str(device[name]) for name in ("platform", "kind", "processor", "cores")]
+        self._where = [*names, f"jax {jax.__version__}", f"{repeats} repeats"]
+
+    def remembered(
+        self, what: list[str], measure: Callable[[], Timings], shape: tuple[int, ...]
+    ) -> Timings:
+        """Return the timings of ``what``, f64[shape] each, from the file or by ``measure()``."""
+        if self._cache is None:
+            return measure()
+        record = {"format": _FORMAT, "device": self._where, "timed": what}
+        name = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:24]
+        path = self._cache / f"{name}.json"
+        stored = _read(path, record, shape)
+        if stored is not None:
+            return stored
+        found = measure()
+        content = record | {name: rows.tolist() for name, rows in found._asdict().items()}
+        try:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(content) + "\n")
+        except OSError as error:
+            warnings.warn(
+                f"timings cannot be kept in {self._cache} ({error}); they will be measured again "
+                "next time; set RLPRUNE_CACHE_DIR to a writable folder",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return found
+
+
+def _read(path: Path, record: dict[str, Any], shape: tuple[int, ...]) -> Timings | None:
+    """Read timings of this very record; None where there are none, or not whole ones."""
+    try:
+        stored = json.loads(path.read_text())
+        if {name: stored.pop(name) for name in record} != record:
+            return None
+        found = Timings(**{name: np.array(rows, np.float64) for name, rows in stored.items()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return found if all(rows.shape == shape and (rows >= 0).all() for rows in found) else None
