@@ -146,7 +146,7 @@ def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> ja
 
     Args:
         env: the problem.
-        masks: f32[..., G, Cmax].
+        masks: f32[..., G, Cmax]; padding is ignored.
         priorities: f32[..., G, Cmax]; of equal ones the first stays.
 
     Returns:
@@ -155,12 +155,13 @@ def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> ja
     _check_trailing("masks", masks, (env.num_groups, env.num_units))
     if max(env.multiples) == 1:
         return masks
-    counts = masks.sum(-1).astype(jnp.int32)
+    kept = (masks > 0.5) & env.alive
+    counts = kept.sum(-1, dtype=jnp.int32)
     sizes, multiples = jnp.asarray(env.sizes), jnp.asarray(env.multiples)
     fewer = jnp.maximum(counts // multiples * multiples, jnp.asarray(env.min_keep))
     wanted = jnp.where(counts == sizes, counts, fewer)
     priorities = jnp.where(env.alive, jnp.nan_to_num(priorities, nan=-1e30), -jnp.inf)
-    order = jnp.lexsort((-jnp.broadcast_to(priorities, masks.shape), masks < 0.5))
+    order = jnp.lexsort((-jnp.broadcast_to(priorities, masks.shape), ~kept))
     return (jnp.argsort(order, axis=-1) < wanted[..., None]).astype(jnp.float32)
 
 
