@@ -24,8 +24,9 @@ class Config:
     budget: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Limit as NAME=LIMIT, any number of times. As fractions of the dense network: params=0.1,
     macs=0.3, weight_bytes, activation_memory (peak, one image), tiled_macs (see --tile). In ms:
-    latency_table=2.5 (sum over layers, each timed once on this device) and latency=2.5 (the slim
-    network itself, timed again and again); or as fractions of dense: latency=0.5x."""
+    latency_table=2.5 (foretold from a network's pieces, each timed once on this device) and
+    latency=2.5 (the slim network itself, timed again and again); or as fractions of dense:
+    latency=0.5x."""
     budget_fn: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Limit on any Python function of a candidate, as module:function=LIMIT in the function's own
     unit (or 0.5x of dense): function(widths, gates) -> number of at least 0, with widths the units

@@ -67,13 +67,7 @@ def cut_into_segments(graph: Graph, matched: Matched) -> list[Segment]:
         if made_by.get(slot) in loose and homes.of_slot[slot] != _NO_SEGMENT:
             own[homes.of_slot[slot]].add(made_by[slot])
     for numbers in own.values():
-        waiting = list(numbers)
-        while waiting:
-            for slot in _slots(program.equations[waiting.pop()]):
-                maker = made_by.get(slot)
-                if maker in loose and maker not in numbers:
-                    numbers.add(maker)
-                    waiting.append(maker)
+        _take_in(numbers, program, {s: n for s, n in made_by.items() if n in loose})
     reads = {
         home: {slot for n in numbers for slot in _slots(program.equations[n])}
         - {slot for n in numbers for slot in program.equations[n].outputs}
@@ -93,6 +87,16 @@ def cut_into_segments(graph: Graph, matched: Matched) -> list[Segment]:
             )
         )
     return segments
+
+
+def _take_in(numbers: set[int], program: Program, loose: dict[int, int]) -> None:
+    """Add to ``numbers`` the loose equations, by the slots they make, that they rest on."""
+    waiting = list(numbers)
+    while waiting:
+        for slot in _slots(program.equations[waiting.pop()]):
+            if slot in loose and loose[slot] not in numbers:
+                numbers.add(loose[slot])
+                waiting.append(loose[slot])
 
 
 @dataclass
@@ -120,7 +124,7 @@ def _find_homes(graph: Graph, matched: Matched) -> _Homes:
                 begins = equation.name in _CONTRACTING or latest == _NO_SEGMENT
                 if begins or not groups <= held[latest]:
                     latest = number
-                    # A norm of another layout may follow on both what is read and what is made.
+                    # What follows may have the units of what is read, or of what is made.
                     held[number] = groups | _groups(graph, matched, tuple(slots))
                 homes.of_equation[number] = latest
         for slot in equation.outputs:

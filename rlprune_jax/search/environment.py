@@ -146,7 +146,7 @@ def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> ja
 
     Args:
         env: the problem.
-        masks: f32[..., G, Cmax].
+        masks: f32[..., G, Cmax]; padding is ignored.
         priorities: f32[..., G, Cmax]; of equal ones the first stays.
 
     Returns:
@@ -155,7 +155,7 @@ def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> ja
     _check_trailing("masks", masks, (env.num_groups, env.num_units))
     if max(env.multiples) == 1:
         return masks
-    kept = masks > 0.5
+    kept = (masks > 0.5) & env.alive
     priorities = jnp.nan_to_num(priorities, nan=-1e30)  # above the -inf of what is left out
     counts = kept.sum(-1, dtype=jnp.int32)
     sizes, multiples = jnp.asarray(env.sizes), jnp.asarray(env.multiples)

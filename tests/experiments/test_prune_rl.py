@@ -131,6 +131,7 @@ def test_costs_of_the_device_and_of_the_user_beside_counts(tmp_path):
         *("--budget", "latency_table=10000", "--budget", "latency=10000"),
         *("--budget-fn", "user_costs:energy=5", "--latency-batch", "4", "--latency-steps", "2"),
         *("--baselines", "random_search", "--evaluations", "16", "--runs-dir", "runs"),
+        *("--round-to", "4"),
     )
     code, out, err = run(*TINY, *options, cwd=tmp_path)
     assert code == 0, err
@@ -139,6 +140,7 @@ def test_costs_of_the_device_and_of_the_user_beside_counts(tmp_path):
     by_name = {budget["name"]: budget for budget in result["budgets"]}
     assert all(budget["satisfied"] for budget in by_name.values())
     kept = result["pruned"]["kept"]
+    assert all(width % 4 == 0 for width in kept.values())
     energy = sum(-(-width // 4) for width in kept.values())
     assert by_name["user_costs:energy"]["achieved"] == energy <= 5
     low, high = by_name["latency"]["quartiles"]
@@ -206,6 +208,11 @@ def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, moment):
         ({"budget_fn": ("user_costs",)}, "module:function=LIMIT"),
         ({"tile": (0, 8)}, "tile="),
         ({"cost_seconds": 0}, "cost_seconds=0"),
+        ({"round_to": 0}, "round_to=0"),
+        ({"round_to_of": ("Conv=two",)}, "round_to_of='Conv=two' is not of the form REGEX=N"),
+        ({"min_keep_of": ("(=3",)}, r"min_keep_of=.*is not of the form REGEX=N"),
+        ({"min_keep_of": ("nowhere=3",)}, "min_keep_of='nowhere=3' names no group; the groups are"),
+        ({"round_to": 256}, r"round_to=256 leave .* lower min_keep or round_to"),
         ({"model": "transformer"}, "'transformer' is unknown"),
         ({"dataset": "imagenet"}, "choose from digits"),
         ({"dataset": "mnist", "data_dir": "/nowhere"}, "/nowhere"),
@@ -231,6 +238,35 @@ def test_what_cannot_be_run_is_refused_before_training(options, message, tmp_pat
     config = Config(**{"budget": ("params=0.5",), "runs_dir": tmp_path} | options)
     with pytest.raises((ValueError, OSError), match=message):
         prune_rl.prune(config)
+
+
+def test_a_run_is_named_by_the_code_of_its_functions_too(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "edited_costs.py"
+    file.write_text("def energy(widths, gates):\n    return 1\n")
+    import prune_rl
+    from settings import Config
+
+    from rlprune_jax.files import to_json
+    from rlprune_jax.run_directory import config_hash
+
+    config = Config(budget_fn=("edited_costs:energy=1",), runs_dir=tmp_path)
+    first = config_hash(prune_rl.identity(config))
+    assert config_hash(prune_rl.identity(config)) == first
+    file.write_text("def energy(widths, gates):\n    return 2\n")
+    assert config_hash(prune_rl.identity(config)) != first
+    plain = Config(budget=("params=0.5",))
+    assert prune_rl.identity(plain) == to_json(plain)
+
+
+def test_a_number_per_group_is_the_last_that_names_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from settings import Config, per_group
+
+    config = Config(round_to=8, round_to_of=("Conv=4", "_1$=2"))
+    names = ["Conv_0", "Conv_1", "Dense_0"]
+    assert per_group(config, "round_to", names) == {"Conv_0": 4, "Conv_1": 2, "Dense_0": 8}
 
 
 def test_a_function_of_the_user_that_fails_is_named(tmp_path, monkeypatch):

@@ -87,11 +87,11 @@ def test_fitted_masks_respect_every_budget_and_leave_no_room(texts, seed, keep):
 
 ROUNDING = {
     (texts, multiple): (parse_budgets(texts), environment(parse_budgets(texts), multiple))
-    for texts, multiple in [(("params=0.4", "macs=0.5"), 2), (("params=0.3",), 4)]
+    for texts, multiple in [(("params=0.4", "macs=0.5"), 2), (("params=0.6",), 4)]
 }
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(case=st.sampled_from(sorted(ROUNDING)), seed=st.integers(0, 1000), keep=st.floats(0, 1))
 def test_fitted_masks_keep_multiples_within_the_budgets_and_leave_no_room(case, seed, keep):
     budgets, env = ROUNDING[case]
