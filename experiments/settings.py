@@ -38,7 +38,8 @@ class Config:
     latency_batch: int = 128
     """Images a call, in budgets on latency."""
     latency_steps: int = 4
-    """Steps of a group's width in timing candidates; what is delivered is timed as it is."""
+    """Steps of a group's width in timing candidates, rounded up: with 2 none is timed narrower than
+    half of dense, so a low limit needs more. What is delivered is timed as it is."""
     latency_programs: int = 64
     """Networks that timing candidates may compile; then the nearest one timed answers."""
     cost_seconds: float = 60.0
