@@ -137,7 +137,9 @@ def _bind_latency(network: Network, options: CostOptions) -> Cost:
         return Measured(*latency.exact(_all(graph, gates)))
 
     dense = exact(None).value
-    return Cost("ms", dense, estimate(graph, latency.in_search, dense), exact, latency.in_search)
+    # At their own widths: rounded ones would tell what a wider network takes.
+    share = estimate(graph, lambda gates: latency.exact(gates).median, dense)
+    return Cost("ms", dense, share, exact, lambda gates: latency.in_search(gates, share))
 
 
 def _all(graph: Graph, gates: Gates | None) -> Gates:

@@ -1,14 +1,13 @@
 """Latency of the slim network itself, measured on the present device."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.costs.counts import count_macs
 from rlprune_jax.costs.host import call_checked, widths_of
 from rlprune_jax.costs.latency import Latency, measure_latency
 from rlprune_jax.graph.groups import Graph
@@ -28,8 +27,8 @@ class MeasuredLatency:
     """Milliseconds of one call of the slim network, by its widths; each width is compiled once.
 
     In a search widths are rounded up to ``levels`` steps per group, and at most ``programs``
-    different ones are compiled; after that the nearest measured one answers, scaled by its MACs.
-    What is delivered is measured at its own widths.
+    different ones are compiled; after that the nearest measured one answers. An estimate carries
+    what was measured over to the widths asked for. What is delivered is measured at its own widths.
     """
 
     def __init__(
@@ -77,18 +76,26 @@ class MeasuredLatency:
         """
         return self._measure(tuple(widths_of(self._graph, gates).values()))
 
-    def in_search(self, gates: Gates) -> float:
-        """Return the median at the widths of ``gates``, rounded up to the levels.
+    def in_search(self, gates: Gates, share: Callable[[Gates], Any]) -> float:
+        """Return the median at the widths of ``gates``, from a measurement at widths nearby.
+
+        Args:
+            gates: concrete.
+            share: an estimate of the latency, in any unit: its ratio between two networks scales
+                the time of one to that of the other.
 
         Raises:
             CostError: the network cannot be compiled or timed, or not in time.
         """
-        widths = self._rounded(tuple(widths_of(self._graph, gates).values()))
-        if widths in self.measured or len(self.measured) < self._programs:
-            return self._measure(widths).median
-        known = np.log(np.array(list(self.measured), float))
-        nearest = list(self.measured)[int(np.square(known - np.log(widths)).sum(-1).argmin())]
-        return self.measured[nearest].median * self._macs(widths) / self._macs(nearest)
+        wanted = tuple(widths_of(self._graph, gates).values())
+        at = self._rounded(wanted)
+        if at not in self.measured and len(self.measured) >= self._programs:
+            known = np.log(np.array(list(self.measured), float))
+            at = list(self.measured)[int(np.square(known - np.log(at)).sum(-1).argmin())]
+        median = self._measure(at).median
+        if at == wanted:
+            return median
+        return median * float(share(self._kept(wanted))) / float(share(self._kept(at)))
 
     def _rounded(self, widths: Sequence[int]) -> tuple[int, ...]:
         steps = [max(1, math.ceil(size / self._levels)) for size in self._graph.sizes]
@@ -97,9 +104,8 @@ class MeasuredLatency:
             for width, step, size in zip(widths, steps, self._graph.sizes, strict=True)
         )
 
-    def _macs(self, widths: Sequence[int]) -> int:
-        named = dict(zip(self._graph.names, widths, strict=True))
-        return count_macs(self._graph, first_units(self._graph, named))
+    def _kept(self, widths: Sequence[int]) -> Gates:
+        return first_units(self._graph, dict(zip(self._graph.names, widths, strict=True)))
 
     def _measure(self, widths: tuple[int, ...]) -> Latency:
         if widths not in self.measured:

@@ -10,6 +10,7 @@ from costs_networks import branching, draw, joining, work
 
 from rlprune_jax import ones_gates, trace_graph
 from rlprune_jax.costs import latency_table
+from rlprune_jax.costs.counts import macs_ratio
 from rlprune_jax.costs.latency import Latency
 from rlprune_jax.costs.latency_table import measure_latency_table
 from rlprune_jax.costs.measured import MeasuredLatency, first_units
@@ -198,12 +199,15 @@ def test_measured_latency_compiles_each_width_once(monkeypatch):
     half = first_units(
         GRAPH, {name: size // 2 for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True)}
     )
-    # Rounded up to halves, one unit and a half are the same network.
-    assert latency.in_search(narrow) == latency.in_search(half)
+    share = macs_ratio(GRAPH)
+    # Rounded up to halves, one unit and a half are the same network; the estimate tells them apart.
+    at_half = latency.in_search(half, share)
+    ratio = float(share(narrow)) / float(share(half))
+    assert latency.in_search(narrow, share) == pytest.approx(at_half * ratio)
     assert len(seen) == 2
-    # No further program is compiled: the nearest answers, scaled by MACs.
-    wide = latency.in_search(ones_gates(GRAPH))
-    assert len(seen) == 2 and wide > latency.in_search(half)
+    # No further program is compiled: the nearest answers.
+    wide = latency.in_search(ones_gates(GRAPH), share)
+    assert len(seen) == 2 and wide == pytest.approx(at_half / float(share(half)))
     for option in ("levels", "programs", "repeats", "time_limit"):
         with pytest.raises(ValueError, match=f"{option}=0 must be"):
             MeasuredLatency(APPLY, GRAPH, VARIABLES, X, **{option: 0})
