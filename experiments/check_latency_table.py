@@ -7,8 +7,8 @@ and the dense one in turn, round after round, so that whatever else the machine 
 them alike. Printed are times as fractions of dense, which is what a budget like latency_table=0.7x
 limits. The table is measured at the first start on a device, or with --fresh, and kept.
 
-The last line is JSON: median and largest of |foretold - measured| in fractions of dense, Spearman's
-rank correlation over the draws, and how many draws that the table calls narrower than a limit are.
+The last line is JSON: median and largest of |foretold - measured| in fractions of dense, and
+Spearman's rank correlation over the draws.
 """
 
 import dataclasses
