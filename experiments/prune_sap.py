@@ -94,6 +94,8 @@ class Config:
     """Of the others: share of the live weights that each iteration prunes."""
     epochs: int | None = None
     """Epochs a training; few unless told. The paper: 200."""
+    train_images: int | None = None
+    """Train on so many images, the same for all seeds; all unless told."""
     batch_size: int = 250
     """Images a step."""
     learning_rate: float = 0.1
@@ -113,6 +115,8 @@ def resolve(config: Config) -> Config:
     for option, least in (("iterations", 1), ("seeds", 1), ("batch_size", 1), ("rewind_epoch", 0)):
         if getattr(config, option) < least:
             raise ValueError(f"{option}={getattr(config, option)} must be at least {least}")
+    if config.train_images is not None and config.train_images < 1:
+        raise ValueError(f"train_images={config.train_images} must be at least 1")
     if not config.method or len(set(config.method)) < len(config.method):
         raise ValueError(f"method={config.method} must be one or more, each once")
     for method in config.method:
@@ -154,12 +158,21 @@ def pruners(config: Config) -> dict[str, Pruner]:
 
 
 def load(config: Config) -> tuple[IterativeData, data.Dataset]:
-    """All training images, held-out ones too, since nothing is chosen by them; and the test."""
+    """All training images, held-out ones too, since nothing is chosen by them; and the test.
+
+    Raises:
+        ValueError: more training images wanted than there are.
+    """
     dataset = data.load(config.dataset, config.data_dir, seed=config.seed)
     images, labels = (
         np.concatenate([getattr(dataset.train, name), getattr(dataset.held_out, name)])
         for name in ("images", "labels")
     )
+    if config.train_images is not None:
+        if config.train_images > len(labels):
+            raise ValueError(f"train_images={config.train_images} is above the {len(labels)} there")
+        chosen = np.random.default_rng(config.seed).permutation(len(labels))[: config.train_images]
+        images, labels = images[chosen], labels[chosen]
     arrays = (images, labels, dataset.test.images, dataset.test.labels)
     return IterativeData(*map(jnp.asarray, arrays)), dataset
 
