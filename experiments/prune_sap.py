@@ -4,8 +4,8 @@ Command:  python experiments/prune_sap.py --dataset fashion_mnist --data-dir DIR
 
 Per method: train, measure, prune, rewind, T + 1 trainings with T prunings between them; all seeds
 in one program, vmapped for dense networks and one after the other for convolutional ones. Recipe of
-the paper but for the epochs: SGD 0.1, Nesterov momentum 0.9, weight decay 5e-4 (on kernels), global
-norm clipped to 1, cosine to 0, batch 250, fresh at every iteration. The weights that are pruned and
+the paper but for the epochs: SGD 0.1, Nesterov momentum 0.9, weight decay 5e-4 on all
+parameters, global norm clipped to 1, cosine to 0, batch 250, fresh at every iteration. The weights that are pruned and
 measured are those after the last step. The run directory, printed last, holds result.json (per
 iteration and layer), metrics.jsonl and report.html. The same command resumes an interrupted run
 after the last whole iteration, or says that it is finished.
@@ -100,6 +100,8 @@ class Config:
     """Images a step."""
     learning_rate: float = 0.1
     """At the start of the cosine."""
+    decayed: str = "all"
+    """What weight decay touches: all parameters, as in the paper, or kernels."""
     rewind_epoch: int = 0
     """Weights go back to those after so many epochs; 0, as in the paper, to the initial ones."""
     batch_statistics: str = "keep"
@@ -125,6 +127,8 @@ def resolve(config: Config) -> Config:
     if len(config.p) != len(config.q) or not config.p:
         raise ValueError(f"p={config.p} and q={config.q} must be as many; they go in pairs")
     check_scope(config.scope)
+    if config.decayed not in ("kernels", "all"):
+        raise ValueError(f"decayed={config.decayed!r} is unknown; choose from kernels, all")
     epochs = EPOCHS.get(config.dataset, 2) if config.epochs is None else config.epochs
     if epochs <= config.rewind_epoch:
         raise ValueError(f"epochs={epochs} must be above rewind_epoch={config.rewind_epoch}")
@@ -196,6 +200,7 @@ def make_loop(
         num_steps=config.epochs * per_epoch,
         schedule="cosine",
         weight_decay=5e-4,
+        decayed=config.decayed,  # type: ignore[arg-type]
         clip_norm=1.0,
     )
     loop = iterative_pruning(
