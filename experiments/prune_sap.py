@@ -4,11 +4,11 @@ Command:  python experiments/prune_sap.py --dataset fashion_mnist --data-dir DIR
 
 Per method: train, measure, prune, rewind, T + 1 trainings with T prunings between them; all seeds
 in one program, vmapped for dense networks and one after the other for convolutional ones. Recipe of
-the paper but for the epochs: SGD 0.1, Nesterov momentum 0.9, weight decay 5e-4 on all
-parameters, global norm clipped to 1, cosine to 0, batch 250, fresh at every iteration. The weights that are pruned and
-measured are those after the last step. The run directory, printed last, holds result.json (per
-iteration and layer), metrics.jsonl and report.html. The same command resumes an interrupted run
-after the last whole iteration, or says that it is finished.
+the paper but for the epochs: SGD 0.1, Nesterov momentum 0.9, weight decay 5e-4 on all parameters,
+global norm clipped to 1, cosine to 0, batch 250, fresh at every iteration. The weights that are
+pruned and measured are those after the last step. The run directory, printed last, holds
+result.json (per iteration and layer), metrics.jsonl and report.html. The same command resumes an
+interrupted run after the last whole iteration, or says that it is finished.
 
 The released code needs 200 epochs an iteration; by default there are few, as CPU allows, and the
 result says how many.

@@ -100,8 +100,8 @@ def make_optimizer(
         An optax transformation.
 
     Raises:
-        ValueError: an unknown ``name`` or ``decayed``, a negative number, ``clip_norm`` not above 0, or what
-            ``make_schedule`` refuses.
+        ValueError: an unknown ``name`` or ``decayed``, a negative number, ``clip_norm`` not above
+            0, or what ``make_schedule`` refuses.
 
     Example:
         >>> import jax.numpy as jnp
