@@ -275,6 +275,7 @@ def execute(config: Config, run: RunDirectory) -> dict[str, Any]:
         "model": config.model,
         "scope": config.scope,
         "epochs": config.epochs,
+        "train_images": len(images.labels),
         "pruned_before": "last step",
         "batch_statistics": config.batch_statistics,
         "curves": curves,
