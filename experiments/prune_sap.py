@@ -4,11 +4,11 @@ Command:  python experiments/prune_sap.py --dataset fashion_mnist --data-dir DIR
 
 Per method: train, measure, prune, rewind, T + 1 trainings with T prunings between them; all seeds
 in one program, vmapped for dense networks and one after the other for convolutional ones. Recipe of
-the paper but for the epochs: SGD 0.1, Nesterov momentum 0.9, weight decay 5e-4 (on kernels), global
-norm clipped to 1, cosine to 0, batch 250, fresh at every iteration. The weights that are pruned and
-measured are those after the last step. The run directory, printed last, holds result.json (per
-iteration and layer), metrics.jsonl and report.html. The same command resumes an interrupted run
-after the last whole iteration, or says that it is finished.
+the paper but for the epochs: SGD 0.1, Nesterov momentum 0.9, weight decay 5e-4 on all parameters,
+global norm clipped to 1, cosine to 0, batch 250, fresh at every iteration. The weights that are
+pruned and measured are those after the last step. The run directory, printed last, holds
+result.json (per iteration and layer), metrics.jsonl and report.html. The same command resumes an
+interrupted run after the last whole iteration, or says that it is finished.
 
 The released code needs 200 epochs an iteration; by default there are few, as CPU allows, and the
 result says how many.
@@ -94,10 +94,14 @@ class Config:
     """Of the others: share of the live weights that each iteration prunes."""
     epochs: int | None = None
     """Epochs a training; few unless told. The paper: 200."""
+    train_images: int | None = None
+    """Train on so many images, the same for all seeds; all unless told."""
     batch_size: int = 250
     """Images a step."""
     learning_rate: float = 0.1
     """At the start of the cosine."""
+    decayed: str = "all"
+    """What weight decay touches: all parameters, as in the paper, or kernels."""
     rewind_epoch: int = 0
     """Weights go back to those after so many epochs; 0, as in the paper, to the initial ones."""
     batch_statistics: str = "keep"
@@ -113,6 +117,8 @@ def resolve(config: Config) -> Config:
     for option, least in (("iterations", 1), ("seeds", 1), ("batch_size", 1), ("rewind_epoch", 0)):
         if getattr(config, option) < least:
             raise ValueError(f"{option}={getattr(config, option)} must be at least {least}")
+    if config.train_images is not None and config.train_images < 1:
+        raise ValueError(f"train_images={config.train_images} must be at least 1")
     if not config.method or len(set(config.method)) < len(config.method):
         raise ValueError(f"method={config.method} must be one or more, each once")
     for method in config.method:
@@ -121,6 +127,8 @@ def resolve(config: Config) -> Config:
     if len(config.p) != len(config.q) or not config.p:
         raise ValueError(f"p={config.p} and q={config.q} must be as many; they go in pairs")
     check_scope(config.scope)
+    if config.decayed not in ("kernels", "all"):
+        raise ValueError(f"decayed={config.decayed!r} is unknown; choose from kernels, all")
     epochs = EPOCHS.get(config.dataset, 2) if config.epochs is None else config.epochs
     if epochs <= config.rewind_epoch:
         raise ValueError(f"epochs={epochs} must be above rewind_epoch={config.rewind_epoch}")
@@ -154,12 +162,21 @@ def pruners(config: Config) -> dict[str, Pruner]:
 
 
 def load(config: Config) -> tuple[IterativeData, data.Dataset]:
-    """All training images, held-out ones too, since nothing is chosen by them; and the test."""
+    """All training images, held-out ones too, since nothing is chosen by them; and the test.
+
+    Raises:
+        ValueError: more training images wanted than there are.
+    """
     dataset = data.load(config.dataset, config.data_dir, seed=config.seed)
     images, labels = (
         np.concatenate([getattr(dataset.train, name), getattr(dataset.held_out, name)])
         for name in ("images", "labels")
     )
+    if config.train_images is not None:
+        if config.train_images > len(labels):
+            raise ValueError(f"train_images={config.train_images} is above the {len(labels)} there")
+        chosen = np.random.default_rng(config.seed).permutation(len(labels))[: config.train_images]
+        images, labels = images[chosen], labels[chosen]
     arrays = (images, labels, dataset.test.images, dataset.test.labels)
     return IterativeData(*map(jnp.asarray, arrays)), dataset
 
@@ -183,6 +200,7 @@ def make_loop(
         num_steps=config.epochs * per_epoch,
         schedule="cosine",
         weight_decay=5e-4,
+        decayed=config.decayed,  # type: ignore[arg-type]
         clip_norm=1.0,
     )
     loop = iterative_pruning(
@@ -257,6 +275,7 @@ def execute(config: Config, run: RunDirectory) -> dict[str, Any]:
         "model": config.model,
         "scope": config.scope,
         "epochs": config.epochs,
+        "train_images": len(images.labels),
         "pruned_before": "last step",
         "batch_statistics": config.batch_statistics,
         "curves": curves,

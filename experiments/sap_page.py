@@ -143,8 +143,9 @@ def write_page(run: RunDirectory, config: Any, result: Mapping[str, Any]) -> Non
                 "versions": result["versions"],
                 "device": result["device"],
             },
-            lead=f"{len(result['seeds'])} seeds, {result['epochs']} epochs an iteration, scope "
-            f"{result['scope']}, {result['seconds']:.0f} seconds in all.",
+            lead=f"{len(result['seeds'])} seeds, {result['epochs']} epochs of "
+            f"{result['train_images']} images an iteration, scope {result['scope']}, "
+            f"{result['seconds']:.0f} seconds in all.",
         ),
     )
 

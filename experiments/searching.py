@@ -1,6 +1,5 @@
 """Scoring units and searching: the agent and its baselines, one resumable stage each."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from compile_clock import CompileClock
 from problem import Images, Jobs, Problem
-from settings import AGENT, BASELINES, DETERMINISTIC, Config, agent_config, per_group, stage_key
+from settings import (
+    AGENT,
+    BASELINES,
+    DETERMINISTIC,
+    Config,
+    agent_config,
+    informed,
+    per_group,
+    stage_key,
+)
 from stages import run_stage
 
 from rlprune_jax.candidates import CandidateData
@@ -28,8 +36,6 @@ from rlprune_jax.search import (
     ppo_lagrangian,
     run_search_host,
 )
-from rlprune_jax.search.environment import project_ratios
-from rlprune_jax.structured_sap import group_sparsity
 from rlprune_jax.types import Gates, Variables
 
 ARCHIVE_SIZE = 16
@@ -62,10 +68,6 @@ def make_search_environment(
 ) -> Environment:
     """The constrained decision process of this network and these budgets."""
     graph = problem.graph
-    descriptors = layer_descriptors(graph)
-    if config.sparsity_informed:
-        sparsity = group_sparsity(graph, variables)
-        descriptors = np.column_stack([descriptors, sparsity.pq_index, sparsity.keep_ratio])
     cost = cost_function(graph, budgets)
 
     def mask_cost(masks: jax.Array) -> jax.Array:
@@ -79,7 +81,7 @@ def make_search_environment(
     env = make_environment(
         dict(zip(graph.names, graph.sizes, strict=True)),
         {name: np.asarray(score) for name, score in scores.items()},
-        descriptors,
+        layer_descriptors(graph),
         limits(budgets),
         min_keep={
             name: min(least, size)
@@ -91,10 +93,7 @@ def make_search_environment(
         cost_fn=mask_cost,
         measured=[budget.is_measured for budget in budgets],
     )
-    if config.sparsity_informed:
-        start = jax.jit(project_ratios)(env, jnp.clip(sparsity.keep_ratio, 0.02, 1.0))
-        env = dataclasses.replace(env, initial_keep=start)
-    return env
+    return informed(env, graph, variables) if config.sparsity_informed else env
 
 
 class Search(NamedTuple):
@@ -121,7 +120,7 @@ def search(
     searcher = (
         ppo_lagrangian(env, agent_config(config))
         if method == AGENT
-        else BASELINES[method](env, config)
+        else BASELINES[method](env, config, problem.graph, variables)
     )
     key = stage_key(config, "search")
     held_out, train = problem.held_out, problem.train

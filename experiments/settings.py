@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import tyro
 
 from rlprune_jax.costs.budget import parse_budgets
+from rlprune_jax.graph.groups import Graph
 from rlprune_jax.scores import UNIT_SCORES
 from rlprune_jax.search import Config as AgentConfig
-from rlprune_jax.search import Environment, Searcher, baselines
+from rlprune_jax.search import Environment, Searcher, baselines, ppo_lagrangian
+from rlprune_jax.search.environment import project_ratios
+from rlprune_jax.structured_sap import group_sparsity, structured_sap_scores
+from rlprune_jax.types import Variables
 
 AGENT = "agent"
 
@@ -79,7 +84,8 @@ class Config:
     candidates: int = 16
     """Candidates an iteration."""
     baselines: tuple[str, ...] = ("uniform", "global_threshold", "random_search", "cross_entropy")
-    """What to run beside the agent; also: random_search_coarse, cross_entropy_coarse."""
+    """What to run beside the agent; also: structured_sap, random_search_coarse,
+    cross_entropy_coarse, and agent_sparsity_informed, the agent with that option."""
     score: str = "taylor"
     """What ranks the units of a group: taylor, magnitude, random."""
     sparsity_informed: bool = False
@@ -116,7 +122,7 @@ class Config:
     """A kill loses at most so many seconds, and the step under way."""
 
 
-DETERMINISTIC = ("uniform", "global_threshold")
+DETERMINISTIC = ("uniform", "global_threshold", "structured_sap")
 """Baselines that propose the same candidates every iteration: one iteration tells all."""
 
 DEFAULT_STEPS = {"digits": (300, 60, 300), "mnist": (1000, 100, 1000)}
@@ -220,17 +226,49 @@ def agent_config(config: Config) -> AgentConfig:
     )
 
 
-BASELINES: dict[str, Callable[[Environment, Config], Searcher]] = {
-    "uniform": lambda env, config: baselines.uniform(env, 1),
-    "global_threshold": lambda env, config: baselines.global_threshold(env, config.candidates),
-    "random_search": lambda env, config: baselines.random_search(
+Method = Callable[[Environment, Config, Graph, Variables], Searcher]
+"""``(env, config, graph, dense variables) -> searcher``."""
+
+
+def structured_sap(
+    env: Environment, config: Config, graph: Graph, variables: Variables
+) -> Searcher:
+    """Structured SAP down to the budgets, with (p, q) from the paper's (0.5, 1) to its (1, 2)."""
+    p = jnp.linspace(0.5, 1.0, config.candidates)
+    scores = jax.vmap(lambda p: structured_sap_scores(graph, variables, p=p, q=2 * p))(p)
+    return baselines.ranked(env, scores)
+
+
+def informed(env: Environment, graph: Graph, variables: Variables) -> Environment:
+    """The environment with the PQ Index of each group in its descriptors and its start.
+
+    An agent sees the index and the share of units that it says are enough, and starts from these
+    shares, shifted onto the budgets.
+    """
+    sparsity = group_sparsity(graph, variables)
+    start = jnp.clip(sparsity.keep_ratio, 0.02, 1.0)
+    return dataclasses.replace(
+        env,
+        descriptors=jnp.column_stack([env.descriptors, sparsity.pq_index, sparsity.keep_ratio]),
+        initial_keep=jax.jit(project_ratios)(env, start),
+    )
+
+
+BASELINES: dict[str, Method] = {
+    "uniform": lambda env, *_: baselines.uniform(env, 1),
+    "global_threshold": lambda env, config, *_: baselines.global_threshold(env, config.candidates),
+    "structured_sap": structured_sap,
+    "random_search": lambda env, config, *_: baselines.random_search(
         env, config.candidates, config.granularity
     ),
-    "cross_entropy": lambda env, config: baselines.cross_entropy(
+    "cross_entropy": lambda env, config, *_: baselines.cross_entropy(
         env, config.candidates, granularity=config.granularity
     ),
-    "random_search_coarse": lambda env, config: baselines.random_search(env, config.candidates),
-    "cross_entropy_coarse": lambda env, config: baselines.cross_entropy(env, config.candidates),
+    "random_search_coarse": lambda env, config, *_: baselines.random_search(env, config.candidates),
+    "cross_entropy_coarse": lambda env, config, *_: baselines.cross_entropy(env, config.candidates),
+    "agent_sparsity_informed": lambda env, config, graph, variables: ppo_lagrangian(
+        informed(env, graph, variables), agent_config(config)
+    ),
 }
 
 

@@ -75,13 +75,13 @@ def make_optimizer(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: ArrayLike = 0.0,
+    decayed: Literal["kernels", "all"] = "kernels",
     clip_norm: ArrayLike | None = None,
 ) -> optax.GradientTransformation:
     """Make an optimizer: clipping, then weight decay, then the rule, then the learning rate.
 
-    Weight decay touches arrays of rank above 1 only (kernels; no biases, no norms). For ``"sgd"``
-    it is added to the gradient, so that momentum carries it, as is customary; for ``"adam"`` it is
-    decoupled (AdamW).
+    For ``"sgd"`` weight decay is added to the gradient, so that momentum carries it, as is
+    customary; for ``"adam"`` it is decoupled (AdamW).
 
     Args:
         name: ``"sgd"`` or ``"adam"``.
@@ -92,14 +92,16 @@ def make_optimizer(
         momentum: of ``"sgd"``; 0 keeps no momentum.
         nesterov: whether the momentum of ``"sgd"`` looks ahead.
         weight_decay: coefficient; a number or a traced scalar.
+        decayed: what weight decay touches: ``"kernels"``, the arrays of rank above 1 (no biases, no
+            norms), or ``"all"`` parameters.
         clip_norm: greatest norm of the whole gradient; ``None`` for no clipping.
 
     Returns:
         An optax transformation.
 
     Raises:
-        ValueError: an unknown ``name``, a negative number, ``clip_norm`` not above 0, or what
-            ``make_schedule`` refuses.
+        ValueError: an unknown ``name`` or ``decayed``, a negative number, ``clip_norm`` not above
+            0, or what ``make_schedule`` refuses.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,13 +115,16 @@ def make_optimizer(
         raise ValueError(f"optimizer {name!r} is unknown; choose from sgd and adam")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
+    if decayed not in ("kernels", "all"):
+        raise ValueError(f"decayed={decayed!r} is unknown; choose from kernels and all")
     if isinstance(weight_decay, int | float) and not weight_decay >= 0:
         raise ValueError(f"weight_decay={weight_decay} must be at least 0")
     if isinstance(clip_norm, int | float) and not clip_norm > 0:
         raise ValueError(f"clip_norm={clip_norm} must be above 0; None for no clipping")
     rate = make_schedule(learning_rate, num_steps, schedule, warmup)
     decays = not isinstance(weight_decay, int | float) or weight_decay > 0
-    decay = [optax.add_decayed_weights(weight_decay, mask=_kernels)] if decays else []
+    only = _kernels if decayed == "kernels" else None
+    decay = [optax.add_decayed_weights(weight_decay, mask=only)] if decays else []
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
     if name == "adam":
         rule = [optax.scale_by_adam(), *decay]

@@ -15,24 +15,14 @@ Reference: Diao et al., "Pruning Deep Neural Networks from a Sparsity Perspectiv
 
 import math
 import warnings
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from rlprune_jax.masks import make_mask, prunable_leaves
-from rlprune_jax.scopes import (
-    PerScope,
-    check_scope,
-    count_dtype,
-    count_live,
-    map_scopes,
-    reduce_scopes,
-    spread,
-    summed_axes,
-)
+from rlprune_jax.moments import default_mask, log_means, measure_leaves, scaled_magnitudes
+from rlprune_jax.scopes import PerScope, count_live, map_scopes
 from rlprune_jax.types import Mask, PyTree
 
 
@@ -148,11 +138,9 @@ def pq_index_grid(
         if not isinstance(values, jax.core.Tracer) and not (np.asarray(values) > 0).all():
             raise ValueError(f"{name}={np.asarray(values)} must be above 0")
     p, q = jnp.asarray(p, float), jnp.asarray(q, float)
-    live_counts, scaled = _scaled(tree, mask, scope, unit_axis)
+    counts, weights = measure_leaves(tree, mask, scope, unit_axis)
     exponents = jnp.concatenate([p, q])
-    logs = jax.lax.map(
-        lambda each: _log_mean(scaled, live_counts, each, scope, unit_axis), exponents
-    )
+    logs = jax.lax.map(lambda each: log_means(weights, counts, (each,), scope)[0], exponents)
 
     def pairs(log: jax.Array) -> jax.Array:
         shape = (len(p) + len(q),) + (1,) * (log.ndim - 1)
@@ -171,8 +159,9 @@ def gini(
 ) -> PerScope:
     """Gini Index of the live magnitudes of each scope, the other measure with all six properties.
 
-    ``sum_i (2 i - d - 1) x_i / (d sum x)`` with ``x`` ascending. It needs the sorted weights, all
-    in one array for ``"global"``: for measuring now and then, not for every step.
+    ``sum_i (2 i - d - 1) x_i / (d sum x)`` with ``x`` ascending. Unlike all else here it sorts the
+    weights, for ``"global"`` put together in one array (sharded leaves are gathered): for
+    measuring now and then, not for every step.
 
     Args:
         tree, mask, scope, unit_axis: as in ``pq_index``.
@@ -185,7 +174,8 @@ def gini(
         >>> float(gini(jnp.array([1.0, 2.0, 3.0, 4.0])))
         0.25
     """
-    counts, scaled = _scaled(tree, mask, scope, unit_axis)
+    counts, weights = measure_leaves(tree, mask, scope, unit_axis)
+    scaled = {path: scaled_magnitudes(*each[:3]) for path, each in weights.items()}
     if scope == "global":
         return _gini(jnp.concatenate([leaf.reshape(-1) for leaf in scaled.values()]), counts)
     if scope == "layer":
@@ -213,7 +203,7 @@ def log_retained(
     """
     check_number("eta_r", eta_r, low=0.0)
     logs = _log_ratio(tree, mask, p, q, scope, unit_axis)
-    mask = _default_mask(tree) if mask is None else mask
+    mask = default_mask(tree) if mask is None else mask
 
     def retained(log: jax.Array) -> jax.Array:
         p_, q_, eta = (jnp.asarray(each, log.dtype) for each in (p, q, eta_r))
@@ -260,106 +250,13 @@ def check_exponents(p: ArrayLike, q: ArrayLike) -> None:
         )
 
 
-def _default_mask(tree: PyTree) -> Mask:
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(tree)):
-        return make_mask(tree, lambda path, leaf: True)
-    return make_mask(tree)
-
-
-def _scaled(
-    tree: PyTree, mask: Mask | None, scope: str, unit_axis: int
-) -> tuple[PerScope, dict[str, jax.Array]]:
-    """Live counts, and magnitudes over the greatest of their scope, pruned ones 0."""
-    check_scope(scope)
-    mask = _default_mask(tree) if mask is None else mask
-    leaves = prunable_leaves(tree, mask)
-    live = prunable_leaves(mask, mask)
-    if not leaves:
-        raise ValueError("mask has no prunable leaf; make it by make_mask(params)")
-    for path, leaf in leaves.items():
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"leaf {path!r} is {jnp.result_type(leaf)}; the PQ Index takes floats: convert it "
-                "or leave it out of the mask"
-            )
-    dtype = jnp.result_type(jnp.float32, *leaves.values())
-    magnitudes = {
-        path: jnp.where(live[path], jnp.abs(jnp.asarray(leaf)).astype(dtype), 0)
-        for path, leaf in leaves.items()
-    }
-
-    tops, counts = _greatest_and_count(magnitudes, live, scope, unit_axis)
-    tops = map_scopes(lambda top: jnp.where(top > 0, top, 1).astype(dtype), tops)
-    # NaN fails the comparison above and must stay.
-    limits = spread(tops, magnitudes, scope, unit_axis)
-    return counts, {path: leaf / limits[path] for path, leaf in magnitudes.items()}
-
-
-def _greatest_and_count(
-    magnitudes: dict[str, jax.Array], live: dict[str, Any], scope: str, unit_axis: int
-) -> tuple[PerScope, PerScope]:
-    """The greatest magnitude of each scope, NaN where one is, and the number of live weights.
-
-    In one pass over integers: magnitudes are ordered as their bits are, NaN above all. No gradient:
-    the index does not depend on the scale.
-    """
-    floating = next(iter(magnitudes.values())).dtype
-    unsigned = jnp.uint64 if floating == jnp.float64 else jnp.uint32
-    counting = count_dtype(live, scope)
-    tops, counts = {}, {}
-    for path, leaf in magnitudes.items():
-        bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(leaf), unsigned)
-        tops[path], counts[path] = jax.lax.reduce(
-            (bits, live[path].astype(counting)),
-            (jnp.zeros((), unsigned), jnp.zeros((), counting)),
-            lambda a, b: (jnp.maximum(a[0], b[0]), a[1] + b[1]),
-            summed_axes(path, leaf.ndim, scope, unit_axis),
-        )
-
-    def as_float(bits: jax.Array) -> jax.Array:
-        return jax.lax.bitcast_convert_type(bits, floating)
-
-    if scope != "global":
-        return {path: as_float(top) for path, top in tops.items()}, counts
-    return as_float(jnp.stack(list(tops.values())).max()), sum(
-        counts.values(), start=jnp.zeros((), counting)
-    )
-
-
-def _power(values: jax.Array, exponent: ArrayLike) -> jax.Array:
-    """``values^exponent`` of numbers from 0 to 1, with gradient 0 at 0."""
-    if isinstance(exponent, int | float) and exponent in (1, 2):
-        return values if exponent == 1 else jnp.square(values)
-    positive = values != 0
-    base = jnp.where(positive, values, 1)
-    if isinstance(exponent, int | float) and exponent == 0.5:
-        return jnp.where(positive, jnp.sqrt(base), 0)
-    return jnp.where(positive, base ** jnp.asarray(exponent, values.dtype), 0)
-
-
-def _log_mean(
-    scaled: dict[str, jax.Array], counts: PerScope, exponent: ArrayLike, scope: str, unit_axis: int
-) -> PerScope:
-    """Logarithm of the mean of ``scaled^exponent`` over the live weights; 0 where all are 0."""
-    powers = {path: _power(leaf, exponent) for path, leaf in scaled.items()}
-    sums = reduce_scopes(powers, scope, unit_axis)
-
-    def log_mean(total: jax.Array, count: jax.Array) -> jax.Array:
-        degenerate = total == 0
-        safe = jnp.where(degenerate, 1, total) / jnp.where(degenerate, 1, count).astype(total.dtype)
-        return jnp.log(safe)
-
-    return map_scopes(log_mean, sums, counts)
-
-
 def _log_ratio(
     tree: PyTree, mask: Mask | None, p: ArrayLike, q: ArrayLike, scope: str, unit_axis: int
 ) -> PerScope:
     """``log(1 - I)``, at most 0."""
     check_exponents(p, q)
-    counts, scaled = _scaled(tree, mask, scope, unit_axis)
-    above = _log_mean(scaled, counts, p, scope, unit_axis)
-    below = _log_mean(scaled, counts, q, scope, unit_axis)
+    counts, weights = measure_leaves(tree, mask, scope, unit_axis)
+    above, below = log_means(weights, counts, (p, q), scope)
     return map_scopes(
         # Rounding may leave a constant vector a trifle above.
         lambda a, b: jnp.minimum(a / jnp.asarray(p, a.dtype) - b / jnp.asarray(q, b.dtype), 0),

@@ -32,35 +32,6 @@ def check_scope(scope: str) -> None:
         raise ValueError(f"scope={scope!r} is unknown; choose from {', '.join(SCOPES)}")
 
 
-def reduce_scopes(
-    leaves: dict[str, jax.Array],
-    scope: str,
-    unit_axis: int = -1,
-    reduce: Callable[..., jax.Array] = jnp.sum,
-    combine: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add,
-) -> PerScope:
-    """Reduce each scope's values to one; leaves are never put together, so they may be sharded.
-
-    Args:
-        leaves: path -> array, of rank above 0.
-        scope: ``"global"``, ``"layer"`` or ``"neuron"``.
-        unit_axis: axis of the output units, for ``"neuron"``.
-        reduce: ``(array, axis=) -> array``.
-        combine: of two leaves' values, for ``"global"``.
-    """
-    check_scope(scope)
-    reduced = {
-        path: reduce(leaf, axis=summed_axes(path, np.ndim(leaf), scope, unit_axis))
-        for path, leaf in leaves.items()
-    }
-    if scope != "global":
-        return reduced
-    first, *others = reduced.values()
-    for other in others:
-        first = combine(first, other)
-    return first
-
-
 def spread(values: PerScope, leaves: dict[str, Any], scope: str, unit_axis: int = -1) -> dict:
     """Each scope's value in a shape that broadcasts over every leaf: path -> array."""
     spread_out = {}
@@ -86,8 +57,8 @@ def count_live(mask: Mask, scope: str = "global", unit_axis: int = -1) -> PerSco
 
     Args:
         mask: bool pytree; scalar leaves are not prunable and do not count.
-        scope: as in `reduce_scopes`.
-        unit_axis: axis of the output units.
+        scope: ``"global"``, ``"layer"`` or ``"neuron"``.
+        unit_axis: axis of the output units, for ``"neuron"``.
 
     Returns:
         int32, of more than 2^31 - 1 weights int64.
@@ -114,7 +85,7 @@ def count_flags(
 
     Args:
         flags: path -> M arrays bool of one shape.
-        scope: as in ``reduce_scopes``.
+        scope: as in ``count_live``.
         unit_axis: axis of the output units.
         dtype: of the counts, as ``count_dtype`` gives.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rlprune_jax.graph.groups import Graph, check_gates
+from rlprune_jax.graph.groups import Graph, check_gates, ones_gates
 from rlprune_jax.pqi import pq_bound, pq_index
 from rlprune_jax.pruners import sap
 from rlprune_jax.scores import magnitude_scores
@@ -73,6 +73,57 @@ def structured_sap(
     pruner = sap(p, q, eta_r, gamma, beta, scope)
     kept, _ = pruner.update(norms, mask, pruner.init(norms, mask), scores=scores)
     return {name: (kept[name] | spared[name]).astype(jnp.float32) for name in norms}
+
+
+def structured_sap_scores(
+    graph: Graph,
+    variables: Variables,
+    *,
+    p: ArrayLike = 0.5,
+    q: ArrayLike = 1.0,
+    eta_r: ArrayLike = 0.0,
+    gamma: ArrayLike = 1.0,
+    beta: ArrayLike = 0.9,
+    steps: int = 30,
+) -> Gates:
+    """How long structured SAP keeps each unit: the score to cut by where a budget says how far.
+
+    Steps of ``structured_sap`` on every group by itself, without training between them. A unit
+    scores the steps it outlives, and below 1 for its place by norm among those of its group that
+    the same step removes, so that a threshold between two steps takes like shares of all groups.
+
+    Args:
+        graph, variables, p, q, eta_r, gamma, beta: as in ``structured_sap``.
+        steps: taken at most; what they leave is ordered by norm.
+
+    Returns:
+        Group name -> f32[units], from 0 to below ``steps + 1``; a unit of smaller norm never
+        scores higher than one of its own group.
+
+    Raises:
+        ValueError: ``steps`` below 1, or as ``structured_sap``.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
+
+    def step(gates: Gates, _: None) -> tuple[Gates, Gates]:
+        left = structured_sap(
+            graph, variables, gates, p=p, q=q, eta_r=eta_r, gamma=gamma, beta=beta
+        )
+        return left, left
+
+    _, kept = jax.lax.scan(step, ones_gates(graph), length=steps)
+    norms = magnitude_scores(graph, variables)
+
+    def score(norm: jax.Array, outlived: jax.Array) -> jax.Array:
+        order = jnp.lexsort((norm, outlived))
+        place = jnp.zeros(len(norm), jnp.int32).at[order].set(jnp.arange(len(norm)))
+        ascending = outlived[order]
+        first = jnp.searchsorted(ascending, outlived, side="left")
+        behind = jnp.searchsorted(ascending, outlived, side="right")
+        return outlived + (place - first) / (behind - first)
+
+    return {name: score(norms[name], kept[name].sum(0)) for name in norms}
 
 
 def group_sparsity(

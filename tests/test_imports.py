@@ -117,7 +117,7 @@ def test_nothing_heavy_is_loaded():
 
 
 BASE = ("types", "pytree", "files")
-SPARSITY = ("masks", "scopes", "selection", "exact_counts", "scores", "pqi")
+SPARSITY = ("masks", "scopes", "selection", "exact_counts", "scores", "moments", "pqi")
 UPPER = ("candidates", "search", "study")
 
 RULES = {
@@ -131,7 +131,7 @@ RULES = {
     ),
     # Scores of units are read at the gates; all else here speaks of single weights.
     "of these only scores know the graph": (
-        ("masks", "scopes", "selection", "exact_counts", "pqi"),
+        ("masks", "scopes", "selection", "exact_counts", "moments", "pqi"),
         ("graph",),
     ),
     "pruners stand on sparsity": (

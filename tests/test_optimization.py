@@ -39,18 +39,21 @@ def test_schedules_rise_and_fall_where_told():
     )
 
 
-def test_sgd_with_everything_equals_the_rule_in_numpy():
-    """Clip, then decay on kernels, then Nesterov momentum: the order of pqi_sap.md section 4.2."""
+@pytest.mark.parametrize("decayed", ["kernels", "all"])
+def test_sgd_with_everything_equals_the_rule_in_numpy(decayed):
+    """Clip, then decay, then Nesterov momentum: the order of pqi_sap.md section 4.2."""
     rate, momentum, decay, clip = 0.1, 0.9, 0.05, 0.5
     result = trajectory(
-        make_optimizer("sgd", learning_rate=rate, weight_decay=decay, clip_norm=clip)
+        make_optimizer(
+            "sgd", learning_rate=rate, weight_decay=decay, decayed=decayed, clip_norm=clip
+        )
     )
     norm = np.sqrt(sum(float((g**2).sum()) for g in GRADIENTS.values()))
     for name in PARAMS:
         value, trace = np.array(PARAMS[name], np.float64), 0.0
         for _ in range(4):
             gradient = np.array(GRADIENTS[name]) * min(1, clip / norm)
-            gradient = gradient + (decay * value if name == "kernel" else 0)
+            gradient = gradient + (decay * value if decayed == "all" or name == "kernel" else 0)
             trace = momentum * trace + gradient
             value = value - rate * (gradient + momentum * trace)
         np.testing.assert_allclose(result[name], value, rtol=1e-5)
@@ -94,6 +97,7 @@ def test_every_number_may_be_traced():
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"momentum": 1.0}, "momentum=1.0"),
         ({"weight_decay": -1e-4}, "weight_decay=-0.0001"),
+        ({"decayed": "biases"}, "decayed='biases' is unknown; choose from kernels and all"),
         ({"clip_norm": 0.0}, "clip_norm=0.0"),
         ({"schedule": "step"}, "schedule='step' is unknown"),
         ({"schedule": "cosine"}, "num_steps=None must be given"),

@@ -1,9 +1,8 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from rlprune_jax.scopes import count_dtype, count_live, reduce_scopes, spread
+from rlprune_jax.scopes import count_dtype, count_live, spread
 
 MASK = {"a": jnp.array([[True, False, True], [True, False, False]]), "b": jnp.array(True)}
 
@@ -15,13 +14,12 @@ def test_live_weights_are_counted_in_every_scope():
     assert count_live(MASK, "neuron", 0)["a"].tolist() == [2, 1]
 
 
-def test_reductions_and_their_way_back():
-    leaves = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones((2, 2))}
-    assert float(reduce_scopes(leaves, "global")) == 19
-    units = reduce_scopes(leaves, "neuron", 0)
-    np.testing.assert_array_equal(units["a"], [3, 12])
+def test_a_value_per_unit_broadcasts_over_its_leaf():
+    leaves = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 4))}
+    units = {"a": jnp.arange(2.0), "b": jnp.arange(2.0)}
     back = spread(units, leaves, "neuron", 0)
-    assert back["a"].shape == (2, 1)
+    assert back["a"].shape == back["b"].shape == (2, 1)
+    assert spread(jnp.array(1.0), leaves, "global")["b"].shape == ()
 
 
 def test_counts_that_overflow_are_refused():

@@ -6,7 +6,7 @@ from small import small_cnn
 
 from rlprune_jax import compact, count_params, gated, ones_gates, pq_index, respecialise
 from rlprune_jax.scores import magnitude_scores
-from rlprune_jax.structured_sap import group_sparsity, structured_sap
+from rlprune_jax.structured_sap import group_sparsity, structured_sap, structured_sap_scores
 
 
 def uneven(variables):
@@ -88,3 +88,22 @@ def test_bad_input():
         structured_sap(graph, variables, {})
     with pytest.raises(ValueError, match=r"p=2.0 must be below"):
         structured_sap(graph, variables, gates, p=2.0, q=1.0)
+
+
+def test_scores_cut_where_the_steps_do():
+    _, variables, graph, _ = small_cnn()
+    variables = uneven(variables)
+    norms = magnitude_scores(graph, variables)
+    scores = jax.jit(lambda v, p, q: structured_sap_scores(graph, v, p=p, q=q, steps=4))(
+        variables, 0.5, 1.0
+    )
+    gates = ones_gates(graph)
+    for number in range(1, 5):
+        gates = structured_sap(graph, variables, gates)
+        for name in graph.names:
+            np.testing.assert_array_equal(scores[name] >= number, gates[name] > 0)
+    for name in graph.names:
+        assert (np.argsort(scores[name]) == np.argsort(norms[name])).all()
+        assert float(scores[name].min()) >= 0 and float(scores[name].max()) < 5
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        structured_sap_scores(graph, variables, steps=0)

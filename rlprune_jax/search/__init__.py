@@ -8,6 +8,7 @@ from rlprune_jax.search.archive import archive_update as archive_update
 from rlprune_jax.search.baselines import cross_entropy as cross_entropy
 from rlprune_jax.search.baselines import global_threshold as global_threshold
 from rlprune_jax.search.baselines import random_search as random_search
+from rlprune_jax.search.baselines import ranked as ranked
 from rlprune_jax.search.baselines import uniform as uniform
 from rlprune_jax.search.config import Config as Config
 from rlprune_jax.search.config import HParams as HParams

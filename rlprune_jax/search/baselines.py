@@ -14,6 +14,7 @@ from rlprune_jax.search.environment import (
     Environment,
     best_units,
     feasible,
+    gates_to_masks,
     logit,
     project_logits,
     project_priorities,
@@ -33,7 +34,7 @@ from rlprune_jax.search.searcher import (
     worst_for_missing,
     worst_for_missing_costs,
 )
-from rlprune_jax.types import PyTree
+from rlprune_jax.types import Gates, PyTree
 
 
 class Nothing(NamedTuple):
@@ -78,16 +79,20 @@ def global_threshold(env: Environment, num_candidates: int) -> Searcher:
         sizes = jnp.asarray(env.sizes, jnp.float32)[:, None]
         level = jnp.abs(env.raw_scores).sum(1, keepdims=True) / sizes
         priorities = env.raw_scores / jnp.maximum(level, 1e-12) ** power
-        if env.cost_fn:
-            return project_priorities(env, priorities)
-        count = jnp.round(env.initial_keep.mean() * sum(env.sizes)).astype(jnp.int32)
-        ranked = jnp.sort(jnp.where(env.alive, priorities, -jnp.inf).reshape(num_candidates, -1))
-        cut = ranked[:, -count][:, None, None]
-        best = env.ranks < jnp.asarray(env.min_keep)[:, None]
-        masks = (env.alive & ((priorities >= cut) | best)).astype(jnp.float32)
-        return round_masks(env, masks, jnp.where(best, jnp.inf, priorities))
+        return _thresholded(env, priorities)
 
     return _without_learning(env, propose)
+
+
+def ranked(env: Environment, scores: Gates) -> Searcher:
+    """One threshold on given scores of all units, as low as the budgets allow.
+
+    Args:
+        env: the problem.
+        scores: group -> f32[N, units], comparable across groups; N ways to score, a candidate each.
+    """
+    priorities = gates_to_masks(env, scores)
+    return _without_learning(env, lambda state, key: _thresholded(env, priorities))
 
 
 def random_search(env: Environment, num_candidates: int, granularity: str = "coarse") -> Searcher:
@@ -216,6 +221,18 @@ def _without_learning(
         return Nothing(state.iteration + 1), metrics
 
     return Searcher(init, ask, tell)
+
+
+def _thresholded(env: Environment, priorities: jax.Array) -> jax.Array:
+    """Masks f32[N, G, Cmax] of the highest priorities f32[N, G, Cmax], over all groups."""
+    if env.cost_fn:
+        return project_priorities(env, priorities)
+    count = jnp.round(env.initial_keep.mean() * sum(env.sizes)).astype(jnp.int32)
+    flat = jnp.where(env.alive, priorities, -jnp.inf).reshape(len(priorities), -1)
+    cut = jnp.sort(flat)[:, -count][:, None, None]
+    best = env.ranks < jnp.asarray(env.min_keep)[:, None]
+    masks = (env.alive & ((priorities >= cut) | best)).astype(jnp.float32)
+    return round_masks(env, masks, jnp.where(best, jnp.inf, priorities))
 
 
 def _check_granularity(granularity: str) -> None:

@@ -47,6 +47,7 @@ def test_files_and_result(finished):
     result = json.loads((finished / "result.json").read_text())
     assert set(result["curves"]) == {"SAP (0.5, 1)", "lottery ticket", "one-shot"}
     assert result["seeds"] == [0, 1] and result["epochs"] == 4
+    assert result["train_images"] == 1437
     for name, curve in result["curves"].items():
         rows = curve["iterations"]
         assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
@@ -112,6 +113,9 @@ def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path):
         ({"seeds": 0}, "seeds=0"),
         ({"epochs": 0}, "epochs=0 must be above rewind_epoch=0"),
         ({"batch_size": 2000}, "batch_size=2000 is above the 1437"),
+        ({"train_images": 0}, "train_images=0 must be at least 1"),
+        ({"train_images": 2000}, "train_images=2000 is above the 1437"),
+        ({"decayed": "biases"}, "decayed='biases' is unknown; choose from kernels, all"),
         ({"batch_statistics": "drop"}, "batch_statistics='drop'"),
         ({"model": "transformer"}, "'transformer' is unknown"),
         ({"dataset": "mnist", "data_dir": "/nowhere"}, "/nowhere"),
@@ -128,6 +132,17 @@ def test_what_cannot_be_run_is_refused_before_training(options, message, tmp_pat
     monkeypatch.setattr(prune_sap, "run_stage", never)
     with pytest.raises((ValueError, OSError), match=message):
         prune_sap.prune(prune_sap.Config(**{"runs_dir": tmp_path} | options))
+
+
+def test_fewer_training_images_are_some_of_all(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import prune_sap
+
+    few, _ = prune_sap.load(prune_sap.Config(train_images=100))
+    everything, _ = prune_sap.load(prune_sap.Config())
+    assert few.labels.shape == (100,) and few.test_labels.shape == everything.test_labels.shape
+    known = {image.tobytes() for image in np.asarray(everything.images)}
+    assert all(image.tobytes() in known for image in np.asarray(few.images))
 
 
 def test_matched_density_interpolates_in_its_logarithm(monkeypatch):

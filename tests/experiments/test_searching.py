@@ -6,7 +6,7 @@ import pytest
 
 from rlprune_jax.graph.descriptors import FEATURES
 from rlprune_jax.scores import magnitude_scores
-from rlprune_jax.search import ratios_to_masks
+from rlprune_jax.search import HParams, masks_to_gates, ratios_to_masks
 from rlprune_jax.structured_sap import group_sparsity
 
 
@@ -15,7 +15,7 @@ def test_sparsity_enters_the_agents_state_and_start(informed, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "experiments"))
     from prune_rl import build
     from searching import make_search_environment
-    from settings import Config, resolve
+    from settings import BASELINES, Config, resolve
 
     options = {"model": "mlp", "widths": (24, 12), "budget": ("params=0.4",)}
     config = resolve(Config(sparsity_informed=informed, **options))
@@ -35,3 +35,15 @@ def test_sparsity_enters_the_agents_state_and_start(informed, monkeypatch):
     assert env.cost_fn is not None
     masks = ratios_to_masks(env, env.initial_keep)
     assert float(env.cost_fn(masks)[0]) <= 0.4
+    if informed:
+        return
+    # The same agent beside the plain one, and structured SAP down to the budget.
+    for method in ("agent_sparsity_informed", "structured_sap"):
+        searcher = BASELINES[method](env, config, problem.graph, variables)
+        candidates, _ = searcher.ask(searcher.init(HParams(), jax.random.key(0)), jax.random.key(1))
+        assert candidates.masks.shape == (config.candidates, 2, 24)
+        costs = jax.vmap(env.cost_fn)(candidates.masks)[:, 0]
+        assert (costs <= 0.4).all() and costs.max() > 0.3
+    # Half of the units cost more than the budget: none of the weak half is left.
+    for gate in masks_to_gates(env, candidates.masks).values():
+        assert (gate[:, gate.shape[1] // 2 :] == 0).all()

@@ -12,11 +12,22 @@ from rlprune_jax.search import (
     feasible,
     global_threshold,
     random_search,
+    ranked,
     run_search,
     uniform,
 )
 
+
+def by_first_units(env):
+    """Units score by their place, over two scales."""
+    scores = {
+        name: -jnp.arange(float(size)) for name, size in zip(env.names, env.sizes, strict=True)
+    }
+    return jax.tree.map(lambda each: jnp.linspace(1, 2, 8)[:, None] * each, scores)
+
+
 BASELINES = {
+    "ranked": lambda env: ranked(env, by_first_units(env)),
     "uniform": lambda env: uniform(env, 8),
     "global_threshold": lambda env: global_threshold(env, 8),
     "random_coarse": lambda env: random_search(env, 8),
