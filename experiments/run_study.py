@@ -140,6 +140,8 @@ class Search(Common):
     """Candidates an iteration."""
     vary: tuple[str, ...] = ("unit_learning_rate", "clip_epsilon", "target_kl", "sharpness")
     """What is varied; of the agent's numbers, those with a range."""
+    around: float | None = None
+    """Draw each number within this factor of its default; the whole range where that is 0."""
     metric: str = "area"
     """What is optimised: area (under the best-so-far curve) or reward (at the end)."""
 
@@ -230,6 +232,8 @@ def check(config: Common) -> None:
             raise ValueError(f"vary={unknown}: choose from {', '.join(SPACE)}")
         if not config.vary:
             raise ValueError("vary is empty: name at least one hyper-parameter")
+        if config.around is not None and not config.around > 1:
+            raise ValueError(f"around={config.around}: a factor above 1")
     if isinstance(config, Budgets):
         name = parse_budgets([config.budget])[0].name
         for limit in config.limits:
@@ -252,7 +256,7 @@ def study_settings(config: Common, cost: str) -> Settings:
     if isinstance(config, Search):
         rows = [default_setting(config)]
         if config.settings > 1:
-            space = {name: SPACE[name] for name in config.vary}
+            space = search_space(config, cost)
             rows += list(random(space, config.settings - 1, jax.random.key(config.seed)))
         return table(rows)
     if isinstance(config, Budgets):
@@ -263,6 +267,14 @@ def study_settings(config: Common, cost: str) -> Settings:
         return table([row for row in rows if float(row["p"]) < float(row["q"])])
     assert isinstance(config, Proxy)
     return grid({"candidate": list(range(config.candidates))})
+
+
+def range_of(config: Search, name: str) -> Uniform | LogUniform | Choice:
+    """What one hyper-parameter is drawn from."""
+    default = default_setting(config)[name]
+    if config.around is None or name in STRUCTURE or not default:
+        return SPACE[name]
+    return LogUniform(float(default) / config.around, float(default) * config.around)
 
 
 def default_setting(config: Search) -> dict[str, Value]:
@@ -319,7 +331,7 @@ def make_job(config: Common, prepared: Prepared) -> Task:
 def search_space(config: Common, cost: str) -> dict[str, Uniform | LogUniform | Choice]:
     """What Optuna chooses from."""
     if isinstance(config, Search):
-        return {name: SPACE[name] for name in config.vary}
+        return {name: range_of(config, name) for name in config.vary}
     if isinstance(config, Budgets):
         span = LogUniform(min(config.limits), max(config.limits))
         return {cost: span, "method": Choice(config.methods)}

@@ -102,6 +102,7 @@ def test_a_grid_of_adaptive_pruning(tmp_path):
         ("Search", {"seeds": 0}, "seeds=0"),
         ("Search", {"vary": ("depth",)}, r"vary=\['depth'\]: choose from"),
         ("Search", {"vary": ()}, "vary is empty"),
+        ("Search", {"around": 1.0}, "around=1.0: a factor above 1"),
         ("Search", {"budget": "flops=1"}, "known budgets"),
         ("Budgets", {"methods": ("grid",)}, r"methods=\['grid'\]"),
         ("Budgets", {"limits": (2.0,)}, "must be a fraction"),
