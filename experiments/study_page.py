@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from rlprune_jax.files import to_json
 from rlprune_jax.report import Table, percent, render_report, write_report
@@ -22,7 +23,7 @@ def write_page(
     cost: str,
     log: Sequence[str],
 ) -> None:
-    """Write ``report.html``.
+    """Write ``report.html``, and its figures as PNG files into ``figures/``.
 
     Args:
         run: where it goes.
@@ -35,41 +36,12 @@ def write_page(
     metric = result["metric"]
     summary = found.summary(metric)
     columns = {name: list(values) for name, values in found.settings.columns.items()}
-    figures: list[tuple[str, Any, str]] = []
-    if result["study"] == "budgets":
-        figures.append(
-            (
-                "Front",
-                front_figure(_fronts(found, metric, cost), cost, metric, result["dense_accuracy"]),
-                "Mean over seeds, bootstrap interval shaded; dashed: the dense network's test "
-                "accuracy.",
-            )
-        )
-    elif result["study"] == "proxy":
-        accuracy = found.metrics["accuracy"].mean(1)
-        proxies = {
-            name: (
-                found.metrics[name].mean(1),
-                f"rho {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]",
-            )
-            for name, value in result["correlations"].items()
-        }
-        figures.append(
-            (
-                "Reward against finetuned accuracy",
-                correlation_figure(proxies, accuracy),
-                "A dot per candidate; rho is Spearman's rank correlation with its 95 % bootstrap "
-                "interval over candidates.",
-            )
-        )
-    if result["study"] != "proxy":
-        figures.append(
-            (
-                "Effect of each hyper-parameter",
-                effects_figure(columns, summary["mean"], metric, log),
-                "A dot per setting, and the mean over the others by value or fifth of the range.",
-            )
-        )
+    figures = draw(found, result, cost, log)
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    for title, figure, _ in figures:
+        file = folder / f"{title.lower().replace(' ', '-')}.png"
+        figure.savefig(file, dpi=110, facecolor="white")
     order = np.argsort(summary["rank"], kind="stable")
     others = [name for name in found.metrics if name != metric]
     names = ["rank", *columns, metric, "low", "high", *others]
@@ -114,6 +86,42 @@ def write_page(
         lead=f"{result['seconds']:.0f} seconds, {result['compile_seconds']:.0f} of them compiling.",
     )
     write_report(run.report, page)
+
+
+def draw(
+    found: StudyResult, result: Mapping[str, Any], cost: str, log: Sequence[str]
+) -> list[tuple[str, Figure, str]]:
+    """Title, figure and caption of all that a study of this kind has to show."""
+    metric = result["metric"]
+    if result["study"] == "proxy":
+        accuracy = found.metrics["accuracy"].mean(1)
+        proxies = {
+            name: (
+                found.metrics[name].mean(1),
+                f"rho {value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]",
+            )
+            for name, value in result["correlations"].items()
+        }
+        caption = (
+            "A dot per candidate; rho is Spearman's rank correlation with its 95 % bootstrap "
+            "interval over candidates."
+        )
+        title = "Reward against finetuned accuracy"
+        return [(title, correlation_figure(proxies, accuracy), caption)]
+    figures: list[tuple[str, Figure, str]] = []
+    if result["study"] == "budgets":
+        caption = (
+            "Mean over seeds, bootstrap interval shaded; dashed: the dense network's test accuracy."
+        )
+        # The reward is before any finetuning, the accuracy after it.
+        for name in dict.fromkeys((metric, "reward")):
+            fronts = _fronts(found, name, cost)
+            figure = front_figure(fronts, cost, name, result["dense_accuracy"])
+            figures.append((f"Front of {name}", figure, caption))
+    columns = {name: list(values) for name, values in found.settings.columns.items()}
+    effects = effects_figure(columns, found.summary(metric)["mean"], metric, log)
+    caption = "A dot per setting, and the mean over the others by value or fifth of the range."
+    return [*figures, ("Effect of each hyper-parameter", effects, caption)]
 
 
 def _fronts(found: StudyResult, metric: str, cost: str) -> dict[str, dict[str, Any]]:

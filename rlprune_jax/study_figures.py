@@ -46,11 +46,15 @@ def front_figure(
         if math.isfinite(dense):
             axes.axhline(dense, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.1)
         axes.set_xscale("log")
+        # The budgets themselves are the ticks, as long as there is room for them.
+        budgets = sorted({float(x) for front in fronts.values() for x in np.asarray(front["cost"])})
+        if 1 <= len(budgets) <= 12:
+            axes.set_xticks(budgets, minor=False)
+            axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter(PERCENT)
-        axes.xaxis.set_minor_formatter(PERCENT)
         axes.tick_params(axis="x", which="both", labelsize=8)
         label_ends(axes, ends)
-        axes.set_title("Accuracy against cost")
+        axes.set_title(f"{reward.capitalize()} against cost")
         axes.set_xlabel(f"budget on {cost} (of dense)")
         axes.set_ylabel(reward)
         note_if_empty(axes, not ends)
