@@ -119,6 +119,21 @@ class Policy(NamedTuple):
         return jnp.sum(jnp.where(self.live, values, 0.0).mean(1)) / self.num_live
 
 
+def orthogonal(gain: float) -> Callable[..., jax.Array]:
+    """Flax's orthogonal initialiser, drawn one after the other where keys are vmapped.
+
+    It factorises a random matrix by QR. Jaxlib's batched QR waits on the CPU for threads of the
+    pool it runs in: two devices of a process at once can leave none, and hang (jaxlib 0.10.2).
+    """
+    draw = nn.initializers.orthogonal(gain)
+
+    def initialise(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        one = jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))
+        return jnp.asarray(one(key))
+
+    return initialise
+
+
 class Mlp(nn.Module):
     """Tanh layers with orthogonal initialisation, gain sqrt(2), and a linear head.
 
@@ -136,8 +151,8 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map f32[..., inputs] to f32[..., outputs]."""
         for size in self.hidden_sizes:
-            x = nn.tanh(nn.Dense(size, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))(x))
-        return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(self.head_gain))(x)
+            x = nn.tanh(nn.Dense(size, kernel_init=orthogonal(np.sqrt(2)))(x))
+        return nn.Dense(self.outputs, kernel_init=orthogonal(self.head_gain))(x)
 
 
 def observation_size(env: Environment) -> int:

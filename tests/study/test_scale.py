@@ -54,6 +54,32 @@ def cells(directory):
 
 
 @pytest.mark.slow
+def test_initial_policies_on_two_devices_do_not_wait_for_each_other_forever():
+    # Jaxlib's batched QR on two devices of one process hung here in one call of a few.
+    program = """
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from rlprune_jax.search.policy import orthogonal
+draw = lambda key: orthogonal(1.0)(key, (64, 64))
+spec = PartitionSpec("devices")
+keys = jax.random.split(jax.random.key(0), (16, 16))
+one = jax.jit(draw)(keys[3, 5])
+mesh = Mesh(jax.devices(), ("devices",))
+both = jax.vmap(jax.vmap(draw))
+many = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+for _ in range(40):
+    found = jax.block_until_ready(many(keys))
+assert jnp.abs(found[3, 5] - one).max() < 1e-6
+print("done", len(jax.devices()))
+"""
+    process = start(program, JAX_NUM_CPU_DEVICES="2")
+    try:
+        assert "done 2" in process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
 def test_eight_devices_equal_one_and_do_not_talk(whole, tmp_path):
     program = f"""
 from rlprune_jax.study.program import compile_block, traced_columns
