@@ -39,6 +39,7 @@ def sap_job(config: Any) -> tuple[Callable[..., dict[str, jax.Array]], Iterative
         num_steps=steps,
         schedule="cosine",
         weight_decay=5e-4,
+        decayed="all",
         clip_norm=1.0,
     )
 
