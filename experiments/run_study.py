@@ -67,7 +67,7 @@ SPACE: dict[str, Uniform | LogUniform | Choice] = {
     "unit_learning_rate": LogUniform(0.02, 0.8),
     "table_learning_rate": LogUniform(0.005, 0.5),
     "learning_rate": LogUniform(1e-4, 1e-2),
-    "clip_epsilon": Uniform(0.05, 0.5),
+    "clip_epsilon": Uniform(0.05, 1.0),
     "target_kl": LogUniform(0.005, 0.5),
     "sharpness": Uniform(1.0, 16.0),
     "entropy_coef": Uniform(0.0, 0.02),
