@@ -7,11 +7,11 @@ whose time is divided by whose, so that more than 1 means ours is faster. Aims o
 ``select_11m_over_argsort`` 20, ``select_11m_over_partition`` 0.33, ``link_step_over_adam`` 0.97,
 ``vmapped_link_step_over_adam`` 0.91 (a step that refreshes nothing, though it could).
 
-Measured on 2 quiet cores of an AMD EPYC, JAX 0.10.2, a minute (2026-11-21): selection at 0.27,
-11 and 25 M weights 88, 57 and (not run) times faster than argsort, 2.5, 1.3 and 1.4 times faster
-than ``np.partition``; a step with the link 1.00 of plain Adam's speed, vmapped over 8 models 1.02
-(refreshable: 0.98). PQ Index of 25 M, one quiet core: 16.5 ms at (0.5, 1), 13.9 ms at (1, 2), a
-read 4.6, so 3.6 and 3.0 reads; both exponents traced 48 ms, under a mask 21 ms.
+Measured on 2 quiet cores of an AMD EPYC, JAX 0.10.2, half a minute (2026-11-21): selection at 0.27,
+11 and 25 M weights 85, 60 and (not run) times faster than argsort, 2.5, 1.6 and 1.5 times faster
+than ``np.partition``; a step with the link 0.96 of plain Adam's speed, vmapped over 8 models 1.01
+(refreshable: 0.93 and 1.03). PQ Index of 25 M: 16.2 ms at (0.5, 1), 13.9 ms at (1, 2), a read 3.7,
+so 4.4 and 3.8 reads; on one core 3.6 and 3.0.
 """
 
 import dataclasses

@@ -10,8 +10,8 @@ runs. Dense training is not counted: each reads the same trained network. Last c
 one program is faster. With --picture also time against the number of settings from 1 to 256.
 
 Measured on 2 quiet cores of an AMD EPYC, JAX 0.10.2, 200 seconds with the picture (2026-11-21): one
-program 19.8 s; 44.1 times faster than processes, 14.7 times than a loop that compiles each setting;
-0.95 times the speed of a loop that compiles once (1.3 at 256 settings), so the second aim is missed.
+program 19.8 s; 44.1 times faster than processes, 14.7 times than a loop that compiles each; 0.95
+times the speed of a loop that compiles once (1.3 at 256 settings), so the second aim is missed.
 """
 
 import dataclasses
