@@ -139,8 +139,8 @@ def main(config: Config) -> dict[str, Any]:
         ]
         loop = measured_alone(config, "loop", folder, "0", str(config.runs))
         constants = measured_alone(config, "constants", folder, "0", str(config.processes))
-        looping = scaled(loop, config.settings)[0]
-        compiling = scaled(constants, config.settings)[0]
+        looping = scaled(loop, config.settings)
+        compiling = scaled(constants, config.settings)
         processes = float(np.mean([run["seconds"] for run in alone])) * config.settings
         print(f"one program: {program['seconds']:.1f} s for {config.settings} settings, measured")
         print(f"processes: {processes:.1f} s, from {config.processes} of {config.settings}")
@@ -164,23 +164,23 @@ def main(config: Config) -> dict[str, Any]:
     return line
 
 
-def scaled(loop: dict[str, Any], count: int) -> tuple[float, float]:
-    """Seconds of a loop over so many settings, and of each after the first, from a sample."""
+def scaled(loop: dict[str, Any], count: int) -> float:
+    """Seconds of a loop over so many settings, from a sample."""
     steady = float(np.mean(loop["times"][1:]))
-    return loop["seconds"] - sum(loop["times"][1:]) + steady * (count - 1), steady
+    return loop["seconds"] - sum(loop["times"][1:]) + steady * (count - 1)
 
 
 def draw(config: Config, folder: str, loop: dict[str, Any], constants: dict[str, Any]) -> None:
     """Time against the number of settings; all but the one program is scaled from a sample."""
     assert config.picture is not None
-    first = scaled(loop, 1)[0]
+    first = scaled(loop, 1)
     lines = {
         "one program": [
             measured_alone(config, "study", folder, str(count))["seconds"]
             for count in config.counts
         ],
-        "one loop": [scaled(loop, count)[0] for count in config.counts],
-        "one loop, compiling each": [scaled(constants, count)[0] for count in config.counts],
+        "one loop": [scaled(loop, count) for count in config.counts],
+        "one loop, compiling each": [scaled(constants, count) for count in config.counts],
         "processes": [first * count for count in config.counts],
     }
     scaling_figure(config.counts, lines).savefig(config.picture, dpi=110, facecolor="white")

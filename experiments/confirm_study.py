@@ -6,11 +6,12 @@ The best of many settings owes part of its lead to luck. Here the ``top`` settin
 gain over the defaults (setting 0), in deviations over settings and averaged over the studies, meet
 the defaults once more on fresh seeds. The studies must hold the same settings, which they do if
 they vary the same names with the same --seed and --settings. The defaults of
-``rlprune_jax.search.HParams`` were chosen so; README, "Defaults", has the commands and the numbers.
+``rlprune_jax.search.HParams`` were chosen so: commands in docs/commands.md, numbers in the README.
 """
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,6 +58,8 @@ def load(path: Path) -> tuple[Search, Settings, np.ndarray]:
         raise ValueError(f"studies={path}: not a finished search study: {error}") from error
     if "vary" not in content:
         raise ValueError(f"studies={path}: not a search study")
+    if content["optuna"]:
+        raise ValueError(f"studies={path}: Optuna chose its settings, so none is the defaults")
     names = {field.name for field in dataclasses.fields(Search)}
     known = {name: _tuple(value) for name, value in content.items() if name in names}
     config = Search(**known | {"runs_dir": Path(content["runs_dir"])})
@@ -99,6 +102,9 @@ def confirm(config: Config) -> Path:
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     found: dict[str, Any] = {}
     with open_run(config.runs_dir, "confirm", config) as run:
+        if run.is_finished:
+            print(f"finished before; delete {run.path} to run again", file=sys.stderr)
+            return run.path
         for path, (study, *_) in zip(config.studies, loaded, strict=True):
             with open_run(run.path, path.name, study) as own:
                 task = make_task(study, own)

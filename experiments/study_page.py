@@ -119,7 +119,7 @@ def draw(
             figure = front_figure(fronts, cost, name, result["dense_accuracy"])
             figures.append((f"Front of {name}", figure, caption))
     columns = {name: list(values) for name, values in found.settings.columns.items()}
-    effects = effects_figure(columns, found.summary(metric)["mean"], metric, log)
+    effects = effects_figure(columns, found.metrics[metric].mean(1), metric, log)
     caption = "A dot per setting, and the mean over the others by value or fifth of the range."
     return [*figures, ("Effect of each hyper-parameter", effects, caption)]
 

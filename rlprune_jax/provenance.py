@@ -26,6 +26,13 @@ def versions() -> dict[str, str]:
     return found if commit is None else {**found, "commit": commit}
 
 
+def available_cores() -> int:
+    """Cores that this process may run on; all of them where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def describe_device() -> dict[str, Any]:
     """What the run computes on: platform, kind and number of devices, processor and its cores."""
     devices = jax.devices()
@@ -34,9 +41,7 @@ def describe_device() -> dict[str, Any]:
         "kind": devices[0].device_kind,
         "count": len(devices),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": available_cores(),
     }
 
 

@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from rlprune_jax.provenance import available_cores
+
 
 def one_device_per_core() -> None:
     """On a CPU make every core a device of its own, for a study to spread its settings over.
@@ -16,7 +18,7 @@ def one_device_per_core() -> None:
     """
     chosen = jax.config.values["jax_num_cpu_devices"] != -1
     if not chosen and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", available_cores())
 
 
 def initialize(

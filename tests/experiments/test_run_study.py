@@ -67,6 +67,8 @@ def test_the_best_are_confirmed_on_fresh_seeds(tmp_path):
     assert [row["setting"] for row in result["settings"]] == [0, int(best["setting"])]
     (gains,) = result["gains"].values()
     assert gains["gain"][0] == 0 and gains["low"][1] <= gains["gain"][1] <= gains["high"][1]
+    code, _, err = run(*options, script="confirm_study.py")
+    assert code == 0 and "finished before" in err
     code, _, err = run(str(tmp_path), script="confirm_study.py")
     assert code == 2 and "not a finished search study" in err
 
