@@ -19,7 +19,7 @@ import prune_rl
 import tyro
 from command_line import enable_compilation_cache
 
-from rlprune_jax.provenance import describe_device
+from rlprune_jax.devices import describe_device
 
 REFERENCE = "random_search"
 

@@ -22,9 +22,9 @@ import tyro
 from command_line import run_resumable
 from run_study import Search, make_task, metric_of
 
-from rlprune_jax.progress import progress
-from rlprune_jax.provenance import describe_device, versions
-from rlprune_jax.run_directory import open_run
+from rlprune_jax.devices import describe_device, versions
+from rlprune_jax.runs.progress import progress
+from rlprune_jax.runs.run_directory import open_run
 from rlprune_jax.study import Settings, one_device_per_core, run_study
 from rlprune_jax.study.results import summarise
 

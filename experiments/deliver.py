@@ -9,22 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from problem import EVALUATION_BATCH, Images, Jobs, Problem
-from stages import run_stage
 
-from rlprune_jax.augment import Prepare
 from rlprune_jax.costs.budget import Budget, cost_of, measured_costs
 from rlprune_jax.costs.counts import count_macs, count_params
 from rlprune_jax.costs.latency import Latency, measure_latency
-from rlprune_jax.export import export_stablehlo, make_plan, save_weights, write_plan
+from rlprune_jax.export.export import export_stablehlo, make_plan, save_weights, write_plan
+from rlprune_jax.export.restore import PLAN, WEIGHTS
 from rlprune_jax.files import write_atomically
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.slim import compact, respecialise
-from rlprune_jax.restore import PLAN, WEIGHTS
-from rlprune_jax.run_directory import RunDirectory
+from rlprune_jax.runs.run_directory import RunDirectory
+from rlprune_jax.runs.stages import run_stage
 from rlprune_jax.search import Archive, Environment
-from rlprune_jax.search.deploy import best_of, deliverable, equivalence
-from rlprune_jax.training import evaluate
+from rlprune_jax.training.augmentation import Prepare
+from rlprune_jax.training.loops import evaluate
 from rlprune_jax.types import Apply, Gates, Variables
+from rlprune_jax.workflow.deliver import best_of, deliverable, equivalence
 
 STEPS_AT_ONCE = 60
 BATCHES = (1, 128)

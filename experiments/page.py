@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlprune_jax.files import to_json
-from rlprune_jax.report import (
+from rlprune_jax.report.page import (
     Table,
     candidates_figure,
     layers_figure,
@@ -16,7 +16,7 @@ from rlprune_jax.report import (
     search_figure,
     write_report,
 )
-from rlprune_jax.run_directory import RunDirectory
+from rlprune_jax.runs.run_directory import RunDirectory
 
 METRICS = ("reward_mean", "reward_best", "cost_mean", "multiplier", "feasible_fraction")
 

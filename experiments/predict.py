@@ -22,10 +22,11 @@ from problem import AUGMENTATION, Images
 from prune_rl import make_functions
 from settings import Config as RunConfig
 
-from rlprune_jax import data, trace_graph
-from rlprune_jax.augment import make_prepare
-from rlprune_jax.export import load_stablehlo
-from rlprune_jax.restore import restore_slim
+from rlprune_jax import trace_graph
+from rlprune_jax.export.export import load_stablehlo
+from rlprune_jax.export.restore import restore_slim
+from rlprune_jax.training import data
+from rlprune_jax.training.augmentation import make_prepare
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlprune_jax.augment import Prepare, make_prepare
-from rlprune_jax.candidates import CandidateData, Judgement, judge_candidates
-from rlprune_jax.data import Dataset
 from rlprune_jax.graph.gating import gated
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.trace import trace_graph
 from rlprune_jax.models import ModelFunctions
-from rlprune_jax.optimization import make_optimizer
-from rlprune_jax.training import TrainState, evaluate, make_train_step, train
+from rlprune_jax.training.augmentation import Prepare, make_prepare
+from rlprune_jax.training.data import Dataset
+from rlprune_jax.training.loops import TrainState, evaluate, make_train_step, train
+from rlprune_jax.training.optimizers import make_optimizer
 from rlprune_jax.types import Gates, Variables
+from rlprune_jax.workflow.candidates import CandidateData, Judgement, judge_candidates
 
 AUGMENTATION: dict[str, dict[str, Any]] = {
     "digits": {"pad": 1},

@@ -18,26 +18,26 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from command_line import run_resumable
-from compile_clock import CompileClock
 from deliver import BATCHES, Delivered, deliver_method, ship
 from page import write_page
 from problem import Jobs, Problem, make_jobs, make_problem
 from searching import Search, make_search_environment, score_units, search
 from settings import AGENT, Config, per_group, resolve, stage_key
-from stages import run_stage
 
-from rlprune_jax import data
-from rlprune_jax.array_cache import default_cache_dir
 from rlprune_jax.costs.binding import CostOptions, Network, bind_budgets
 from rlprune_jax.costs.budget import Budget, check_reachable, limits, parse_budgets
 from rlprune_jax.costs.counts import count_macs, count_params
 from rlprune_jax.costs.host import import_function, source_digest
 from rlprune_jax.costs.latency import Latency
 from rlprune_jax.costs.tiles import Tile
+from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.files import to_json
 from rlprune_jax.models import ModelFunctions, create_model, model_functions
-from rlprune_jax.provenance import describe_device, versions
-from rlprune_jax.run_directory import RunDirectory, open_run
+from rlprune_jax.runs.compile_clock import CompileClock
+from rlprune_jax.runs.run_directory import RunDirectory, open_run
+from rlprune_jax.runs.stages import run_stage
+from rlprune_jax.training import data
+from rlprune_jax.training.array_cache import default_cache_dir
 from rlprune_jax.types import Variables
 
 

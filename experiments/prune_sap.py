@@ -24,13 +24,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from command_line import run_resumable
-from compile_clock import CompileClock
 from sap_page import matched_rows, write_page
-from stages import run_stage
 
-from rlprune_jax import data
-from rlprune_jax.augment import make_prepare
-from rlprune_jax.iterative import (
+from rlprune_jax.devices import describe_device, versions
+from rlprune_jax.models import create_model, model_functions
+from rlprune_jax.runs.compile_clock import CompileClock
+from rlprune_jax.runs.run_directory import RunDirectory, open_run
+from rlprune_jax.runs.stages import run_stage
+from rlprune_jax.sparsity.pruners import Pruner, lottery_ticket, one_shot, random_pruning, sap
+from rlprune_jax.sparsity.scopes import check_scope
+from rlprune_jax.training import data
+from rlprune_jax.training.augmentation import make_prepare
+from rlprune_jax.training.optimizers import make_optimizer
+from rlprune_jax.workflow.iterative import (
     GRID_P,
     GRID_Q,
     IterativeData,
@@ -38,12 +44,6 @@ from rlprune_jax.iterative import (
     iterative_pruning,
     over_seeds,
 )
-from rlprune_jax.models import create_model, model_functions
-from rlprune_jax.optimization import make_optimizer
-from rlprune_jax.provenance import describe_device, versions
-from rlprune_jax.pruners import Pruner, lottery_ticket, one_shot, random_pruning, sap
-from rlprune_jax.run_directory import RunDirectory, open_run
-from rlprune_jax.scopes import check_scope
 
 METHODS = ("sap", "lottery_ticket", "one_shot", "random")
 DENSE = ("linear", "mlp")

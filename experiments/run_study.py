@@ -39,9 +39,9 @@ from study_problem import (
 )
 
 from rlprune_jax.costs.budget import check_reachable, parse_budgets
-from rlprune_jax.progress import progress
-from rlprune_jax.provenance import describe_device, versions
-from rlprune_jax.run_directory import COSMETIC, RunDirectory, config_hash, open_run
+from rlprune_jax.devices import describe_device, versions
+from rlprune_jax.runs.progress import progress
+from rlprune_jax.runs.run_directory import COSMETIC, RunDirectory, config_hash, open_run
 from rlprune_jax.search import Config as AgentConfig
 from rlprune_jax.search import HParams
 from rlprune_jax.study import (

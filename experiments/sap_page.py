@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from rlprune_jax.files import to_json
-from rlprune_jax.report import Table, percent, render_report, write_report
-from rlprune_jax.run_directory import RunDirectory
-from rlprune_jax.sparsity_figures import (
+from rlprune_jax.report.page import Table, percent, render_report, write_report
+from rlprune_jax.report.sparsity_figures import (
     density_figure,
     heat_map_figure,
     iterations_figure,
     layer_densities_figure,
     pruned_figure,
 )
+from rlprune_jax.runs.run_directory import RunDirectory
 
 MEASURED = ("density", "accuracy", "accuracy_pruned", "pq_index", "pq_index_pruned", "gini")
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compile_clock import CompileClock
 from problem import Images, Jobs, Problem
 from settings import (
     AGENT,
@@ -19,13 +18,11 @@ from settings import (
     per_group,
     stage_key,
 )
-from stages import run_stage
 
-from rlprune_jax.candidates import CandidateData
 from rlprune_jax.costs.budget import Budget, cost_function, limits, search_costs
-from rlprune_jax.graph.descriptors import layer_descriptors
-from rlprune_jax.run_directory import RunDirectory
-from rlprune_jax.scores import magnitude_scores, random_scores, taylor_scores
+from rlprune_jax.runs.compile_clock import CompileClock
+from rlprune_jax.runs.run_directory import RunDirectory
+from rlprune_jax.runs.stages import run_stage
 from rlprune_jax.search import (
     Archive,
     Environment,
@@ -37,6 +34,9 @@ from rlprune_jax.search import (
     run_search_host,
 )
 from rlprune_jax.types import Gates, Variables
+from rlprune_jax.units.descriptors import layer_descriptors
+from rlprune_jax.units.scores import magnitude_scores, random_scores, taylor_scores
+from rlprune_jax.workflow.candidates import CandidateData
 
 ARCHIVE_SIZE = 16
 

@@ -12,12 +12,12 @@ import tyro
 
 from rlprune_jax.costs.budget import parse_budgets
 from rlprune_jax.graph.groups import Graph
-from rlprune_jax.scores import UNIT_SCORES
 from rlprune_jax.search import Config as AgentConfig
 from rlprune_jax.search import Environment, Searcher, baselines, ppo_lagrangian
 from rlprune_jax.search.environment import project_ratios
-from rlprune_jax.structured_sap import group_sparsity, structured_sap_scores
 from rlprune_jax.types import Variables
+from rlprune_jax.units.scores import UNIT_SCORES
+from rlprune_jax.units.structured_sap import group_sparsity, structured_sap_scores
 
 AGENT = "agent"
 

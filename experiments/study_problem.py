@@ -11,8 +11,7 @@ from prune_rl import build, train_dense
 from searching import make_search_environment, score_units
 from settings import Config, resolve, stage_key
 
-from rlprune_jax.candidates import CandidateData, judge_candidates
-from rlprune_jax.run_directory import RunDirectory
+from rlprune_jax.runs.run_directory import RunDirectory
 from rlprune_jax.search import (
     Config as AgentConfig,
 )
@@ -29,6 +28,7 @@ from rlprune_jax.search import (
     run_search,
 )
 from rlprune_jax.types import PyTree, Variables
+from rlprune_jax.workflow.candidates import CandidateData, judge_candidates
 
 AGENT_FIELDS = tuple(HParams._fields)
 STRUCTURE = ("method", "granularity", "constraint", "dual", "shaping", "epochs", "candidates")

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlprune_jax import data
-from rlprune_jax.augment import make_prepare
-from rlprune_jax.iterative import IterativeData, iterative_pruning
 from rlprune_jax.models import create_model, model_functions
-from rlprune_jax.optimization import make_optimizer
-from rlprune_jax.pruners import sap
+from rlprune_jax.sparsity.pruners import sap
+from rlprune_jax.training import data
+from rlprune_jax.training.augmentation import make_prepare
+from rlprune_jax.training.optimizers import make_optimizer
+from rlprune_jax.workflow.iterative import IterativeData, iterative_pruning
 
 NAMES = ("p", "q", "eta_r", "gamma", "beta", "scope")
 

@@ -3,13 +3,11 @@
 from rlprune_jax.costs.counts import count_macs, count_params
 from rlprune_jax.graph.gating import gated
 from rlprune_jax.graph.groups import Graph, Group, ones_gates
-from rlprune_jax.graph.rounding import round_gates
 from rlprune_jax.graph.slim import compact, respecialise
 from rlprune_jax.graph.trace import trace_graph
-from rlprune_jax.masks import apply_mask, density_report, make_mask
-from rlprune_jax.optimizer import mask_moments, masked_updates, replace_mask
-from rlprune_jax.pqi import gini, pq_bound, pq_index, pq_index_grid
-from rlprune_jax.pruners import (
+from rlprune_jax.sparsity.masks import apply_mask, density_report, make_mask
+from rlprune_jax.sparsity.pqi import gini, pq_bound, pq_index, pq_index_grid
+from rlprune_jax.sparsity.pruners import (
     Pruner,
     cubic_schedule,
     gradual,
@@ -18,8 +16,10 @@ from rlprune_jax.pruners import (
     random_pruning,
     sap,
 )
-from rlprune_jax.selection import drop_smallest
+from rlprune_jax.sparsity.selection import drop_smallest
+from rlprune_jax.sparsity.updates import mask_moments, masked_updates, replace_mask
 from rlprune_jax.study.run import run_study
+from rlprune_jax.units.rounding import round_gates
 
 __all__ = [
     "Graph",

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from rlprune_jax import Graph, trace_graph
-from rlprune_jax.candidates import CandidateData
 from rlprune_jax.models import ModelFunctions, create_model, model_functions
 from rlprune_jax.types import Gates, Variables
+from rlprune_jax.workflow.candidates import CandidateData
 
 
 class Small(NamedTuple):

@@ -5,13 +5,13 @@ import importlib
 
 import pytest
 
-MODULES = ("masks", "scopes", "selection", "exact_counts", "pqi", "pruners", "optimizer")
+MODULES = ("masks", "scopes", "selection", "exact_counts", "pqi", "pruners", "updates")
 WITHOUT = ("scopes",)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    module = importlib.import_module(f"rlprune_jax.{name}")
+    module = importlib.import_module(f"rlprune_jax.sparsity.{name}")
     result = doctest.testmod(module)
     assert result.failed == 0
     assert result.attempted > 0 or name in WITHOUT

@@ -19,8 +19,8 @@ from rlprune_jax.costs.counts import (
 )
 from rlprune_jax.costs.tiles import count_tiled_macs, tiled_macs_ratio
 from rlprune_jax.graph.groups import Graph
-from rlprune_jax.graph.rounding import PerGroup, round_gates
 from rlprune_jax.types import Gates
+from rlprune_jax.units.rounding import PerGroup, round_gates
 
 
 class Measured(NamedTuple):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlprune_jax.devices import describe_device
 from rlprune_jax.files import write_atomically
-from rlprune_jax.provenance import describe_device
 
 _FORMAT = "rlprune_jax.latency/2"
 

@@ -39,7 +39,7 @@ def check_images(x: jax.Array, rank: int | None, least: int = 1, remedy: str = "
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
             f"images are {x.dtype}; networks take floats: normalise them first "
-            "(rlprune_jax.augment.normalise)"
+            "(rlprune_jax.training.augmentation.normalise)"
         )
     if x.ndim < 2 if rank is None else x.ndim != rank:
         wanted = "[B, ...]" if rank is None else "[B, H, W, C]"

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from flax.linen.linear import ConvGeneralDilatedT
 
 from rlprune_jax.models.checks import check_images
+from rlprune_jax.models.convolution.conv import conv_general_dilated
 from rlprune_jax.models.layers import batch_norm, check_choice, convolution, scaled
 from rlprune_jax.models.mlp import DENSE_INIT
-from rlprune_jax.ops.conv import conv_general_dilated
 
 STAGE_BLOCKS: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),

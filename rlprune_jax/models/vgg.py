@@ -7,8 +7,8 @@ import jax
 from flax.linen.linear import ConvGeneralDilatedT
 
 from rlprune_jax.models.checks import check_images, check_widths
+from rlprune_jax.models.convolution.conv import conv_general_dilated
 from rlprune_jax.models.initializers import variance_scaling
-from rlprune_jax.ops.conv import conv_general_dilated
 
 STAGE_WIDTHS = (64, 128, 256, 512, 512)
 """Channels of the five stages at ``width=1.0``."""

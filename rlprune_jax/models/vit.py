@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from flax.linen.linear import ConvGeneralDilatedT
 
 from rlprune_jax.models.checks import check_images
+from rlprune_jax.models.convolution.conv import conv_general_dilated
 from rlprune_jax.models.initializers import variance_scaling
 from rlprune_jax.models.layers import scaled
-from rlprune_jax.ops.conv import conv_general_dilated
 
 _INIT = variance_scaling(1.0, "fan_avg", "uniform")
 

@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from rlprune_jax.provenance import available_cores
+from rlprune_jax.devices import available_cores
 
 
 def one_device_per_core() -> None:

@@ -89,8 +89,8 @@ def test_slim_artifact_reproduces_the_test_accuracy(finished):
     import jax.numpy as jnp
     import numpy as np
 
-    from rlprune_jax import data
-    from rlprune_jax.augment import normalise
+    from rlprune_jax.training import data
+    from rlprune_jax.training.augmentation import normalise
 
     _, path = finished
     result = json.loads((path / "result.json").read_text())
@@ -249,7 +249,7 @@ def test_a_run_is_named_by_the_code_of_its_functions_too(tmp_path, monkeypatch):
     from settings import Config
 
     from rlprune_jax.files import to_json
-    from rlprune_jax.run_directory import config_hash
+    from rlprune_jax.runs.run_directory import config_hash
 
     config = Config(budget_fn=("edited_costs:energy=1",), runs_dir=tmp_path)
     first = config_hash(prune_rl.identity(config))

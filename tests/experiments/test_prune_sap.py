@@ -167,6 +167,6 @@ def test_matched_density_interpolates_in_its_logarithm(monkeypatch):
 
 
 def test_running_mean_shows_what_the_paper_plotted():
-    from rlprune_jax.sparsity_figures import running_mean
+    from rlprune_jax.report.sparsity_figures import running_mean
 
     np.testing.assert_allclose(running_mean([[1.0, 0.0, 0.5]]), [[1.0, 0.5, 0.5]])

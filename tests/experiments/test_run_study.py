@@ -86,7 +86,7 @@ def test_optuna_chooses_too(tmp_path):
 
 @pytest.mark.slow
 def test_a_grid_of_adaptive_pruning(tmp_path):
-    pytest.importorskip("rlprune_jax.iterative", exc_type=ImportError)
+    pytest.importorskip("rlprune_jax.workflow.iterative", exc_type=ImportError)
     options = ("--seeds", "2", "--widths", "12", "16", "--iterations", "2", "--epochs", "2")
     code, out, err = run("sap", *options, "--runs-dir", str(tmp_path))
     assert code == 0, err

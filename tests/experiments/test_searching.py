@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from rlprune_jax.graph.descriptors import FEATURES
-from rlprune_jax.scores import magnitude_scores
 from rlprune_jax.search import HParams, masks_to_gates, ratios_to_masks
-from rlprune_jax.structured_sap import group_sparsity
+from rlprune_jax.units.descriptors import FEATURES
+from rlprune_jax.units.scores import magnitude_scores
+from rlprune_jax.units.structured_sap import group_sparsity
 
 
 @pytest.mark.parametrize("informed", [False, True])

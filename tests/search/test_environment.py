@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlprune_jax import trace_graph
-from rlprune_jax.graph.rounding import round_gates
 from rlprune_jax.search import (
     candidate_costs,
     feasible,
@@ -24,6 +23,7 @@ from rlprune_jax.search import (
     reachable,
 )
 from rlprune_jax.search.environment import project_logits, round_masks
+from rlprune_jax.units.rounding import round_gates
 
 SIZES = (8, 16, 5)
 SCORES = [np.arange(size, dtype=np.float32) for size in SIZES]

@@ -1,0 +1,1 @@
+"""Weights, plan and StableHLO of a slim network, and their strict restore."""

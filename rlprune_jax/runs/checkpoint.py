@@ -1,0 +1,298 @@
+"""Checkpoints that survive kill -9 and refuse to restore anything but what was saved.
+
+The only module that imports Orbax.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rlprune_jax.files import unwritable
+from rlprune_jax.pytree import flatten_with_paths, host_array, is_key
+from rlprune_jax.types import PyTree
+
+_FORMAT = "rlprune_jax.runs.checkpoint/1"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged or not ours; the message names it and the way out."""
+
+
+class Checkpointer:
+    """Saves pytrees under increasing steps, keeps the newest, restores them bit for bit.
+
+    A save returns when the step is on disk. Until then it lies under a temporary name, so a
+    process killed at any moment leaves every earlier step whole and no half-written one.
+
+    Leaves may be JAX and NumPy arrays of any dtype and size, typed random keys and Python numbers,
+    in any container that JAX knows. Written with Orbax's ``CheckpointManager``; beside the arrays
+    lie path, shape, dtype and checksum of every leaf, which `restore` compares first.
+
+    Args:
+        directory: where the steps go; made if missing.
+        keep: number of newest steps to keep.
+
+    Raises:
+        ValueError: ``keep`` is below 1.
+        UnwritableError: the directory cannot be made.
+
+    Example:
+        >>> with Checkpointer("/tmp/example") as checkpointer:
+        ...     checkpointer.save(3, {"w": jnp.ones(2)}, {"seed": 0})
+        ...     state, metadata = checkpointer.restore({"w": jnp.zeros(2)})
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep={keep} must be at least 1")
+        self.directory = Path(directory).expanduser().absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            # States are small: writing in the foreground costs tens of milliseconds and leaves no
+            # thread behind that could fail later or outlive an interrupted run.
+            enable_async_checkpointing=False,
+        )
+        try:
+            with _quiet():
+                self._manager = ocp.CheckpointManager(
+                    self.directory, options=options, item_names=("state", "metadata")
+                )
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
+
+    def save(self, step: int, tree: PyTree, metadata: Mapping[str, Any] | None = None) -> None:
+        """Writes a pytree and JSON metadata as ``step``; drops the oldest step beyond ``keep``.
+
+        Args:
+            step: number above that of every saved step.
+            tree: any pytree of arrays, typed random keys and Python numbers.
+            metadata: anything that has a JSON form; NaN and infinity are kept.
+
+        Raises:
+            ValueError: ``step`` is negative or not above `latest_step`.
+            TypeError: a leaf is no array or number, or the metadata has no JSON form.
+            CheckpointError: the step could not be written.
+        """
+        latest = self.latest_step()
+        if step < 0 or (latest is not None and step <= latest):
+            raise ValueError(f"step={step} must be above the latest saved step {latest}")
+        leaves, described = {}, []
+        for path, leaf in flatten_with_paths(tree).items():
+            entry = _describe(path, leaf)
+            array = _to_save(leaf)
+            if isinstance(array, np.ndarray):
+                entry["crc32"] = _checksum(array)
+            described.append(entry)
+            leaves[path] = array
+        try:
+            text = json.dumps(metadata or {}, default=_plain)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"metadata has no JSON form: {error}") from error
+        content = {"format": _FORMAT, "leaves": described, "metadata": json.loads(text)}
+        try:
+            with _quiet():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(_storable(leaves)),
+                        metadata=ocp.args.JsonSave(content),
+                    ),
+                )
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot write step {step} below {self.directory}: {error}; "
+                "make room or choose another --runs-dir"
+            ) from error
+
+    def latest_step(self) -> int | None:
+        """The newest whole step, or None where there is none."""
+        return self._manager.latest_step()
+
+    def restore(self, like: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
+        """Reads a step back: everything, bit for bit, or an error.
+
+        Args:
+            like: pytree with the structure, shapes and dtypes to expect. Arrays or
+                `jax.ShapeDtypeStruct` (as of `jax.eval_shape`); a leaf's sharding is that of the
+                restored leaf, and NumPy leaves come back as NumPy.
+            step: which step; the newest by default.
+
+        Returns:
+            The pytree, with the containers of ``like``, and the metadata.
+
+        Raises:
+            ValueError: the checkpoint holds other paths, shapes or dtypes; the message names the
+                first that differs.
+            CheckpointError: there is no such step, or it is damaged or was not written by `save`.
+        """
+        chosen = self.latest_step() if step is None else step
+        if chosen is None or chosen not in self._manager.all_steps():
+            wanted = "no checkpoint" if step is None else f"no step {step}"
+            raise CheckpointError(f"{wanted} below {self.directory}; start without restoring")
+        content = self._metadata(chosen)
+        described = {entry["path"]: entry for entry in content["leaves"]}
+        flat = flatten_with_paths(like)
+        self._compare(chosen, flat, described)
+        restored = []
+        for path, value in self._leaves(chosen, flat).items():
+            if isinstance(value, np.ndarray) and _checksum(value) != described[path]["crc32"]:
+                raise self._damaged(chosen, f"the checksum of {path!r} differs")
+            restored.append(_like(flat[path], value, described[path]))
+        return jax.tree.unflatten(jax.tree.structure(like), restored), content["metadata"]
+
+    def close(self) -> None:
+        """Releases what Orbax holds. Nothing is left to write: `save` has waited for the disk."""
+        with _quiet():
+            self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _damaged(self, step: int, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint {self.directory / str(step)} is damaged or not one of ours: {reason}; "
+            "delete it to go on from an earlier one, or choose another --runs-dir"
+        )
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        try:
+            with _quiet():
+                content = self._manager.restore(
+                    step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+                ).metadata
+        except Exception as error:
+            raise self._damaged(step, _first_line(error)) from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise self._damaged(step, f"its metadata is not of the format {_FORMAT!r}")
+        return content
+
+    def _compare(self, step: int, like: dict[str, Any], stored: dict[str, Any]) -> None:
+        where = f"step {step} below {self.directory}"
+        for path, leaf in like.items():
+            if path not in stored:
+                raise ValueError(f"{where} does not hold the expected leaf {path!r}")
+            expected = _describe(path, leaf)
+            for what in ("shape", "dtype"):
+                if stored[path][what] != expected[what]:
+                    raise ValueError(
+                        f"{where} holds {path!r} with {what} {stored[path][what]}, "
+                        f"not {expected[what]}"
+                    )
+        for path in stored:
+            if path not in like:
+                raise ValueError(f"{where} holds a leaf {path!r} that is not expected")
+
+    def _leaves(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        targets = {path: _target(leaf) for path, leaf in like.items()}
+        try:
+            with _quiet():
+                state = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(state=ocp.args.StandardRestore(_storable(targets))),
+                ).state
+        except Exception as error:
+            raise self._damaged(step, _first_line(error)) from error
+        return {path: state[path] if target.size else target for path, target in targets.items()}
+
+
+def _describe(path: str, leaf: Any) -> dict[str, Any]:
+    """Path, shape and dtype of a leaf in the words of JSON."""
+    if type(leaf) in (bool, int, float, complex):
+        return {"path": path, "shape": [], "dtype": type(leaf).__name__}
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        raise TypeError(
+            f"leaf {path!r} is a {type(leaf).__name__}; only arrays, keys and numbers can be saved"
+        )
+    entry: dict[str, Any] = {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+    if isinstance(leaf, jax.Array) and is_key(leaf):
+        entry["impl"] = str(jax.random.key_impl(leaf))
+    return entry
+
+
+def _to_save(leaf: Any) -> np.ndarray | jax.Array:
+    """What goes to disk: a host copy, or the array itself where other hosts hold parts of it."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.random.key_data(leaf) if is_key(leaf) else leaf
+    return host_array(leaf)
+
+
+def _target(leaf: Any) -> Any:
+    """What Orbax is to fill: a host array, or shards on the devices that this host holds."""
+    if type(leaf) in (bool, int, float, complex):
+        return np.asarray(leaf)
+    abstract = jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)
+    )
+    if is_key(leaf):
+        abstract = jax.eval_shape(jax.random.key_data, abstract)
+    if abstract.sharding is not None and not abstract.sharding.is_fully_addressable:
+        return abstract
+    return np.zeros(abstract.shape, abstract.dtype)
+
+
+def _storable(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The leaves that Orbax can store: it takes neither arrays of size zero nor an empty tree."""
+    return {path: leaf for path, leaf in leaves.items() if leaf.size} or {"": np.zeros(1)}
+
+
+def _like(leaf: Any, value: Any, entry: dict[str, Any]) -> Any:
+    """A restored array in the kind, and on the devices, of the leaf it stands for."""
+    if type(leaf) in (bool, int, float, complex):
+        return type(leaf)(value[()])
+    if isinstance(leaf, np.generic):
+        return value[()]
+    if isinstance(leaf, np.ndarray) or isinstance(value, jax.Array):
+        return value
+    array = jax.random.wrap_key_data(value, impl=entry["impl"]) if is_key(leaf) else value
+    sharding = getattr(leaf, "sharding", None)
+    # A committed array in place of an uncommitted one would make jitted functions compile again.
+    if sharding is None or not getattr(leaf, "committed", True):
+        return jnp.asarray(array)
+    return jax.device_put(array, sharding)
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return np.asarray(value).tolist()
+    raise TypeError(f"{type(value).__name__}: {value!r}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's notes, written through absl, off the terminal."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

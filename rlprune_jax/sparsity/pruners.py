@@ -1,0 +1,347 @@
+"""Pruners: sparsity-informed adaptive pruning, lottery ticket, one-shot, gradual, random.
+
+Each is a pair of pure functions like an optax transformation, on parameters and their mask::
+
+    pruner = sap(p=0.5, q=1.0)
+    state = pruner.init(params, mask)
+    mask, state = pruner.update(params, mask, state)  # again after every training
+
+Every number may be traced, so a grid of settings is one ``vmap`` of a function that makes the
+pruner and calls it. Counts are exact integers; a mask only ever loses weights. Between updates one
+trains with the ``masked_updates`` of ``optimizer.py``, or rewinds and trains again.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from rlprune_jax.sparsity.exact_counts import floor_near, floor_product
+from rlprune_jax.sparsity.masks import check_congruent
+from rlprune_jax.sparsity.pqi import check_exponents, check_number, log_retained
+from rlprune_jax.sparsity.scopes import PerScope, check_scope, count_live, map_scopes
+from rlprune_jax.sparsity.selection import drop_smallest
+from rlprune_jax.types import Mask, PyTree
+
+Score = Callable[[PyTree], PyTree]
+"""``params -> scores`` congruent to them, larger is kept."""
+
+Schedule = Callable[[jax.Array], ArrayLike]
+"""``i32[] number of the update, from 0 -> sparsity``, the share of weights gone after it."""
+
+
+class Pruner(NamedTuple):
+    """A pruning rule.
+
+    Attributes:
+        init: ``(params, mask) -> state``, arrays only.
+        update: ``(params, mask, state, scores=None) -> (mask, state)``; ``scores``, congruent to
+            the parameters, take the place of the pruner's own.
+    """
+
+    init: Callable[[PyTree, Mask], PyTree]
+    update: Callable[..., tuple[Mask, PyTree]]
+
+
+class PrunerState(NamedTuple):
+    """State of most pruners: ``step`` i32[], updates done."""
+
+    step: jax.Array
+
+
+class OneShotState(NamedTuple):
+    """``step`` i32[] and ``scores``, those of the first update, zeros before it."""
+
+    step: jax.Array
+    scores: PyTree
+
+
+class GradualState(NamedTuple):
+    """``step`` i32[] and ``total``, live weights per scope before the first update."""
+
+    step: jax.Array
+    total: PerScope
+
+
+class RandomState(NamedTuple):
+    """``step`` i32[] and the typed ``key`` that every update's scores are folded from."""
+
+    step: jax.Array
+    key: jax.Array
+
+
+def magnitude(params: PyTree) -> PyTree:
+    """Absolute values: the score of a weight unless another is given."""
+    return jax.tree.map(
+        lambda leaf: jnp.abs(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        jax.tree.map(jnp.asarray, params),
+    )
+
+
+def sap(
+    p: ArrayLike = 0.5,
+    q: ArrayLike = 1.0,
+    eta_r: ArrayLike = 0.0,
+    gamma: ArrayLike = 1.0,
+    beta: ArrayLike = 0.9,
+    scope: str = "global",
+    *,
+    score: Score = magnitude,
+    unit_axis: int = -1,
+    float32: bool = False,
+) -> Pruner:
+    """Sparsity-informed adaptive pruning: the PQ Index of the live weights says how many go.
+
+    ``c = floor(d min(gamma (1 - r / d), beta))`` of d live weights with ``r`` of ``pq_bound``. A
+    scope whose index is NaN (a live weight is NaN or infinite) loses nothing.
+
+    Args:
+        p: exponent, above 0.
+        q: exponent, above ``p``.
+        eta_r: at least 0; the larger, the more goes.
+        gamma: scaling factor, above 0.
+        beta: greatest share that one update prunes, above 0 and at most 1.
+        scope: ``"global"``, ``"layer"`` or ``"neuron"``.
+        score: what ranks the weights.
+        unit_axis: axis of the output units of a leaf.
+        float32: count and compare as the authors' released code: r rounded up, the ratio in
+            float32, which is one too few for a fifth of all counts, and ties with the smallest
+            weight to stay are spared.
+
+    Raises:
+        ValueError: a number out of its range, where it is known, or an unknown scope.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params, mask = jnp.array([1.0, -5.0, 0.1, 0.2]), jnp.ones(4, bool)
+        >>> pruner = sap(p=0.5, q=1.0)
+        >>> mask, state = pruner.update(params, mask, pruner.init(params, mask))
+        >>> mask.tolist()
+        [True, True, False, True]
+
+    Reference:
+        Diao et al., ICLR 2023, Algorithm 1.
+    """
+    check_exponents(p, q)
+    check_number("eta_r", eta_r, low=0.0)
+    check_number("gamma", gamma, low=0.0, open_low=True)
+    check_number("beta", beta, low=0.0, high=1.0, open_low=True)
+    check_scope(scope)
+
+    def count(params: PyTree, mask: Mask) -> PerScope:
+        live, logs = log_retained(params, mask, p, q, eta_r, scope, unit_axis)
+        if float32:
+            return map_scopes(lambda d, log: _released_count(d, log, gamma, beta), live, logs)
+
+        def one(d: jax.Array, log: jax.Array) -> jax.Array:
+            wanted = d.astype(log.dtype) * -jnp.expm1(log) * jnp.asarray(gamma, log.dtype)
+            by_index = jnp.minimum(floor_near(jnp.maximum(jnp.nan_to_num(wanted), 0)), d)
+            return jnp.minimum(by_index.astype(d.dtype), floor_product(d, beta))
+
+        return map_scopes(one, live, logs)
+
+    def update(params: PyTree, mask: Mask, state: PrunerState, scores: PyTree = None) -> Any:
+        mask = drop_smallest(
+            score(params) if scores is None else scores,
+            mask,
+            count(params, mask),
+            scope=scope,
+            unit_axis=unit_axis,
+            ties="keep" if float32 else "index",
+        )
+        return mask, PrunerState(state.step + 1)
+
+    return Pruner(_init_step, update)
+
+
+def lottery_ticket(
+    rate: ArrayLike = 0.2,
+    scope: str = "global",
+    *,
+    score: Score = magnitude,
+    unit_axis: int = -1,
+) -> Pruner:
+    """Iterative magnitude pruning: each update prunes a share of what is left, by current scores.
+
+    Args:
+        rate: share of the live weights that goes, from 0 to 1; ``floor(rate d)`` of d.
+        scope, score, unit_axis: as in ``sap``.
+
+    Raises:
+        ValueError: ``rate`` out of range, where it is known, or an unknown scope.
+
+    Reference:
+        Frankle and Carbin 2019, "The Lottery Ticket Hypothesis".
+    """
+    check_number("rate", rate, low=0.0, high=1.0)
+    check_scope(scope)
+
+    def update(params: PyTree, mask: Mask, state: PrunerState, scores: PyTree = None) -> Any:
+        found = score(params) if scores is None else scores
+        return _prune_share(found, mask, rate, scope, unit_axis), PrunerState(state.step + 1)
+
+    return Pruner(_init_step, update)
+
+
+def one_shot(
+    rate: ArrayLike = 0.2,
+    scope: str = "global",
+    *,
+    score: Score = magnitude,
+    unit_axis: int = -1,
+) -> Pruner:
+    """Rank the weights once, at the first update; every update prunes the next share of the rest.
+
+    One update is pruning in one go. Several give the paper's curve of one-shot pruning: at every
+    sparsity the ranking is that of the dense trained network.
+
+    Args:
+        rate, scope, score, unit_axis: as in ``lottery_ticket``.
+
+    Raises:
+        ValueError: as ``lottery_ticket``.
+    """
+    check_number("rate", rate, low=0.0, high=1.0)
+    check_scope(scope)
+
+    def init(params: PyTree, mask: Mask) -> OneShotState:
+        check_congruent(params, mask)
+        shapes = jax.eval_shape(score, params)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return OneShotState(jnp.zeros((), jnp.int32), zeros)
+
+    def update(params: PyTree, mask: Mask, state: OneShotState, scores: PyTree = None) -> Any:
+        current = score(params) if scores is None else scores
+        first = jax.tree.map(
+            lambda new, old: jnp.where(state.step == 0, new, old), current, state.scores
+        )
+        mask = _prune_share(first, mask, rate, scope, unit_axis)
+        return mask, OneShotState(state.step + 1, first)
+
+    return Pruner(init, update)
+
+
+def gradual(
+    schedule: Schedule,
+    scope: str = "global",
+    *,
+    score: Score = magnitude,
+    unit_axis: int = -1,
+) -> Pruner:
+    """Prune to a sparsity that a schedule sets for each update.
+
+    Args:
+        schedule: as ``cubic_schedule``, or any optax schedule; where it falls nothing comes back.
+        scope, score, unit_axis: as in ``lottery_ticket``.
+
+    Raises:
+        ValueError: an unknown scope.
+
+    Reference:
+        Zhu and Gupta 2017, "To prune, or not to prune".
+    """
+    check_scope(scope)
+
+    def init(params: PyTree, mask: Mask) -> GradualState:
+        check_congruent(params, mask)
+        return GradualState(jnp.zeros((), jnp.int32), count_live(mask, scope, unit_axis))
+
+    def update(params: PyTree, mask: Mask, state: GradualState, scores: PyTree = None) -> Any:
+        sparsity = schedule(state.step)
+
+        def missing(total: jax.Array, live: jax.Array) -> jax.Array:
+            return jnp.clip(floor_product(total, sparsity) - (total - live), 0, live)
+
+        live = count_live(mask, scope, unit_axis)
+        mask = drop_smallest(
+            score(params) if scores is None else scores,
+            mask,
+            map_scopes(missing, state.total, live),
+            scope=scope,
+            unit_axis=unit_axis,
+        )
+        return mask, GradualState(state.step + 1, state.total)
+
+    return Pruner(init, update)
+
+
+def cubic_schedule(final_sparsity: ArrayLike, updates: int, initial: ArrayLike = 0.0) -> Schedule:
+    """Sparsity that rises fast and then slowly to ``final_sparsity``, reached at the last update.
+
+    Args:
+        final_sparsity: from 0 to 1.
+        updates: number of updates, at least 1.
+        initial: sparsity before the first.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Example:
+        >>> [round(float(cubic_schedule(0.8, 2)(step)), 3) for step in range(3)]
+        [0.7, 0.8, 0.8]
+    """
+    check_number("final_sparsity", final_sparsity, low=0.0, high=1.0)
+    check_number("initial", initial, low=0.0, high=1.0)
+    check_number("updates", updates, low=1)
+
+    def sparsity(step: ArrayLike) -> jax.Array:
+        left = 1 - jnp.minimum((jnp.asarray(step) + 1) / updates, 1.0)
+        final = jnp.asarray(final_sparsity)
+        return final + (jnp.asarray(initial) - final) * left**3
+
+    return sparsity
+
+
+def random_pruning(
+    rate: ArrayLike = 0.2, scope: str = "global", *, unit_axis: int = -1, key: jax.Array
+) -> Pruner:
+    """Prune a share of the live weights of each scope at random: the control of every other rule.
+
+    Args:
+        rate, scope, unit_axis: as in ``lottery_ticket``.
+        key: typed; update t draws from ``fold_in(key, t)``.
+
+    Raises:
+        ValueError: as ``lottery_ticket``.
+    """
+    check_number("rate", rate, low=0.0, high=1.0)
+    check_scope(scope)
+
+    def init(params: PyTree, mask: Mask) -> RandomState:
+        check_congruent(params, mask)
+        return RandomState(jnp.zeros((), jnp.int32), key)
+
+    def update(params: PyTree, mask: Mask, state: RandomState, scores: PyTree = None) -> Any:
+        if scores is None:
+            leaves, structure = jax.tree.flatten(params)
+            keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))
+            drawn = [jax.random.uniform(k, jnp.shape(leaf)) for k, leaf in zip(keys, leaves)]  # noqa: B905
+            scores = jax.tree.unflatten(structure, drawn)
+        mask = _prune_share(scores, mask, rate, scope, unit_axis)
+        return mask, RandomState(state.step + 1, state.key)
+
+    return Pruner(init, update)
+
+
+def _init_step(params: PyTree, mask: Mask) -> PrunerState:
+    check_congruent(params, mask)
+    return PrunerState(jnp.zeros((), jnp.int32))
+
+
+def _prune_share(scores: PyTree, mask: Mask, rate: ArrayLike, scope: str, unit_axis: int) -> Mask:
+    live = count_live(mask, scope, unit_axis)
+    count = map_scopes(lambda d: floor_product(d, rate), live)
+    return drop_smallest(scores, mask, count, scope=scope, unit_axis=unit_axis)
+
+
+def _released_count(
+    live: jax.Array, log: jax.Array, gamma: ArrayLike, beta: ArrayLike
+) -> jax.Array:
+    """The released code's count: ``floor(d clip(gamma (1 - ceil(r) / d), 0, beta))`` in float32."""
+    count = live.astype(jnp.float32)
+    retained = jnp.ceil((count * jnp.exp(log)).astype(jnp.float32))
+    ratio = jnp.asarray(gamma, jnp.float32) * (1 - retained / jnp.maximum(count, 1))
+    ratio = jnp.clip(jnp.nan_to_num(ratio), 0.0, jnp.asarray(beta, jnp.float32))
+    return jnp.floor(count * ratio).astype(live.dtype)

@@ -1,0 +1,1 @@
+"""Data, augmentation, training loops, recalibration and optimizers."""

@@ -1,0 +1,1 @@
+"""Groups of units: scores, numbers of units, descriptors, structured SAP."""

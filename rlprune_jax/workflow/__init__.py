@@ -1,0 +1,1 @@
+"""From a network, data and budgets to a smaller network."""
