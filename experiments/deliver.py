@@ -24,7 +24,7 @@ from rlprune_jax.search import Archive, Environment
 from rlprune_jax.training.augmentation import Prepare
 from rlprune_jax.training.loops import evaluate
 from rlprune_jax.types import Apply, Gates, Variables
-from rlprune_jax.workflow.deliver import best_of, deliverable, equivalence
+from rlprune_jax.workflow.fitting import best_of, deliverable, equivalence
 
 STEPS_AT_ONCE = 60
 BATCHES = (1, 128)

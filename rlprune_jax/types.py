@@ -1,7 +1,6 @@
 """Aliases for the pytrees and functions that the whole package speaks of."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -17,5 +16,18 @@ Mask = PyTree
 Gates = dict[str, jax.Array]
 """Structured mask: group name -> f32[units], 1 kept and 0 pruned."""
 
-Apply = Callable[..., Any]
-"""A pure function ``(variables, x, ...) -> outputs``."""
+
+class Apply(Protocol):
+    """A network in evaluation mode, or any pure function of variables and inputs."""
+
+    def __call__(self, variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
+        """Return the network's outputs."""
+
+
+class ApplyTrain(Protocol):
+    """A network in training mode, where batch norm reads its batch and dropout drops."""
+
+    def __call__(
+        self, variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None
+    ) -> tuple[PyTree, dict[str, PyTree]]:
+        """Return the outputs and the collections of the variables that changed."""

@@ -16,7 +16,7 @@ from rlprune_jax.models.resnet import THIN_DEPTHS, ResNet, ThinResNet
 from rlprune_jax.models.vgg import STAGE_DEPTHS, VGG
 from rlprune_jax.models.vit import VisionTransformer
 from rlprune_jax.models.wide_resnet import PreActResNet18, WideResNet
-from rlprune_jax.types import Variables
+from rlprune_jax.types import Apply, ApplyTrain, PyTree, Variables
 
 __all__ = [
     "CNN",
@@ -56,13 +56,14 @@ class ModelFunctions(NamedTuple):
     Attributes:
         init: ``(key, x) -> variables``, ``{"params": ...}`` and ``"batch_stats"`` where there are.
         apply: ``(variables, x) -> logits``, with the running statistics.
-        apply_train: ``(variables, x) -> (logits, updates)``, with the batch's statistics;
-            ``updates`` is ``{"batch_stats": ...}``, or ``{}`` for a network without them.
+        apply_train: ``(variables, x, key=None) -> (logits, updates)``, with the batch's statistics;
+            ``updates`` is ``{"batch_stats": ...}``, or ``{}`` for a network without them. The zoo
+            draws nothing from the key.
     """
 
     init: Callable[[jax.Array, jax.Array], Variables]
-    apply: Callable[[Variables, jax.Array], jax.Array]
-    apply_train: Callable[[Variables, jax.Array], tuple[jax.Array, Variables]]
+    apply: Apply
+    apply_train: ApplyTrain
 
 
 def model_names() -> tuple[str, ...]:
@@ -135,12 +136,13 @@ def model_functions(module: nn.Module) -> ModelFunctions:
     def init(key: jax.Array, x: jax.Array) -> Variables:
         return module.init(key, x, train=False)
 
-    def apply(variables: Variables, x: jax.Array) -> jax.Array:
-        logits: Any = module.apply(variables, x, train=False)
-        return logits
+    def apply(variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
+        return module.apply(variables, *inputs, **{"train": False, **options})
 
-    def apply_train(variables: Variables, x: jax.Array) -> tuple[jax.Array, Variables]:
-        logits, updates = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    def apply_train(
+        variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None
+    ) -> tuple[PyTree, dict[str, PyTree]]:
+        logits, updates = module.apply(variables, *inputs, train=True, mutable=["batch_stats"])
         return logits, dict(updates)
 
     return ModelFunctions(init, apply, apply_train)

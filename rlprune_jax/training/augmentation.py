@@ -1,18 +1,15 @@
 """From raw images to what a network reads, on the device: normalisation, random crop and flip."""
 
+import dataclasses
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-
-class Prepare(Protocol):
-    """From raw images [B, H, W, C] to network input f32[B, H, W, C]; random only with a key."""
-
-    def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Prepare a batch, augmented where ``key`` is given."""
+PaddingMode = Literal["constant", "reflect"]
+"""What lies beyond the border of an image: zeros, or the image mirrored."""
 
 
 def normalise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
@@ -92,42 +89,54 @@ def augment(
     return _augment(images, key, pad=pad, flip=flip, padding_mode=padding_mode)
 
 
-def make_prepare(
-    mean: ArrayLike,
-    std: ArrayLike,
-    *,
-    pad: int = 0,
-    flip: bool = False,
-    padding_mode: Literal["constant", "reflect"] = "constant",
-) -> Prepare:
-    """Make the one function that training and evaluation turn raw images into input with.
+@dataclasses.dataclass(frozen=True)
+class Standardise:
+    """Bytes of images as what a network reads: zero mean and unit variance per channel.
 
-    Args:
-        mean: as in ``normalise``.
-        std: as in ``normalise``.
-        pad: as in ``augment``; 0 for no crop.
-        flip: as in ``augment``.
-        padding_mode: as in ``augment``.
+    Equal to another of the same numbers, so that programs that take it as static are shared.
 
-    Returns:
-        ``prepare(images, key=None)``: augments when given a key, and normalises. It is a new
-        function at each call, and jitted code that takes it as a static argument compiles anew
-        for each: make it once.
+    Attributes:
+        mean: per channel, of the images in [0, 1].
+        std: per channel, of the images in [0, 1]; above 0.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> prepare = make_prepare(0.5, 0.5, pad=1)
-        >>> images = jnp.zeros((2, 8, 8, 1), jnp.uint8)
-        >>> prepare(images, jax.random.key(0)).shape, prepare(images).dtype
-        ((2, 8, 8, 1), dtype('float32'))
+        >>> import numpy as np
+        >>> Standardise((0.5,), (0.25,))(np.full((1, 1, 1, 1), 255, np.uint8)).item()
+        2.0
     """
 
-    def prepare(images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        if key is not None and (pad or flip):
-            images = augment(images, key, pad=pad, flip=flip, padding_mode=padding_mode)
-        return normalise(images, mean, std)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
-    return prepare
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Return f32[B, H, W, C] of uint8[B, H, W, C]."""
+        return normalise(images, jnp.array(self.mean), jnp.array(self.std))
+
+    def describe(self) -> dict[str, object]:
+        """Return what it does in words of JSON, for ``plan.json``."""
+        numbers = {"mean": list(self.mean), "std": list(self.std)}
+        return {"kind": "standardise", "scale": 255.0, **numbers}
+
+
+@dataclasses.dataclass(frozen=True)
+class CropAndFlip:
+    """Random crops and mirrored images in training, for batches ``(images, labels)``.
+
+    Attributes:
+        pad: pixels added on each side before cropping; 0 for no crop.
+        flip: mirror left and right; wrong for digits and letters.
+        padding_mode: ``"constant"`` (zeros) or ``"reflect"``.
+    """
+
+    pad: int = 4
+    flip: bool = True
+    padding_mode: PaddingMode = "constant"
+
+    def __call__(self, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple:
+        """Return the batch with images of the same shape and dtype; see ``augment``."""
+        images, labels = batch
+        options = {"pad": self.pad, "flip": self.flip}
+        return augment(images, key, **options, padding_mode=self.padding_mode), labels
 
 
 @jax.jit

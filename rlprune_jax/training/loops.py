@@ -1,31 +1,36 @@
 """Training and evaluation of any network: jitted scans over data that lie on the device."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.typing import ArrayLike
 
-from rlprune_jax.training.classification import (
-    check_examples,
-    check_labels_named,
-    cross_entropy_and_hits,
+from rlprune_jax.training.task import (
+    Batch,
+    BatchSource,
+    Data,
+    Evaluation,
+    Objective,
+    check_data,
+    count_examples,
 )
-from rlprune_jax.types import Apply, PyTree, Variables
+from rlprune_jax.types import Apply, ApplyTrain, PyTree, Variables
 
 Metrics = dict[str, jax.Array]
-"""``"loss"`` and ``"accuracy"``, f32 each: scalars of one step or f32[steps]."""
+"""``"loss"`` and ``"metric"``, f32 each: scalars of one step or f32[steps]."""
 
 
 class TrainState(NamedTuple):
     """What training carries from step to step; arrays only.
 
     Attributes:
-        variables: of the network, with ``"params"``.
-        opt_state: of the optimizer, for the params.
+        variables: of the network.
+        opt_state: of the optimizer, for the parameters.
         step: i32[], steps done; it and the key decide every batch and every augmentation.
     """
 
@@ -34,76 +39,90 @@ class TrainState(NamedTuple):
     step: jax.Array
 
 
-StepFunction = Callable[
-    [TrainState, tuple[jax.Array, jax.Array], jax.Array], tuple[TrainState, Metrics]
-]
-"""``(state, (images, labels), key) -> (state, metrics)``."""
+class StepFunction(Protocol):
+    """One step of training."""
+
+    def __call__(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Return the next state and what to record of this step."""
+
+
+def parameters_of(variables: Variables) -> PyTree:
+    """Return what is trained: ``variables["params"]``, or all where there is no such collection.
+
+    Example:
+        >>> parameters_of({"params": {"w": 1.0}, "batch_stats": {}})
+        {'w': 1.0}
+    """
+    return variables["params"] if has_collections(variables) else variables
+
+
+def with_parameters(variables: Variables, params: PyTree) -> Variables:
+    """Return the variables with other parameters."""
+    return {**variables, "params": params} if has_collections(variables) else params
+
+
+def has_collections(variables: Variables) -> bool:
+    """Return whether variables are a mapping with ``"params"`` among its collections."""
+    return isinstance(variables, Mapping) and "params" in variables
 
 
 def init_train_state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first step.
+    """Return the state before the first step.
 
     Args:
-        variables: a dictionary with ``"params"``.
-        optimizer: whose state is made for the params.
-
-    Raises:
-        ValueError: ``variables`` without ``"params"``.
+        variables: a dictionary with ``"params"``, or a pytree of parameters alone.
+        optimizer: whose state is made for the parameters.
     """
-    if not isinstance(variables, dict) or "params" not in variables:
-        raise ValueError(
-            "variables must be a dictionary with 'params', as a network's init gives; wrap bare "
-            "parameters as {'params': parameters}"
-        )
-    return TrainState(variables, optimizer.init(variables["params"]), jnp.zeros((), jnp.int32))
+    # A FrozenDict would come out of a step as another container than it went in.
+    variables = dict(variables) if has_collections(variables) else variables
+    opt_state = optimizer.init(parameters_of(variables))
+    return TrainState(variables=variables, opt_state=opt_state, step=jnp.zeros((), jnp.int32))
 
 
 def make_train_step(
-    apply_train: Apply,
-    optimizer: optax.GradientTransformation,
-    prepare: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-    label_smoothing: float | jax.Array = 0.0,
+    apply_train: ApplyTrain, optimizer: optax.GradientTransformation, objective: Objective
 ) -> StepFunction:
-    """Make one step of softmax cross-entropy, with the gradient in ``variables["params"]`` only.
+    """Make one step of gradient descent on an objective.
+
+    The gradient is taken in the parameters only. It is a new function at each call, and ``train``
+    compiles anew for each: make it once.
 
     Args:
-        apply_train: ``(variables, x) -> (logits f32[B, classes], updates)``; ``updates`` replace
+        apply_train: ``(variables, *inputs, key=key) -> (outputs, updates)``; ``updates`` replace
             collections of the variables (batch-norm statistics).
         optimizer: weight decay, clipping and schedule are its business.
-        prepare: ``(images, key) -> f32[B, ...]``, normalisation and augmentation of a batch;
-            ``None`` where the images are what the network reads.
-        label_smoothing: share of each target spread evenly over the classes.
+        objective: loss, metric, preparation and augmentation.
 
     Returns:
-        ``step(state, (images, labels), key) -> (state, {"loss", "accuracy"})``, pure; the metrics
-        are those of the batch before the update. A label that names no class makes the loss NaN.
-        It is a new function at each call, and ``train`` compiles anew for each: make it once.
-
-    Raises:
-        ValueError: ``label_smoothing`` outside [0, 1).
+        ``step(state, batch, key) -> (state, {"loss", "metric"})``, pure; both are those of the
+        batch before the update.
     """
-    if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
 
-    def step(
-        state: TrainState, batch: tuple[jax.Array, jax.Array], key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        images, labels = batch
-        x = images if prepare is None else prepare(images, key)
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        if objective.augment is not None:
+            batch = objective.augment(batch, key)
+        inputs = objective.network_inputs(batch)
+        noise = jax.random.fold_in(key, 1)
 
         def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, Variables]]:
-            logits, updates = apply_train({**state.variables, "params": params}, x)
-            losses, hits = cross_entropy_and_hits(logits, labels, label_smoothing)
-            return jnp.mean(losses), (jnp.mean(hits, dtype=jnp.float32), updates)
+            variables = with_parameters(state.variables, params)
+            outputs, updates = apply_train(variables, *inputs, key=noise)
+            found = objective.evaluate(outputs, batch)
+            return found.loss, (found.metric, updates)
 
-        params = state.variables["params"]
-        (loss, (accuracy, updates)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        params = parameters_of(state.variables)
+        (loss, (metric, updates)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         changes, opt_state = optimizer.update(gradients, state.opt_state, params)
-        variables = {**state.variables, **updates, "params": optax.apply_updates(params, changes)}
-        return (
-            TrainState(variables, opt_state, state.step + 1),
-            {"loss": loss, "accuracy": accuracy},
+        moved = optax.apply_updates(params, changes)
+        kept = {**state.variables, **updates} if has_collections(state.variables) else None
+        following = TrainState(
+            variables=with_parameters(kept, moved) if kept is not None else moved,
+            opt_state=opt_state,
+            step=state.step + 1,
         )
+        return following, {"loss": loss, "metric": metric}
 
     return step
 
@@ -111,148 +130,183 @@ def make_train_step(
 def train(
     step_fn: StepFunction,
     state: TrainState,
-    images: ArrayLike,
-    labels: ArrayLike,
+    data: Data,
     *,
     batch_size: int,
     num_steps: int,
     key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """Run ``num_steps`` steps in one scan, over random batches without replacement.
+    """Take ``num_steps`` steps over random batches without replacement.
 
-    Each epoch goes through a new permutation of the images but for its last ``n % batch_size``.
-    A step's batch and randomness depend on ``key`` and ``state.step`` alone, so training in
-    several calls with the same key is training in one: to resume is to call again. Jittable, and
-    vmappable over states and keys.
+    Arrays are gone through in one scan: each epoch is a new permutation of the examples but for its
+    last ``n % batch_size``. A step's batch and randomness depend on ``key`` and ``state.step``
+    alone, so training in several calls with the same key is training in one: to resume is to call
+    again. Jittable, and vmappable over states and keys. A source of batches is stepped through from
+    Python, pass after pass, in the order it has; ``batch_size`` is then its own.
 
     Args:
         step_fn: as ``make_train_step`` gives.
         state: to go on from.
-        images: [n, ...], whatever ``step_fn`` takes batches of; best on the device already.
-        labels: i32[n].
-        batch_size: images per step, at most n.
+        data: pytree of arrays [n, ...], best on the device already; or a source of batches.
+        batch_size: examples a step, at most n.
         num_steps: how many steps to do; any number, epochs need not be whole.
         key: typed key.
 
     Returns:
-        The state afterwards and the metrics of every step, f32[num_steps] each.
+        The state afterwards and what every step recorded, [num_steps, ...] each.
 
     Raises:
-        ValueError: no images; ``labels`` not one per image or negative; ``batch_size`` below 1 or
-            above n; ``num_steps`` negative.
-        TypeError: ``labels`` not integers.
+        TaskError: data without examples or of unequal lengths.
+        ValueError: ``batch_size`` below 1 or above n; ``num_steps`` negative.
     """
-    count = check_examples(images, labels, batch_size)
-    if batch_size > count:
-        raise ValueError(f"batch_size={batch_size} is above the {count} images; lower it")
     if num_steps < 0:
         raise ValueError(f"num_steps={num_steps} must be at least 0")
-    return _train(
-        step_fn,
-        state,
-        jnp.asarray(images),
-        jnp.asarray(labels),
-        key,
-        batch_size=batch_size,
-        num_steps=num_steps,
-    )
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    check_data("data", data)
+    if callable(data):
+        return _train_from_source(step_fn, state, data, num_steps, key)
+    count = count_examples(data)
+    if batch_size > count:
+        raise ValueError(f"batch_size={batch_size} is above the {count} examples; lower it")
+    arrays = jax.tree.map(jnp.asarray, data)
+    return _train(step_fn, state, arrays, key, batch_size=batch_size, num_steps=num_steps)
 
 
 def evaluate(
-    apply: Apply,
-    variables: Variables,
-    images: ArrayLike,
-    labels: ArrayLike,
-    *,
-    batch_size: int,
-    prepare: Callable[[jax.Array], jax.Array] | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy and accuracy over all images, each counted once, for any number of them.
+    apply: Apply, variables: Variables, objective: Objective, data: Data, *, batch_size: int
+) -> Evaluation:
+    """Return loss and metric over all examples, each counted once.
 
-    Jittable, and vmappable over variables.
+    They are means over batches, weighted by the batches' sizes: exact for whatever is a mean over
+    examples. Jittable for arrays, and vmappable over variables.
 
     Args:
-        apply: ``(variables, x) -> logits f32[B, classes]``.
+        apply: ``(variables, *inputs) -> outputs``.
         variables: of the network.
-        images: [n, ...], whatever ``prepare`` takes batches of.
-        labels: i32[n].
-        batch_size: images per forward pass; as many as there are where there are fewer.
-        prepare: ``images -> f32[B, ...]``, normalisation; ``None`` where the images are what the
-            network reads.
-
-    Returns:
-        ``(loss f32[], accuracy f32[])``. A NaN among an image's logits makes the loss NaN and the
-        image a miss.
+        objective: loss, metric and preparation.
+        data: pytree of arrays [n, ...] for any n, or a source of batches.
+        batch_size: examples a forward pass; as many as there are where there are fewer.
 
     Raises:
-        ValueError: no images; ``labels`` not one per image, negative or too large (where they are
-            no tracers); ``batch_size`` below 1.
-        TypeError: ``labels`` not integers.
+        TaskError: data without examples or of unequal lengths.
+        ValueError: ``batch_size`` below 1.
     """
-    batch_size = min(batch_size, check_examples(images, labels, batch_size))
-    images = jnp.asarray(images)
-    batch = jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), images.dtype)
-    x = batch if prepare is None else jax.eval_shape(prepare, batch)
-    check_labels_named(labels, jax.eval_shape(apply, variables, x).shape[-1])
-    return _evaluate(
-        apply, variables, images, jnp.asarray(labels), batch_size=batch_size, prepare=prepare
-    )
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    check_data("data", data)
+    if callable(data):
+        return _evaluate_source(apply, variables, objective, data)
+    arrays = jax.tree.map(jnp.asarray, data)
+    size = min(batch_size, count_examples(arrays))
+    return _evaluate(apply, variables, objective, arrays, batch_size=size)
+
+
+def passes(source: BatchSource) -> Iterator[Batch]:
+    """Yield the batches of a source, pass after pass without end.
+
+    Raises:
+        ValueError: (on the way) a pass without a batch.
+    """
+    while True:
+        empty = True
+        for batch in source():
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError(
+                "a pass over the data has no batch; return a new iterator at each call"
+            )
 
 
 @partial(jax.jit, static_argnames=("step_fn", "batch_size", "num_steps"))
 def _train(
     step_fn: StepFunction,
     state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
+    data: Batch,
     key: jax.Array,
     *,
     batch_size: int,
     num_steps: int,
 ) -> tuple[TrainState, Metrics]:
+    count = count_examples(data)
     order_key, step_key = jax.random.split(key)
-    per_epoch = len(images) // batch_size
+    per_epoch = count // batch_size
     # All permutations first: inside the scan a new epoch would be a conditional, which under vmap
     # computes both branches at every step. One by one, since XLA is slow to compile a generator of
     # random numbers over two axes.
     num_epochs = 1 + -(-num_steps // per_epoch)
     orders = jax.lax.map(
-        lambda epoch: jax.random.permutation(jax.random.fold_in(order_key, epoch), len(images)),
+        lambda epoch: jax.random.permutation(jax.random.fold_in(order_key, epoch), count),
         state.step // per_epoch + jnp.arange(num_epochs),
     )
     batches = orders[:, : per_epoch * batch_size].reshape((num_epochs * per_epoch, batch_size))
     batches = jax.lax.dynamic_slice_in_dim(batches, state.step % per_epoch, num_steps)
 
-    def body(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(step_key, state.step)
-        return step_fn(state, (images[batch], labels[batch]), key)
+    def body(state: TrainState, places: jax.Array) -> tuple[TrainState, Metrics]:
+        batch = jax.tree.map(lambda leaf: leaf[places], data)
+        return step_fn(state, batch, jax.random.fold_in(step_key, state.step))
 
     return jax.lax.scan(body, state, batches)
 
 
-@partial(jax.jit, static_argnames=("apply", "batch_size", "prepare"))
+def _train_from_source(
+    step_fn: StepFunction, state: TrainState, source: BatchSource, num_steps: int, key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    _, step_key = jax.random.split(key)
+    done = int(state.step)
+    rows: list[Metrics] = []
+    batches = itertools.islice(passes(source), done, None)
+    for number in range(done, done + num_steps):
+        state, row = _one_step(step_fn, state, next(batches), jax.random.fold_in(step_key, number))
+        rows.append(row)
+    return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows) if rows else {}
+
+
+@partial(jax.jit, static_argnames="step_fn")
+def _one_step(
+    step_fn: StepFunction, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    return step_fn(state, batch, key)
+
+
+@partial(jax.jit, static_argnames=("apply", "objective", "batch_size"))
 def _evaluate(
-    apply: Apply,
-    variables: Variables,
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    batch_size: int,
-    prepare: Callable[[jax.Array], jax.Array] | None,
-) -> tuple[jax.Array, jax.Array]:
-    count = len(images)
+    apply: Apply, variables: Variables, objective: Objective, data: Batch, *, batch_size: int
+) -> Evaluation:
+    count = count_examples(data)
 
-    def body(total: tuple[jax.Array, jax.Array], first: jax.Array):
-        # The last batch reaches back to be full; what it repeats is not counted again.
-        start = jnp.minimum(first, count - batch_size)
-        x = jax.lax.dynamic_slice_in_dim(images, start, batch_size)
-        y = jax.lax.dynamic_slice_in_dim(labels, start, batch_size)
-        logits = apply(variables, x if prepare is None else prepare(x))
-        losses, hits = cross_entropy_and_hits(logits, y)
-        new = start + jnp.arange(batch_size) >= first
-        losses = jnp.where(new, losses, 0)
-        return (total[0] + jnp.sum(losses), total[1] + jnp.sum(hits & new)), None
+    def of(batch: Batch) -> Evaluation:
+        found = objective.evaluate(apply(variables, *objective.network_inputs(batch)), batch)
+        return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), found)
 
-    zero = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-    (loss, hits), _ = jax.lax.scan(body, zero, jnp.arange(0, count, batch_size))
-    return loss / count, hits / count
+    if batch_size == count:
+        return of(data)
+
+    def body(total: Evaluation, first: jax.Array) -> tuple[Evaluation, None]:
+        batch = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, batch_size), data
+        )
+        return jax.tree.map(lambda a, b: a + b * batch_size, total, of(batch)), None
+
+    whole = count // batch_size * batch_size
+    zero = Evaluation(loss=jnp.zeros(()), metric=jnp.zeros(()))
+    total, _ = jax.lax.scan(body, zero, jnp.arange(0, whole, batch_size))
+    if whole < count:
+        rest = of(jax.tree.map(lambda leaf: leaf[whole:], data))
+        total = jax.tree.map(lambda a, b: a + b * (count - whole), total, rest)
+    return jax.tree.map(lambda value: value / count, total)
+
+
+def _evaluate_source(
+    apply: Apply, variables: Variables, objective: Objective, source: BatchSource
+) -> Evaluation:
+    total, count = np.zeros(2), 0
+    for batch in source():
+        size = count_examples(batch)
+        found = evaluate(apply, variables, objective, batch, batch_size=size)
+        total += size * np.asarray([float(found.loss), float(found.metric)])
+        count += size
+    if not count:
+        raise ValueError("data yield no batch; return a new iterator at each call")
+    return Evaluation(loss=jnp.float32(total[0] / count), metric=jnp.float32(total[1] / count))

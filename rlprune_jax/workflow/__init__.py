@@ -1,1 +1,136 @@
-"""From a network, data and budgets to a smaller network."""
+"""From a network, a task and budgets to a smaller network."""
+
+from typing import TYPE_CHECKING
+
+from rlprune_jax.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rlprune_jax.workflow.candidates import CandidateData as CandidateData
+    from rlprune_jax.workflow.candidates import Evaluator as Evaluator
+    from rlprune_jax.workflow.candidates import evaluate_candidate as evaluate_candidate
+    from rlprune_jax.workflow.candidates import evaluate_candidates as evaluate_candidates
+    from rlprune_jax.workflow.config import PruneConfig as PruneConfig
+    from rlprune_jax.workflow.config import resolve as resolve
+    from rlprune_jax.workflow.delivery import Delivered as Delivered
+    from rlprune_jax.workflow.delivery import deliver as deliver
+    from rlprune_jax.workflow.delivery import evaluate_masked as evaluate_masked
+    from rlprune_jax.workflow.delivery import evaluate_network as evaluate_network
+    from rlprune_jax.workflow.fitting import deliverable as deliverable
+    from rlprune_jax.workflow.fitting import equivalence as equivalence
+    from rlprune_jax.workflow.fitting import fit_to_budgets as fit_to_budgets
+    from rlprune_jax.workflow.iterative import IterativeData as IterativeData
+    from rlprune_jax.workflow.iterative import IterativePruning as IterativePruning
+    from rlprune_jax.workflow.iterative import Schedule as Schedule
+    from rlprune_jax.workflow.iterative import iterative_pruning as iterative_pruning
+    from rlprune_jax.workflow.iterative import over_seeds as over_seeds
+    from rlprune_jax.workflow.learning import DenseRecipe as DenseRecipe
+    from rlprune_jax.workflow.learning import Finetune as Finetune
+    from rlprune_jax.workflow.learning import FinetuneRecipe as FinetuneRecipe
+    from rlprune_jax.workflow.learning import train_dense as train_dense
+    from rlprune_jax.workflow.methods import METHODS as METHODS
+    from rlprune_jax.workflow.methods import Method as Method
+    from rlprune_jax.workflow.methods import Strategy as Strategy
+    from rlprune_jax.workflow.network import Definition as Definition
+    from rlprune_jax.workflow.network import Network as Network
+    from rlprune_jax.workflow.network import NetworkError as NetworkError
+    from rlprune_jax.workflow.pipeline import prune as prune
+    from rlprune_jax.workflow.pruning import Pruning as Pruning
+    from rlprune_jax.workflow.pruning import bind_budgets as bind_budgets
+    from rlprune_jax.workflow.pruning import make_pruning as make_pruning
+    from rlprune_jax.workflow.results import NetworkResult as NetworkResult
+    from rlprune_jax.workflow.results import PruneResult as PruneResult
+    from rlprune_jax.workflow.results import ResultError as ResultError
+    from rlprune_jax.workflow.searches import Search as Search
+    from rlprune_jax.workflow.searches import search as search
+    from rlprune_jax.workflow.shipping import Shipped as Shipped
+    from rlprune_jax.workflow.shipping import ship as ship
+
+_HOMES = {
+    "CandidateData": "candidates",
+    "Definition": "network",
+    "Delivered": "delivery",
+    "DenseRecipe": "learning",
+    "Evaluator": "candidates",
+    "Finetune": "learning",
+    "FinetuneRecipe": "learning",
+    "IterativeData": "iterative",
+    "IterativePruning": "iterative",
+    "METHODS": "methods",
+    "Method": "methods",
+    "Network": "network",
+    "NetworkError": "network",
+    "NetworkResult": "results",
+    "PruneConfig": "config",
+    "PruneResult": "results",
+    "Pruning": "pruning",
+    "ResultError": "results",
+    "Schedule": "iterative",
+    "Search": "searches",
+    "Shipped": "shipping",
+    "Strategy": "methods",
+    "bind_budgets": "pruning",
+    "deliver": "delivery",
+    "deliverable": "fitting",
+    "equivalence": "fitting",
+    "evaluate_candidate": "candidates",
+    "evaluate_candidates": "candidates",
+    "evaluate_masked": "delivery",
+    "evaluate_network": "delivery",
+    "fit_to_budgets": "fitting",
+    "iterative_pruning": "iterative",
+    "make_pruning": "pruning",
+    "over_seeds": "iterative",
+    "prune": "pipeline",
+    "resolve": "config",
+    "search": "searches",
+    "ship": "shipping",
+    "train_dense": "learning",
+}
+
+__all__ = [
+    "METHODS",
+    "CandidateData",
+    "Definition",
+    "Delivered",
+    "DenseRecipe",
+    "Evaluator",
+    "Finetune",
+    "FinetuneRecipe",
+    "IterativeData",
+    "IterativePruning",
+    "Method",
+    "Network",
+    "NetworkError",
+    "NetworkResult",
+    "PruneConfig",
+    "PruneResult",
+    "Pruning",
+    "ResultError",
+    "Schedule",
+    "Search",
+    "Shipped",
+    "Strategy",
+    "bind_budgets",
+    "deliver",
+    "deliverable",
+    "equivalence",
+    "evaluate_candidate",
+    "evaluate_candidates",
+    "evaluate_masked",
+    "evaluate_network",
+    "fit_to_budgets",
+    "iterative_pruning",
+    "make_pruning",
+    "over_seeds",
+    "prune",
+    "resolve",
+    "search",
+    "ship",
+    "train_dense",
+]
+
+__getattr__ = lazy_names(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,142 +5,173 @@ less what stands before the first gate. Weights finetuned per candidate are no l
 one after the other.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from rlprune_jax.graph.gating import gated
-from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.program import trace_program
-from rlprune_jax.training.classification import cross_entropy_and_hits
+from rlprune_jax.training.loops import init_train_state, make_train_step, train
 from rlprune_jax.training.recalibration import recalibrate
-from rlprune_jax.types import Apply, Gates, Variables
-
-Finetune = Callable[[Variables, Gates, jax.Array], Variables]
-"""``(variables, gates, key) -> variables`` of the masked network, trained a little further."""
-
+from rlprune_jax.training.task import Batch, Evaluation, Objective, count_examples
+from rlprune_jax.types import ApplyTrain, Gates, PyTree, Variables
+from rlprune_jax.workflow.network import Definition
 
 CPU_CACHE = 4 * 2**20
 """Bytes of intermediate arrays that a core keeps close."""
 
+SHORT_RATE = 3e-4
+"""Learning rate of the finetune before a reward (Adam)."""
+
 
 class CandidateData(NamedTuple):
-    """Images that candidates are judged on.
+    """Examples that candidates are evaluated on.
 
     Attributes:
-        calibration: f32[B, ...], whose batch statistics replace the running ones.
-        images: f32[B, ...], held out from training.
-        labels: i32[B].
+        calibration: inputs of the network, whose batch statistics replace the running ones.
+        batch: raw examples, held out from training.
+        train: raw examples that candidates are finetuned on; None where they are not.
     """
 
-    calibration: jax.Array
-    images: jax.Array
-    labels: jax.Array
+    calibration: tuple[PyTree, ...]
+    batch: Batch
+    train: Batch | None = None
 
 
-class Judgement(NamedTuple):
-    """Of N candidates ``loss`` f32[N], mean cross-entropy in nats, and ``accuracy`` f32[N]."""
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """How candidates are evaluated; static structure of jitted programs.
 
-    loss: jax.Array
-    accuracy: jax.Array
+    Attributes:
+        definition: of the network.
+        objective: of the task.
+        recalibration: whether running statistics are recalibrated; a network without any skips it.
+            Without it they are those of the dense network, and the result says little of what
+            finetuning makes of a candidate.
+        chunk: how many candidates are evaluated at once; None as ``chunk_for_memory`` says.
+        finetune_steps: steps that each candidate is trained before it is evaluated, which goes one
+            after the other.
+        batch_size: examples a step of that.
+    """
+
+    definition: Definition
+    objective: Objective
+    recalibration: bool = True
+    chunk: int | None = None
+    finetune_steps: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk} must be at least 1")
 
 
-def judge(
-    apply: Apply,
-    apply_train: Apply,
-    graph: Graph,
-    variables: Variables,
-    gates: Gates,
-    data: CandidateData,
-    *,
-    recalibration: bool = True,
-) -> Judgement:
-    """Loss and accuracy of one masked network, batch-norm statistics recalibrated before.
+def masked_training(definition: Definition, gates: Gates) -> ApplyTrain:
+    """Return the masked network in training mode, for given gates."""
 
-    Without recalibration the statistics are those of the dense network and the result says little
-    of what finetuning makes of the candidate.
+    def apply_train(
+        variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None
+    ) -> tuple[PyTree, dict[str, PyTree]]:
+        return definition.masked_train(variables, gates, *inputs, key=key)
+
+    return apply_train
+
+
+def evaluate_candidate(
+    evaluator: Evaluator, variables: Variables, gates: Gates, data: CandidateData
+) -> Evaluation:
+    """Return loss and metric of one masked network, its statistics recalibrated before.
 
     Args:
-        apply: ``(variables, x) -> logits``, evaluation mode.
-        apply_train: ``(variables, x) -> (logits, updates)``, train mode.
-        graph: of the network.
+        evaluator: how.
         variables: dense.
         gates: group name -> f32[units].
-        data: to calibrate and judge on.
-        recalibration: whether statistics are recalibrated; a network without any skips it.
+        data: to calibrate and evaluate on.
 
     Returns:
-        The judgement, scalars.
+        Scalars.
     """
-    if recalibration and "batch_stats" in variables:
-        masked_train = gated(apply_train, graph)
-        variables = recalibrate(
-            lambda variables, x: masked_train(variables, gates, x), variables, data.calibration
-        )
-    logits = gated(apply, graph)(variables, gates, data.images)
-    losses, hits = cross_entropy_and_hits(logits, data.labels)
-    return Judgement(losses.mean(), hits.astype(jnp.float32).mean())
+    definition = evaluator.definition
+    if evaluator.recalibration and definition.apply_train is not None:
+        masked = masked_training(definition, gates)
+        variables = recalibrate(masked, variables, *data.calibration)
+    inputs = evaluator.objective.network_inputs(data.batch)
+    outputs = definition.masked(variables, gates, *inputs)
+    found = evaluator.objective.evaluate(outputs, data.batch)
+    return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), found)
 
 
-def judge_candidates(
-    apply: Apply,
-    apply_train: Apply,
-    graph: Graph,
-    variables: Variables,
-    gates: Gates,
-    data: CandidateData,
-    key: jax.Array,
-    *,
-    chunk: int | None = None,
-    recalibration: bool = True,
-    finetune: Finetune | None = None,
-) -> Judgement:
-    """Judge N candidates, vmapped in chunks; call it under ``jit``.
+def evaluate_candidates(
+    evaluator: Evaluator, variables: Variables, gates: Gates, data: CandidateData, key: jax.Array
+) -> Evaluation:
+    """Return loss and metric of N candidates, vmapped in chunks.
+
+    Call it under ``jit``, with the evaluator static.
 
     Args:
-        apply: ``(variables, x) -> logits``, evaluation mode.
-        apply_train: ``(variables, x) -> (logits, updates)``, train mode.
-        graph: of the network.
+        evaluator: how.
         variables: dense, shared by all candidates.
         gates: group name -> f32[N, units].
-        data: to calibrate and judge on.
+        data: to calibrate and evaluate on.
         key: for finetuning; unused without.
-        chunk: how many are evaluated at once; by default as ``chunk_for_memory`` says.
-        recalibration: whether batch-norm statistics are recalibrated.
-        finetune: training of each candidate before it is judged, one after the other.
 
     Returns:
-        The judgement, f32[N] each.
+        f32[N] each.
 
     Raises:
-        ValueError: no candidates, or a chunk below 1.
+        ValueError: no candidates.
     """
     count = jax.tree.leaves(gates)[0].shape[0]
     if count < 1:
         raise ValueError("gates hold no candidates; ask for at least one")
+    chunk = evaluator.chunk
     if chunk is None:
-        chunk = 1 if finetune else chunk_for_memory(apply, variables, data.images)
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1")
+        inputs = evaluator.objective.network_inputs(data.batch)
+        small = not evaluator.finetune_steps
+        chunk = chunk_for_memory(evaluator.definition, variables, inputs) if small else 1
 
-    def one(inputs: tuple[Gates, jax.Array]) -> Judgement:
-        gates, key = inputs
-        tuned = variables if finetune is None else finetune(variables, gates, key)
-        return judge(apply, apply_train, graph, tuned, gates, data, recalibration=recalibration)
+    def one(each: tuple[Gates, jax.Array]) -> Evaluation:
+        gates, key = each
+        tuned = short_finetune(evaluator, variables, gates, data.train, key)
+        return evaluate_candidate(evaluator, tuned, gates, data)
 
     keys = jax.random.split(key, count)
-    if finetune is None and chunk >= count:
+    if not evaluator.finetune_steps and chunk >= count:
         return jax.vmap(one)((gates, keys))
-    return jax.lax.map(one, (gates, keys), batch_size=None if finetune or chunk == 1 else chunk)
+    alone = bool(evaluator.finetune_steps) or chunk == 1
+    return jax.lax.map(one, (gates, keys), batch_size=None if alone else chunk)
+
+
+def short_finetune(
+    evaluator: Evaluator, variables: Variables, gates: Gates, batch: Batch, key: jax.Array
+) -> Variables:
+    """Return the masked network's variables after the evaluator's steps of training."""
+    if not evaluator.finetune_steps:
+        return variables
+    optimizer = optax.adam(SHORT_RATE)
+    masked = masked_training(evaluator.definition, gates)
+    step = make_train_step(masked, optimizer, evaluator.objective)
+    state, _ = train(
+        step,
+        init_train_state(variables, optimizer),
+        batch,
+        batch_size=min(evaluator.batch_size, count_examples(batch)),
+        num_steps=evaluator.finetune_steps,
+        key=key,
+    )
+    return state.variables
 
 
 def chunk_for_memory(
-    apply: Apply, variables: Variables, images: Any, memory: int | None = None
+    definition: Definition,
+    variables: Variables,
+    inputs: tuple[PyTree, ...],
+    memory: int | None = None,
 ) -> int:
-    """How many candidates to evaluate at once.
+    """Return how many candidates to evaluate at once.
 
     A candidate is taken to hold three copies of the network's largest intermediate array. On an
     accelerator half of its memory is used, on a CPU what stays in a core's caches: one candidate of
@@ -148,12 +179,12 @@ def chunk_for_memory(
     (``benchmarks/bench_candidates.py``), and only small networks gain from going together.
 
     Args:
-        apply: ``(variables, x) -> logits``.
+        definition: of the network.
         variables: dense.
-        images: the batch each candidate sees, or its ``jax.ShapeDtypeStruct``.
+        inputs: the batch each candidate sees, arrays or ``jax.ShapeDtypeStruct``.
         memory: bytes to use.
     """
-    program, _ = trace_program(apply, variables, images)
+    program, _ = trace_program(definition.apply, variables, *inputs)
     outputs = [slot for equation in program.equations for slot in equation.outputs]
     largest = max(
         math.prod(program.avals[slot].shape) * program.avals[slot].dtype.itemsize

@@ -1,23 +1,22 @@
 """Iterative pruning: train, measure, prune, rewind, again; pure functions on a state of arrays."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rlprune_jax.models import ModelFunctions
-from rlprune_jax.sparsity.masks import apply_mask, make_mask, prunable_leaves
+from rlprune_jax.sparsity.masks import Prunable, apply_mask, make_mask, prunable_leaves
 from rlprune_jax.sparsity.pqi import gini, pq_index, pq_index_grid
 from rlprune_jax.sparsity.pruners import Pruner
 from rlprune_jax.sparsity.scopes import count_live
 from rlprune_jax.sparsity.updates import masked_updates
 from rlprune_jax.training.loops import TrainState, evaluate, make_train_step, train
+from rlprune_jax.training.task import Batch, Objective
 from rlprune_jax.types import Mask, PyTree, Variables
-
-Prepare = Callable[..., jax.Array]
-"""``(images, key=None) -> f32[B, ...]``: normalised, and with a key augmented."""
 
 GRID_P = tuple(round(0.1 * step, 1) for step in range(1, 11))
 """Exponents p of the heat map."""
@@ -26,12 +25,15 @@ GRID_Q = tuple(round(1 + 0.1 * step, 1) for step in range(11))
 
 
 class IterativeData(NamedTuple):
-    """Training images [n, ...] with labels i32[n], and those accuracy is read on."""
+    """Hold what is trained on and what is evaluated on.
 
-    images: jax.Array
-    labels: jax.Array
-    test_images: jax.Array
-    test_labels: jax.Array
+    Attributes:
+        train: examples as the task's objective takes them.
+        test: those that the metric is read on.
+    """
+
+    train: Batch
+    test: Batch
 
 
 class IterativeState(NamedTuple):
@@ -59,8 +61,8 @@ class Iteration(NamedTuple):
 
     Attributes:
         train_loss: f32[], of the last training batch.
-        accuracy: f32[], of the retrained network under the mask it was trained with.
-        accuracy_pruned: f32[], after this iteration's pruning, before any retraining.
+        metric: f32[], of the retrained network under the mask it was trained with.
+        metric_pruned: f32[], after this iteration's pruning, before any retraining.
         density: f32[], share of prunable weights alive while training.
         live: i32[], their number.
         pq_index: f32[], at (0.5, 1) over all live weights, whatever the pruner uses.
@@ -73,8 +75,8 @@ class Iteration(NamedTuple):
     """
 
     train_loss: jax.Array
-    accuracy: jax.Array
-    accuracy_pruned: jax.Array
+    metric: jax.Array
+    metric_pruned: jax.Array
     density: jax.Array
     live: jax.Array
     pq_index: jax.Array
@@ -99,18 +101,48 @@ class IterativePruning(NamedTuple):
     step: Callable[[IterativeState, IterativeData], tuple[IterativeState, Iteration]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Hold how long and on how much an iteration trains.
+
+    Attributes:
+        batch_size: examples a step.
+        num_steps: steps of a training from step 0; an iteration takes ``num_steps - rewind_step``.
+        rewind_step: the step whose weights are gone back to, 0 for the initial ones.
+        batch_statistics: whether running statistics of batch norm stay as trained ("keep"), as in
+            the paper's released code, or go back with the weights ("rewind").
+        evaluation_batch: examples a forward pass of an evaluation.
+
+    Raises:
+        ValueError: ``num_steps`` not above ``rewind_step``, ``rewind_step`` below 0, or an unknown
+            ``batch_statistics``.
+    """
+
+    batch_size: int
+    num_steps: int
+    rewind_step: int = 0
+    batch_statistics: Literal["keep", "rewind"] = "keep"
+    evaluation_batch: int = 500
+
+    def __post_init__(self) -> None:
+        if self.rewind_step < 0 or self.num_steps <= self.rewind_step:
+            raise ValueError(
+                f"num_steps={self.num_steps} must be above rewind_step={self.rewind_step}, and "
+                "that at least 0"
+            )
+        if self.batch_statistics not in ("keep", "rewind"):
+            raise ValueError(
+                f"batch_statistics={self.batch_statistics!r} is unknown; choose from keep, rewind"
+            )
+
+
 def iterative_pruning(
     functions: ModelFunctions,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     pruner: Pruner,
-    *,
-    batch_size: int,
-    num_steps: int,
-    rewind_step: int = 0,
-    prepare: Prepare | None = None,
-    batch_statistics: Literal["keep", "rewind"] = "keep",
-    prunable: Any = None,
-    evaluation_batch: int = 500,
+    schedule: Schedule,
+    prunable: Prunable | None = None,
 ) -> IterativePruning:
     """Make the loop of the lottery-ticket and PQ Index papers, for any pruner.
 
@@ -121,80 +153,57 @@ def iterative_pruning(
 
     Args:
         functions: of the network.
+        objective: of the task.
         optimizer: for the parameters; its schedule starts anew at every iteration, at
-            ``rewind_step``.
+            ``schedule.rewind_step``.
         pruner: what goes; its numbers may be traced where this function is called under a trace.
-        batch_size: images a step.
-        num_steps: steps of a training from step 0; an iteration takes ``num_steps - rewind_step``.
-        rewind_step: the step whose weights are gone back to, 0 for the initial ones.
-        prepare: of images; with a key in training, without one in evaluation.
-        batch_statistics: whether running statistics of batch norm stay as trained, as in the
-            paper's released code, or go back with the weights.
+        schedule: of one iteration.
         prunable: as in ``make_mask``.
-        evaluation_batch: images a forward pass of evaluation.
 
     Returns:
         The loop; both functions are pure, jittable and vmappable over states and keys (see
         ``over_seeds``).
 
-    Raises:
-        ValueError: ``num_steps`` not above ``rewind_step``, ``rewind_step`` below 0, or an unknown
-            ``batch_statistics``.
-
     Reference:
         Diao et al., ICLR 2023, Algorithm 1; Frankle et al. 2020, "Linear Mode Connectivity and the
         Lottery Ticket Hypothesis", for rewinding to a step.
     """
-    if rewind_step < 0 or num_steps <= rewind_step:
-        raise ValueError(
-            f"num_steps={num_steps} must be above rewind_step={rewind_step}, and that at least 0"
-        )
-    if batch_statistics not in ("keep", "rewind"):
-        raise ValueError(
-            f"batch_statistics={batch_statistics!r} is unknown; choose from keep, rewind"
-        )
 
     def run(
         variables: Variables, mask: Mask, data: IterativeData, key: jax.Array, first: int, last: int
     ) -> tuple[Variables, jax.Array]:
         masked = optax.chain(optimizer, masked_updates(mask))
-        step = make_train_step(functions.apply_train, masked, prepare)
+        step = make_train_step(functions.apply_train, masked, objective)
         opt_state = _start_schedules(masked.init(variables["params"]), first)
-        state = TrainState(variables, opt_state, jnp.asarray(first, jnp.int32))
         state, metrics = train(
             step,
-            state,
-            data.images,
-            data.labels,
-            batch_size=batch_size,
+            TrainState(variables, opt_state, jnp.asarray(first, jnp.int32)),
+            data.train,
+            batch_size=schedule.batch_size,
             num_steps=last - first,
             key=key,
         )
         return state.variables, metrics["loss"][-1]
 
-    def accuracy(variables: Variables, data: IterativeData) -> jax.Array:
-        return evaluate(
-            functions.apply,
-            variables,
-            data.test_images,
-            data.test_labels,
-            batch_size=evaluation_batch,
-            prepare=prepare,
-        )[1]
+    def metric(variables: Variables, data: IterativeData) -> jax.Array:
+        size = schedule.evaluation_batch
+        return evaluate(functions.apply, variables, objective, data.test, batch_size=size).metric
 
     def init(data: IterativeData, key: jax.Array) -> IterativeState:
         init_key, train_key = jax.random.split(key)
-        sample = data.images[:2] if prepare is None else prepare(data.images[:2])
-        variables = functions.init(init_key, sample)
+        sample = objective.network_inputs(jax.tree.map(lambda leaf: leaf[:2], data.train))
+        variables = functions.init(init_key, *sample)
         mask = make_mask(variables["params"], prunable)
-        if rewind_step:
+        if schedule.rewind_step:
             # Keys of iterations are folded from their number, which is never negative.
             before = jax.random.fold_in(train_key, 2**31 - 1)
-            variables, _ = run(variables, mask, data, before, 0, rewind_step)
+            variables, _ = run(variables, mask, data, before, 0, schedule.rewind_step)
         return IterativeState(
             jnp.zeros((), jnp.int32),
             variables,
-            dict(variables) if batch_statistics == "rewind" else {"params": variables["params"]},
+            dict(variables)
+            if schedule.batch_statistics == "rewind"
+            else {"params": variables["params"]},
             mask,
             pruner.init(variables["params"], mask),
             train_key,
@@ -202,7 +211,8 @@ def iterative_pruning(
 
     def step(state: IterativeState, data: IterativeData) -> tuple[IterativeState, Iteration]:
         key = jax.random.fold_in(state.key, state.iteration)
-        trained, loss = run(state.variables, state.mask, data, key, rewind_step, num_steps)
+        first, last = schedule.rewind_step, schedule.num_steps
+        trained, loss = run(state.variables, state.mask, data, key, first, last)
         params = trained["params"]
         mask, pruner_state = pruner.update(params, state.mask, state.pruner)
         pruned = {**trained, "params": apply_mask(params, mask)}
@@ -210,8 +220,8 @@ def iterative_pruning(
         total = sum(leaf.size for leaf in prunable_leaves(state.mask, state.mask).values())
         measured = Iteration(
             train_loss=loss,
-            accuracy=accuracy(trained, data),
-            accuracy_pruned=accuracy(pruned, data),
+            metric=metric(trained, data),
+            metric_pruned=metric(pruned, data),
             density=live / total,
             live=live,
             pq_index=pq_index(params, state.mask),
@@ -259,7 +269,7 @@ def over_seeds(loop: IterativePruning, how: Literal["vmap", "map"]) -> Iterative
 def _start_schedules(opt_state: PyTree, step: int) -> PyTree:
     """The state with every schedule of the learning rate at ``step``."""
 
-    def moved(node: Any) -> Any:
+    def moved(node: PyTree) -> PyTree:
         if isinstance(node, optax.ScaleByScheduleState):
             return optax.ScaleByScheduleState(jnp.full_like(node.count, step))
         return node

@@ -5,16 +5,14 @@ brought under every budget if it is over, and filled up to it if it is under.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.costs.budget import Budget, exact_costs, satisfies
-from rlprune_jax.graph.gating import gated
 from rlprune_jax.graph.groups import Graph
-from rlprune_jax.graph.slim import respecialise
 from rlprune_jax.search.archive import Archive
 from rlprune_jax.search.environment import (
     Environment,
@@ -25,7 +23,10 @@ from rlprune_jax.search.environment import (
     ratios_to_masks,
     round_masks,
 )
-from rlprune_jax.types import Apply, Gates, Variables
+from rlprune_jax.types import Gates, PyTree
+from rlprune_jax.workflow.network import Network
+
+Candidate = TypeVar("Candidate")
 
 
 def fit_to_budgets(
@@ -215,16 +216,20 @@ def deliverable(
 
 
 def best_of(
-    candidates: Sequence[Gates], judge: Callable[[Gates], float]
-) -> tuple[Gates, list[float]]:
-    """Return the candidate that ``judge`` rates highest, and all ratings; NaN rates lowest.
+    candidates: Sequence[Candidate], evaluate: Callable[[Candidate], float]
+) -> tuple[Candidate, list[float]]:
+    """Return the candidate that is rated highest, and all ratings.
+
+    Args:
+        candidates: to choose from, the first of equals.
+        evaluate: rates one; NaN is the lowest rating.
 
     Raises:
         ValueError: no candidates.
     """
     if not candidates:
         raise ValueError("candidates is empty; a search leaves at least one")
-    ratings = [float(judge(gates)) for gates in candidates]
+    ratings = [float(evaluate(candidate)) for candidate in candidates]
     ranked = [-np.inf if np.isnan(rating) else rating for rating in ratings]
     return candidates[int(np.argmax(ranked))], ratings
 
@@ -242,28 +247,26 @@ class Equivalence(NamedTuple):
 
 
 def equivalence(
-    apply: Apply,
-    graph: Graph,
-    variables: Variables,
-    slim_variables: Variables,
-    gates: Gates,
-    *inputs: Any,
+    dense: Network, slim: Network, gates: Gates, inputs: tuple[PyTree, ...]
 ) -> Equivalence:
-    """Run the masked and the slim network once each and compare their outputs.
+    """Compare the outputs of a slim network with those of its masked twin.
+
+    Both compute in full float32: accelerators round contractions unless told otherwise, which says
+    nothing about the cut.
 
     Args:
-        apply: ``(variables, *inputs) -> outputs``.
-        graph: of the network.
-        variables: dense.
-        slim_variables: ``compact(graph, variables, gates)``.
+        dense: whose variables the slim network was cut from.
+        slim: ``dense.slim(gates)``.
         gates: concrete.
-        *inputs: of the network.
+        inputs: of the network.
     """
-    masked = jax.jit(gated(apply, graph))(variables, gates, *inputs)
-    slim = jax.jit(respecialise(apply, graph, gates))(slim_variables, *inputs)
-    differences = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), masked, slim)
-    outputs = [float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(slim)]
-    return Equivalence(max(jax.tree.leaves(differences)), max(outputs))
+    with jax.default_matmul_precision("highest"):
+        masked = jax.jit(dense.definition.masked)(dense.variables, gates, *inputs)
+        cut = jax.jit(slim.apply)(slim.variables, *inputs)
+    pairs = zip(jax.tree.leaves(masked), jax.tree.leaves(cut), strict=True)
+    differences = [float(jnp.max(jnp.abs(a - b), initial=0.0)) for a, b in pairs]
+    largest = [float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree.leaves(cut)]
+    return Equivalence(max_abs_diff=max(differences), largest=max(largest))
 
 
 def _concrete(gates: Gates) -> Gates:

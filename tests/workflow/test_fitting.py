@@ -20,7 +20,7 @@ from rlprune_jax.costs.budget import (
 from rlprune_jax.costs.host import import_function
 from rlprune_jax.search import archive_init, archive_update, make_environment
 from rlprune_jax.units.descriptors import FEATURES, layer_descriptors
-from rlprune_jax.workflow.deliver import best_of, deliverable, equivalence, fit_to_budgets
+from rlprune_jax.workflow.fitting import best_of, deliverable, equivalence, fit_to_budgets
 
 SMALL = small_cnn()
 GRAPH = SMALL.graph

@@ -1,0 +1,28 @@
+"""Names of a package that are imported when they are used first."""
+
+import importlib
+from collections.abc import Callable, Mapping
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """Return the ``__getattr__`` of a package whose names are imported on demand.
+
+    Use it where a part of a package must stay cheap to import, as the settings that a command line
+    reads before JAX is there.
+
+    Args:
+        package: its ``__name__``.
+        homes: name -> module below the package.
+
+    Example:
+        >>> get = lazy_names("rlprune_jax", {"is_key": "pytree"})
+        >>> get("is_key").__name__
+        'is_key'
+    """
+
+    def get(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return get

@@ -1,0 +1,428 @@
+"""Tasks: what a network is to do, on which data, and how well it does it."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlprune_jax.pytree import leaf_paths
+from rlprune_jax.training.metrics import (
+    METRICS,
+    NegativeLoss,
+    SoftmaxCrossEntropy,
+    labels_of,
+    next_token_loss,
+    squared_error,
+)
+from rlprune_jax.types import PyTree
+
+Batch = PyTree
+"""Some examples: any pytree of arrays whose first axis counts them."""
+
+BatchSource = Callable[[], Iterable[Batch]]
+"""Data that do not fit in memory: each call yields the batches of one pass, in a new iterator."""
+
+Data = PyTree
+"""All examples as one ``Batch``, or a ``BatchSource``."""
+
+INPUT_KEYS = ("inputs", "input", "x", "image", "images", "tokens", "input_ids", "features")
+"""Keys of a batch under which a network's input is looked for."""
+
+
+class Loss(Protocol):
+    """What training makes small."""
+
+    def __call__(self, outputs: PyTree, batch: Batch) -> jax.Array:
+        """Return f32[], the mean over the examples of a batch."""
+
+
+class Metric(Protocol):
+    """What pruning is to keep: higher is better."""
+
+    def __call__(self, outputs: PyTree, batch: Batch) -> jax.Array:
+        """Return f32[], the mean over the examples of a batch."""
+
+
+class Evaluation(NamedTuple):
+    """How well a network does.
+
+    Attributes:
+        loss: f32[...], mean over the examples.
+        metric: f32[...], mean over the examples; higher is better.
+    """
+
+    loss: jax.Array
+    metric: jax.Array
+
+
+class TaskError(ValueError):
+    """A task is incomplete, its data do not go together, or they do not fit a network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The functions of a task, without its data.
+
+    Static structure of jitted programs: two objectives of equal functions are equal, and share what
+    is compiled.
+
+    Attributes:
+        loss: ``(outputs, batch) -> f32[]``.
+        metric: ``(outputs, batch) -> f32[]``, higher is better.
+        metric_name: as results call it.
+        inputs: ``batch -> inputs``, a tuple of positional arguments or the only one.
+        prepare: ``(*inputs) -> inputs`` of raw ones, without randomness; None where the network
+            reads them as they are. It travels with an exported network.
+        augment: ``(batch, key) -> batch`` of raw examples, in training only; None for none.
+    """
+
+    loss: Loss
+    metric: Metric
+    metric_name: str
+    inputs: Callable[[Batch], PyTree]
+    prepare: Callable[..., PyTree] | None = None
+    augment: Callable[[Batch, jax.Array], Batch] | None = None
+
+    def network_inputs(self, batch: Batch) -> tuple[PyTree, ...]:
+        """Return what the network is called with for a batch of raw examples."""
+        return self.prepared(*positional(self.inputs(batch)))
+
+    def prepared(self, *inputs: PyTree) -> tuple[PyTree, ...]:
+        """Return raw inputs as the network reads them."""
+        return inputs if self.prepare is None else positional(self.prepare(*inputs))
+
+    def evaluate(self, outputs: PyTree, batch: Batch) -> Evaluation:
+        """Return loss and metric of a network's outputs for a batch."""
+        return Evaluation(loss=self.loss(outputs, batch), metric=self.metric(outputs, batch))
+
+
+def positional(inputs: PyTree) -> tuple[PyTree, ...]:
+    """Return the positional arguments that a tuple, or anything else as the only one, stands for.
+
+    Example:
+        >>> positional(1), positional((1, 2))
+        ((1,), (1, 2))
+    """
+    return tuple(inputs) if type(inputs) is tuple else (inputs,)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A loss, a metric and data to train on, to choose by and to report on.
+
+    Made by ``classification``, ``regression`` and ``next_token``, or directly for anything else.
+
+    Attributes:
+        loss: ``(outputs, batch) -> f32[]``, the mean over the examples of a batch.
+        metric: ``(outputs, batch) -> f32[]``, higher is better; or a name among ``METRICS``:
+            ``"negative_loss"`` stands for the loss itself with its sign turned.
+        train: data to train on.
+        held_out: data that choose between candidates; never trained on before the last finetune.
+        test: data that are read once per delivered network.
+        inputs: ``batch -> inputs``; None takes the first of a tuple or list, the entry of a
+            dictionary called as in ``INPUT_KEYS``, or the batch itself.
+        prepare: ``(*inputs) -> inputs`` of raw ones, such as a standardisation of images. It is
+            applied before the network, in training too, and travels with the exported network.
+        augment: ``(batch, key) -> batch`` of raw examples, in training only.
+        metric_name: as results call the metric; by default its own name.
+        description: what is to be known of raw inputs and outputs besides: ``class_names``, ``mean``,
+            ``std``; anything with a JSON form. It goes into ``plan.json``.
+
+    Raises:
+        TaskError: no metric, an unknown one, data without examples or of unequal lengths, or no
+            input found in them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> data = (jnp.ones((6, 3)), jnp.zeros((6, 1)))
+        >>> loss = lambda outputs, batch: jnp.mean((outputs - batch[1]) ** 2)
+        >>> task = Task(loss, "negative_loss", data, data, data)
+        >>> task.size("train"), task.objective.network_inputs(data)[0].shape
+        (6, (6, 3))
+    """
+
+    loss: Loss
+    metric: Metric | str
+    train: Data
+    held_out: Data
+    test: Data
+    inputs: Callable[[Batch], PyTree] | None = None
+    prepare: Callable[..., PyTree] | None = None
+    augment: Callable[[Batch, jax.Array], Batch] | None = None
+    metric_name: str | None = None
+    description: Mapping[str, PyTree] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for argument in ("loss", "metric"):
+            if getattr(self, argument) is None:
+                raise TaskError(
+                    f"{argument}=None: a task needs a function (outputs, batch) -> number"
+                    + ("; metric='negative_loss' takes the loss" if argument == "metric" else "")
+                )
+        if isinstance(self.metric, str) and self.metric not in METRICS:
+            raise TaskError(
+                f"metric={self.metric!r} is unknown; choose from {', '.join(METRICS)} or give a "
+                "function (outputs, batch) -> number, higher is better"
+            )
+        for split in SPLITS:
+            check_data(split, getattr(self, split))
+        find_inputs(self.sample("train", 1), self.inputs)
+
+    @property
+    def objective(self) -> Objective:
+        """The functions alone."""
+        metric = self.metric
+        if isinstance(metric, str):
+            named = METRICS[metric]
+            function: Metric = NegativeLoss(self.loss) if named is None else named
+            name = metric
+        else:
+            function, name = metric, getattr(metric, "__name__", "metric")
+            name = "metric" if name == "<lambda>" else name
+        return Objective(
+            loss=self.loss,
+            metric=function,
+            metric_name=self.metric_name or name,
+            inputs=find_inputs(self.sample("train", 1), self.inputs),
+            prepare=self.prepare,
+            augment=self.augment,
+        )
+
+    def is_streamed(self, split: str) -> bool:
+        """Whether the data of ``"train"``, ``"held_out"`` or ``"test"`` come batch by batch."""
+        return callable(getattr(self, split))
+
+    def size(self, split: str) -> int | None:
+        """Return the number of examples of a split, None where they come batch by batch."""
+        return None if self.is_streamed(split) else count_examples(getattr(self, split))
+
+    def sample(self, split: str, count: int) -> Batch:
+        """Return the first examples of a split, fewer where there are fewer."""
+        data = getattr(self, split)
+        if not self.is_streamed(split):
+            return jax.tree.map(lambda leaf: leaf[:count], data)
+        found: list[Batch] = []
+        seen = 0
+        for batch in data():
+            found.append(batch)
+            seen += count_examples(batch)
+            if seen >= count:
+                break
+        if not found:
+            raise TaskError(f"{split} yields no batch; return a new iterator at each call")
+        joined = jax.tree.map(lambda *leaves: np.concatenate(list(map(np.asarray, leaves))), *found)
+        return jax.tree.map(lambda leaf: leaf[:count], joined)
+
+    def on_device(self) -> "Task":
+        """Return the same task with its arrays on the device, once and for all calls."""
+        moved = {
+            split: getattr(self, split)
+            if self.is_streamed(split)
+            else jax.tree.map(jnp.asarray, getattr(self, split))
+            for split in SPLITS
+        }
+        return dataclasses.replace(self, **moved)
+
+
+SPLITS = ("train", "held_out", "test")
+"""The parts of a task's data."""
+
+
+def count_examples(batch: Batch) -> int:
+    """Return the length of the first axis, which all leaves share."""
+    return int(np.shape(jax.tree.leaves(batch)[0])[0])
+
+
+def check_data(argument: str, data: Data) -> None:
+    """Refuse data without examples, or of unequal lengths; sources of batches pass.
+
+    Raises:
+        TaskError: naming the argument and the leaf.
+    """
+    if callable(data):
+        return
+    leaves = jax.tree.leaves(data)
+    if not leaves:
+        raise TaskError(f"{argument}={data!r} holds no array; give a pytree of arrays [n, ...]")
+    lengths = {}
+    for path, leaf in zip(leaf_paths(data), leaves, strict=True):
+        if not hasattr(leaf, "dtype"):
+            raise TaskError(
+                f"{argument}: leaf {path!r} is a {type(leaf).__name__}, not an array [n, ...]"
+            )
+        if not np.shape(leaf):
+            raise TaskError(
+                f"{argument}: leaf {path!r} is a scalar; its first axis counts examples"
+            )
+        lengths[path] = np.shape(leaf)[0]
+    if min(lengths.values()) == 0:
+        raise TaskError(f"{argument} holds no examples: lengths {lengths}; give at least one")
+    if len(set(lengths.values())) > 1:
+        raise TaskError(f"{argument} holds data of unequal lengths {lengths}; give as many of each")
+
+
+def find_inputs(
+    batch: Batch, given: Callable[[Batch], PyTree] | None = None
+) -> Callable[[Batch], PyTree]:
+    """Return the function that takes a network's inputs out of a batch.
+
+    Raises:
+        TaskError: no input is found; ``given`` is returned as it is.
+    """
+    if given is not None:
+        return given
+    if isinstance(batch, Mapping):
+        found = [key for key in INPUT_KEYS if key in batch]
+        if not found:
+            raise TaskError(
+                f"no input is found in a batch with the keys {sorted(batch)}; call it one of "
+                f"{', '.join(INPUT_KEYS)} or give inputs=function(batch)"
+            )
+        return _Entry(found[0])
+    if isinstance(batch, Sequence):
+        return _Entry(0)
+    return _whole
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """One entry of a batch; equal to another of the same key, which a lambda is not."""
+
+    key: str | int
+
+    def __call__(self, batch: Batch) -> PyTree:
+        return batch[self.key]
+
+
+def _whole(batch: Batch) -> PyTree:
+    return batch
+
+
+def classification(
+    train: Data,
+    held_out: Data,
+    test: Data,
+    *,
+    metric: Metric | str = "accuracy",
+    label_smoothing: float = 0.0,
+    **details: PyTree,
+) -> Task:
+    """Make a task of telling classes apart.
+
+    The loss is the softmax cross-entropy in nats, the metric by default the accuracy.
+
+    Args:
+        train: ``(inputs, labels i32[n])``, a dictionary with ``"label"`` or ``"labels"``, or a
+            source of such batches.
+        held_out: likewise.
+        test: likewise.
+        metric: a name among ``METRICS`` or a function.
+        label_smoothing: fraction of each target spread evenly over the classes.
+        **details: further fields of ``Task``: ``prepare``, ``augment``, ``inputs``, ...
+
+    Raises:
+        TaskError: as ``Task``; labels that are no integers from 0 on.
+        ValueError: ``label_smoothing`` outside [0, 1).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> data = (jnp.ones((8, 4)), jnp.zeros(8, int))
+        >>> classification(data, data, data).objective.metric_name
+        'accuracy'
+    """
+    task = Task(SoftmaxCrossEntropy(label_smoothing), metric, train, held_out, test, **details)
+    for split in SPLITS:
+        check_labels(
+            split, task.sample(split, 1) if task.is_streamed(split) else getattr(task, split)
+        )
+    return task
+
+
+def check_labels(argument: str, batch: Batch) -> None:
+    """Refuse labels that are no vector of integers from 0 on.
+
+    Raises:
+        TaskError: naming the argument.
+    """
+    labels = labels_of(batch)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TaskError(f"{argument}: labels are {labels.dtype}; give class numbers, integers")
+    if np.ndim(labels) != 1:
+        raise TaskError(f"{argument}: labels have shape {np.shape(labels)}; give one per example")
+    if isinstance(labels, jax.core.Tracer):
+        return
+    if (smallest := int(np.asarray(labels).min())) < 0:
+        raise TaskError(f"{argument}: labels hold {smallest}; classes count from 0")
+
+
+def regression(
+    train: Data,
+    held_out: Data,
+    test: Data,
+    *,
+    metric: Metric | str = "negative_loss",
+    **details: PyTree,
+) -> Task:
+    """Make a task of predicting numbers.
+
+    The loss is the mean squared error, the metric by default its negative.
+
+    Args:
+        train: ``(inputs, targets f32[n, ...])``, a dictionary with ``"target"`` or ``"targets"``, or
+            a source of such batches.
+        held_out: likewise.
+        test: likewise.
+        metric: a name among ``METRICS`` or a function.
+        **details: further fields of ``Task``: ``prepare``, ``augment``, ``inputs``, ...
+
+    Raises:
+        TaskError: as ``Task``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> data = (jnp.ones((8, 4)), jnp.zeros((8, 2)))
+        >>> regression(data, data, data).objective.metric_name
+        'negative_loss'
+    """
+    return Task(squared_error, metric, train, held_out, test, **details)
+
+
+def next_token(
+    train: Data,
+    held_out: Data,
+    test: Data,
+    *,
+    metric: Metric | str = "negative_loss",
+    **details: PyTree,
+) -> Task:
+    """Make a task of predicting the next token of sequences.
+
+    The network reads all tokens but the last and gives logits f32[B, T - 1, vocabulary]; the loss is
+    the cross-entropy in nats per token, the metric by default its negative.
+
+    Args:
+        train: tokens i32[n, T], or a source of such batches.
+        held_out: likewise.
+        test: likewise.
+        metric: a name among ``METRICS`` or a function.
+        **details: further fields of ``Task``: ``prepare``, ``augment``, ``inputs``, ...
+
+    Raises:
+        TaskError: as ``Task``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tokens = jnp.zeros((4, 9), int)
+        >>> next_token(tokens, tokens, tokens).objective.network_inputs(tokens)[0].shape
+        (4, 8)
+    """
+    details = {"inputs": all_but_the_last, **details}
+    return Task(next_token_loss, metric, train, held_out, test, **details)
+
+
+def all_but_the_last(tokens: jax.Array) -> jax.Array:
+    """Return tokens [B, T - 1], from which the next ones are to be predicted."""
+    return tokens[:, :-1]

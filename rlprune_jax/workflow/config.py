@@ -1,0 +1,281 @@
+"""Settings of a pruning run. Nothing here imports JAX, so a command line can read it at once."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import tyro
+
+Granularity = Literal["fine", "coarse"]
+ConstraintHandling = Literal["projection", "multiplier", "both"]
+DualRule = Literal["pid", "projected_gradient", "adam_clip", "softplus_adam"]
+UnitScore = Literal["taylor", "magnitude", "random"]
+RewardName = Literal["metric", "accuracy", "loss"]
+MethodName = Literal[
+    "uniform",
+    "global_threshold",
+    "structured_sap",
+    "random_search",
+    "cross_entropy",
+    "random_search_coarse",
+    "cross_entropy_coarse",
+    "agent_sparsity_informed",
+]
+
+Lines = tyro.conf.UseAppendAction[tuple[str, ...]]
+"""An option that may be given any number of times."""
+
+AGENT = "agent"
+"""The method that every run has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How a network is searched for."""
+
+    granularity: Granularity = "fine"
+    """coarse: a keep ratio per group of units; fine: every unit by itself."""
+    constraint: ConstraintHandling | None = None
+    """multiplier: Lagrangian; projection: every candidate is put on the budgets; both. By default
+    projection; with latency or a function among the budgets, whose place in the projection is
+    taken by an estimate, both."""
+    dual: DualRule = "pid"
+    """Update of the multipliers."""
+    evaluations: int = 768
+    """Candidates that the agent, and each baseline, may evaluate."""
+    candidates: int = 16
+    """Candidates an iteration."""
+    baselines: tuple[MethodName, ...] = (
+        "uniform",
+        "global_threshold",
+        "random_search",
+        "cross_entropy",
+    )
+    """What to run beside the agent."""
+    score: UnitScore = "taylor"
+    """What ranks the units of a group."""
+    sparsity_informed: bool = False
+    """Show the agent each group's PQ Index and the fraction of units that it says are enough, and
+    start from these fractions."""
+    reward: RewardName = "metric"
+    """What candidates are rewarded with on held-out data after batch-norm recalibration: the task's
+    metric (accuracy, of a classification), or its loss with the sign turned."""
+    reward_images: int = 512
+    """Held-out examples a candidate is rewarded on."""
+    calibration_images: int | None = None
+    """Training examples for its batch-norm statistics; as many as reward_images unless told."""
+    reward_finetune: tuple[int, ...] = (0,)
+    """Finetuning steps before each reward: a staircase, one entry per equal part of the search."""
+    chunk: int | None = None
+    """Candidates evaluated at once; by default as memory allows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitConfig:
+    """Which numbers of units are allowed."""
+
+    min_keep: int = 2
+    """Units that every group keeps, all of a smaller one."""
+    round_to: int = 1
+    """Keep a multiple of so many units of every group, or all of it: 8 suits vector units. Holds
+    for every candidate of the search and for what is delivered."""
+    min_keep_of: Lines = ()
+    """REGEX=N, any number of times: another min_keep for groups whose names it is found in."""
+    round_to_of: Lines = ()
+    """REGEX=N, any number of times: another round_to for groups whose names it is found in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeliveryConfig:
+    """How what was found is finetuned."""
+
+    rerank: int = 3
+    """Candidates of each method that get the short finetune."""
+    rerank_steps: int | None = None
+    """Steps of the short finetune; 100 unless told."""
+    finetune_steps: int | None = None
+    """Steps of the last finetune; 1000 unless told."""
+    finetune_rate: float = 1e-3
+    """Its peak learning rate (Adam, cosine)."""
+    batch_size: int = 128
+    """Examples a step, in training and finetuning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureConfig:
+    """How costs are measured."""
+
+    tile: tuple[int, int] = (8, 8)
+    """Multiples that tiled_macs rounds a layer's input and output channels up to."""
+    latency_batch: int = 128
+    """Examples a call, in budgets on latency."""
+    latency_steps: int = 4
+    """Steps of a group's width in timing candidates, rounded up: with 2 none is timed narrower than
+    half of dense, so a low limit needs more. What is delivered is timed as it is."""
+    latency_programs: int = 64
+    """Networks that timing candidates may compile; then the nearest one timed answers."""
+    cost_seconds: float = 60.0
+    """Time limit of one candidate's latency or function."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Where randomness and checkpoints come from."""
+
+    seed: int = 0
+    """Of data split, initialisation, training and search."""
+    save_seconds: float = 20.0
+    """A kill loses at most so many seconds, and the step under way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig(SearchConfig, UnitConfig, DeliveryConfig, MeasureConfig, RunConfig):
+    """Settings of a pruning run, besides the network, the task and the budgets.
+
+    Example:
+        >>> resolve(PruneConfig(evaluations=64)).finetune_steps
+        1000
+    """
+
+
+def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
+    """Fill in defaults that depend on others, and refuse what cannot be run.
+
+    Args:
+        config: as given.
+        measured: whether a cost is among the budgets that only the host knows.
+
+    Raises:
+        ValueError: naming the option, its value and what it may be.
+    """
+    check_choices(config)
+    filled: dict[str, object] = {}
+    for name, value in (
+        ("rerank_steps", 100),
+        ("finetune_steps", 1000),
+        ("calibration_images", config.reward_images),
+    ):
+        if getattr(config, name) is None:
+            filled[name] = value
+    if config.constraint is None:
+        filled["constraint"] = "both" if measured else "projection"
+    config = dataclasses.replace(config, **filled)  # type: ignore[arg-type]
+    for name in COUNTS:
+        require(name, getattr(config, name), getattr(config, name) >= 1, "must be at least 1")
+    require("tile", config.tile, min(config.tile) >= 1, "must be two integers of at least 1")
+    for name in ("cost_seconds", "finetune_rate"):
+        value = getattr(config, name)
+        require(name, value, value > 0 and math.isfinite(value), "must be finite and above 0")
+    require(
+        "save_seconds", config.save_seconds, config.save_seconds >= 0, "must be at least 0 seconds"
+    )
+    require("seed", config.seed, 0 <= config.seed < 2**32, "must be from 0 to 4294967295")
+    require(
+        "candidates",
+        config.candidates,
+        config.candidates <= config.evaluations,
+        f"an iteration exceed evaluations={config.evaluations}; lower candidates",
+    )
+    require("chunk", config.chunk, config.chunk is None or config.chunk >= 1, "must be at least 1")
+    steps = config.reward_finetune
+    require("reward_finetune", steps, bool(steps) and min(steps) >= 0, "must be steps, at least 0")
+    require(
+        "baselines",
+        config.baselines,
+        len(set(config.baselines)) == len(config.baselines),
+        "must name each method once",
+    )
+    for name in ("min_keep_of", "round_to_of"):
+        for text in getattr(config, name):
+            parse_override(name, text)
+    return config
+
+
+COUNTS = (
+    *("evaluations", "candidates", "reward_images", "calibration_images"),
+    *("min_keep", "round_to", "rerank", "rerank_steps", "finetune_steps", "batch_size"),
+    *("latency_batch", "latency_steps", "latency_programs"),
+)
+"""Settings that are numbers of something, at least one."""
+
+
+def check_choices(config: object) -> None:
+    """Refuse a field typed ``Literal`` that holds something else.
+
+    Raises:
+        ValueError: naming the option, its value and the choices.
+    """
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        choices = _choices(field.type)
+        value = getattr(config, field.name)
+        for each in value if isinstance(value, tuple) else (value,):
+            if choices and each not in choices:
+                known = ", ".join(str(choice) for choice in choices if choice is not None)
+                raise ValueError(f"{field.name}={each!r} is unknown; choose from {known}")
+
+
+def _choices(kind: object) -> tuple[object, ...]:
+    """What a type allows, where it is a ``Literal``, a tuple of them or with None beside."""
+    text = str(kind)
+    if "Literal" not in text:
+        return ()
+    found: list[object] = []
+
+    def gather(kind: object) -> None:
+        arguments = get_args(kind)
+        if getattr(kind, "__origin__", None) is Literal:
+            found.extend(arguments)
+            return
+        for each in arguments:
+            if each is type(None):
+                found.append(None)
+            elif each is not Ellipsis:
+                gather(each)
+
+    gather(kind)
+    return tuple(found)
+
+
+def require(argument: str, value: object, holds: bool, wanted: str) -> None:
+    """Raise a ValueError ``argument=value wanted`` unless something holds.
+
+    Example:
+        >>> require("candidates", 3, 3 > 0, "must be above 0")
+    """
+    if not holds:
+        raise ValueError(f"{argument}={value} {wanted}")
+
+
+def parse_override(option: str, text: str) -> tuple[str, int]:
+    """Read ``REGEX=N``.
+
+    Raises:
+        ValueError: not of that form.
+
+    Example:
+        >>> parse_override("min_keep_of", "stage[12]=4")
+        ('stage[12]', 4)
+    """
+    pattern, found, number = text.rpartition("=")
+    try:
+        if not found or int(number) < 1:
+            raise ValueError("N is an integer of at least 1")
+        re.compile(pattern)
+        return pattern, int(number)
+    except (ValueError, re.error) as error:
+        raise ValueError(f"{option}={text!r} is not of the form REGEX=N: {error}") from None
+
+
+def overrides(config: PruneConfig, option: str) -> Mapping[str, int] | int:
+    """Return ``min_keep`` or ``round_to`` with its overrides, as the graph's functions take it.
+
+    One number where there are no overrides, else regular expressions in order, the last match
+    counting.
+    """
+    base = int(getattr(config, option))
+    given = getattr(config, f"{option}_of")
+    if not given:
+        return base
+    return {".*": base, **dict(parse_override(f"{option}_of", text) for text in given)}

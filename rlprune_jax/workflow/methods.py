@@ -1,0 +1,178 @@
+"""The methods that search: the agent and its rivals, in one registry."""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from rlprune_jax.search import (
+    AgentConfig,
+    Environment,
+    HParams,
+    SearchMethod,
+    cross_entropy,
+    global_threshold,
+    ppo_lagrangian,
+    project_ratios,
+    random_search,
+    ranked,
+    search_method,
+    uniform,
+)
+from rlprune_jax.types import PyTree
+from rlprune_jax.units.structured_sap import group_sparsity, structured_sap_scores
+from rlprune_jax.workflow.config import PruneConfig
+from rlprune_jax.workflow.pruning import Pruning
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Strategy:
+    """Hold how a method goes about one problem.
+
+    Attributes:
+        method: makes the searcher; programs are shared by all problems of one structure.
+        env: the decision process, as the method sees it.
+        candidates: an iteration.
+        iterations: of a search.
+        hparams: numbers of the agent, None of a rival.
+        fill: whether room that is left within the budgets is filled in what is delivered.
+    """
+
+    method: SearchMethod
+    env: Environment
+    candidates: int
+    iterations: int
+    hparams: PyTree = None
+    fill: bool = True
+
+
+class Method(Protocol):
+    """Go about a problem in one way: what an entry of ``METHODS`` does."""
+
+    def __call__(self, pruning: Pruning, /) -> Strategy:
+        """Return the strategy for a problem."""
+
+
+def agent_config(config: PruneConfig) -> AgentConfig:
+    """Return the static structure of the agent."""
+    assert config.constraint is not None
+    return AgentConfig(
+        granularity=config.granularity,
+        constraint=config.constraint,
+        dual=config.dual,
+        candidates=config.candidates,
+        iterations=config.evaluations // config.candidates,
+    )
+
+
+def informed(pruning: Pruning) -> Environment:
+    """Return an environment that shows each group's own sparsity.
+
+    An agent sees the PQ Index of a group and the fraction of units that it says are enough, and
+    starts from these fractions, shifted onto the budgets.
+    """
+    sparsity = group_sparsity(pruning.graph, pruning.network.variables)
+    env = pruning.env
+    start = jnp.clip(sparsity.keep_ratio, 0.02, 1.0)
+    return dataclasses.replace(
+        env,
+        descriptors=jnp.column_stack([env.descriptors, sparsity.pq_index, sparsity.keep_ratio]),
+        initial_keep=_project(env, start),
+    )
+
+
+_project = jax.jit(project_ratios)
+
+
+def agent(pruning: Pruning) -> Strategy:
+    """Search by constrained policy gradient, PPO with Lagrange multipliers."""
+    return _agent(pruning, informed(pruning) if pruning.config.sparsity_informed else pruning.env)
+
+
+def agent_sparsity_informed(pruning: Pruning) -> Strategy:
+    """Search by the agent that sees each group's PQ Index."""
+    return _agent(pruning, informed(pruning))
+
+
+def _agent(pruning: Pruning, env: Environment) -> Strategy:
+    config = agent_config(pruning.config)
+    return _strategy(
+        pruning, search_method(ppo_lagrangian, config=config), env=env, hparams=HParams()
+    )
+
+
+def uniform_ratio(pruning: Pruning) -> Strategy:
+    """Keep the same fraction of every group."""
+    method = search_method(uniform, num_candidates=1)
+    return _strategy(pruning, method, candidates=1, iterations=1, fill=False)
+
+
+def one_threshold(pruning: Pruning) -> Strategy:
+    """Cut all units at one threshold on their scores."""
+    method = search_method(global_threshold, num_candidates=pruning.config.candidates)
+    return _strategy(pruning, method, iterations=1)
+
+
+def structured_sap(pruning: Pruning) -> Strategy:
+    """Cut units as structured SAP does, from the paper's (0.5, 1) to its (1, 2)."""
+    p = jnp.linspace(0.5, 1.0, pruning.config.candidates)
+    graph, variables = pruning.graph, pruning.network.variables
+    scores = jax.vmap(lambda p: structured_sap_scores(graph, variables, p=p, q=2 * p))(p)
+    return _strategy(pruning, search_method(ranked, scores=scores), iterations=1)
+
+
+def random(pruning: Pruning) -> Strategy:
+    """Draw candidates at random, of the run's granularity."""
+    return _random(pruning, pruning.config.granularity)
+
+
+def random_coarse(pruning: Pruning) -> Strategy:
+    """Draw keep ratios at random."""
+    return _random(pruning, "coarse")
+
+
+def _random(pruning: Pruning, granularity: str) -> Strategy:
+    count = pruning.config.candidates
+    method = search_method(random_search, num_candidates=count, granularity=granularity)
+    return _strategy(pruning, method)
+
+
+def cross_entropy_method(pruning: Pruning) -> Strategy:
+    """Move a distribution to the best candidates, of the run's granularity."""
+    return _cross_entropy(pruning, pruning.config.granularity)
+
+
+def cross_entropy_coarse(pruning: Pruning) -> Strategy:
+    """Move a distribution over keep ratios to the best candidates."""
+    return _cross_entropy(pruning, "coarse")
+
+
+def _cross_entropy(pruning: Pruning, granularity: str) -> Strategy:
+    count = pruning.config.candidates
+    method = search_method(cross_entropy, num_candidates=count, granularity=granularity)
+    return _strategy(pruning, method)
+
+
+def _strategy(pruning: Pruning, method: SearchMethod, **changed: PyTree) -> Strategy:
+    config = pruning.config
+    usual: dict[str, PyTree] = {
+        "env": pruning.env,
+        "candidates": config.candidates,
+        "iterations": config.evaluations // config.candidates,
+    }
+    return Strategy(method=method, **usual | changed)
+
+
+METHODS: dict[str, Method] = {
+    "agent": agent,
+    "uniform": uniform_ratio,
+    "global_threshold": one_threshold,
+    "structured_sap": structured_sap,
+    "random_search": random,
+    "cross_entropy": cross_entropy_method,
+    "random_search_coarse": random_coarse,
+    "cross_entropy_coarse": cross_entropy_coarse,
+    "agent_sparsity_informed": agent_sparsity_informed,
+}
+"""All methods by name, for command line, studies and library. A new one is one function here."""

@@ -1,0 +1,227 @@
+"""Prune a network to budgets: one call from a network and its task to a smaller one."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlprune_jax.costs import Budget, count_macs, count_params, limits, parse_budgets
+from rlprune_jax.devices import describe_device, versions
+from rlprune_jax.pytree import tree_hash
+from rlprune_jax.runs import MemoryRun, Run, open_run_at
+from rlprune_jax.training.task import SPLITS, Task
+from rlprune_jax.types import PyTree
+from rlprune_jax.workflow.config import AGENT, PruneConfig
+from rlprune_jax.workflow.delivery import Delivered, deliver, evaluate_network
+from rlprune_jax.workflow.learning import Finetune
+from rlprune_jax.workflow.network import Network
+from rlprune_jax.workflow.pruning import Pruning, make_pruning
+from rlprune_jax.workflow.results import NetworkResult, PruneResult, of_latencies
+from rlprune_jax.workflow.searches import Search, search
+from rlprune_jax.workflow.shipping import BATCHES, Shipped, ship
+
+
+def prune(
+    network: Network,
+    task: Task,
+    budgets: Sequence[Budget | str] | Budget | str,
+    *,
+    finetune: Finetune | None = None,
+    run_dir: str | os.PathLike | None = None,
+    config: PruneConfig | None = None,
+    **settings: PyTree,
+) -> PruneResult:
+    """Prune a trained network to budgets and keep what it can do.
+
+    The agent and its rivals search at the same number of evaluations; the best of each is brought
+    within every budget, finetuned and evaluated once on the test data. A second call on the same
+    network compiles nothing new.
+
+    Args:
+        network: dense and trained; it is not trained again.
+        task: what it is to do, and its data.
+        budgets: as text (``"params=0.1"``, ``"macs=0.3"``, ``"weight_bytes=100kB"``,
+            ``"latency=2ms"``) or ``Budget``; any number of them.
+        finetune: training of your own in place of ours, see ``Finetune``.
+        run_dir: a folder that makes the run resumable; without one nothing is written.
+        config: settings; ``PruneConfig()`` where None.
+        **settings: fields of ``PruneConfig`` by name, such as ``seed=1`` or ``evaluations=256``.
+
+    Returns:
+        The result; ``result.network`` is the slim network, ``result.save(path)`` writes it.
+
+    Raises:
+        NetworkError: weights that are not finite.
+        TaskError: the network's outputs do not fit the task.
+        ValueError: a setting that cannot be, or a budget that cannot be met, with the least that
+            can.
+        EmptyArchiveError: every reward was NaN.
+        DivergenceError: finetuning diverged.
+        RunDirectoryError: ``run_dir`` holds another run.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from rlprune_jax import Network, prune, regression
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["a"]) @ variables["b"]
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> variables = {"a": jax.random.normal(keys[0], (3, 8)),
+        ...              "b": jax.random.normal(keys[1], (8, 1))}
+        >>> x = jax.random.normal(keys[2], (64, 3))
+        >>> data = (x, apply(variables, x))
+        >>> network, task = Network(apply, variables, x[:2]), regression(data, data, data)
+        >>> result = prune(network, task, "params=0.5", evaluations=32, baselines=(),
+        ...                rerank=1, finetune_steps=20)
+        >>> result.is_within_budgets, result.network(x).shape
+        (True, (64, 1))
+    """
+    config = with_settings(config, settings)
+    budgets = [budgets] if isinstance(budgets, str | Budget) else budgets
+    given = parse_budgets(budgets)
+    if run_dir is None:
+        return run_pruning(network, task, given, config, MemoryRun(), finetune)
+    identity = {
+        **dataclasses.asdict(config),
+        "budgets": [str(budget) for budget in given],
+        "variables": tree_hash(network.variables),
+        "data": {split: fingerprint(task, split) for split in SPLITS},
+    }
+    with open_run_at(run_dir, identity) as run:
+        stored = run.result()
+        if stored is not None:
+            return read_finished(network, run.path)
+        result = run_pruning(network, task, given, config, run, finetune, run.path)
+        run.write_result(result.to_json())
+        return result
+
+
+def with_settings(config: PruneConfig | None, settings: dict[str, PyTree]) -> PruneConfig:
+    """Return a configuration with some fields set by name.
+
+    Raises:
+        TypeError: there is no such field; the message lists them.
+    """
+    config = PruneConfig() if config is None else config
+    known = [field.name for field in dataclasses.fields(config)]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise TypeError(f"{unknown[0]}= is no setting of prune; settings are {', '.join(known)}")
+    tupled = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    return dataclasses.replace(config, **tupled)
+
+
+def fingerprint(task: Task, split: str) -> str:
+    """Return what tells the data of a split from others, as far as it can be had."""
+    return tree_hash(task.sample(split, 256)) + f"/{task.size(split)}"
+
+
+def read_finished(network: Network, path: os.PathLike) -> PruneResult:
+    """Return the result of a run that is finished, with its slim network."""
+    result = PruneResult.read(path)
+    slim = network.load_slim(os.path.join(path, "slim"))
+    return dataclasses.replace(result, network=slim)
+
+
+def run_pruning(
+    network: Network,
+    task: Task,
+    budgets: Sequence[Budget | str],
+    config: PruneConfig,
+    run: Run,
+    finetune: Finetune | None = None,
+    path: os.PathLike | None = None,
+) -> PruneResult:
+    """Search, deliver and ship in a run that is open; see ``prune``."""
+    began = time.perf_counter()
+    pruning = make_pruning(network, task, budgets, config)
+    searches: dict[str, Search] = {}
+    delivered: dict[str, Delivered] = {}
+    for method in (AGENT, *pruning.config.baselines):
+        searches[method] = search(pruning, method, run)
+        delivered[method] = deliver(pruning, searches[method], finetune, run)
+    batches = sorted({*BATCHES, pruning.config.latency_batch})
+    slim = None if path is None else os.path.join(path, "slim")
+    shipped = ship(delivered[AGENT], slim, batches)
+    result = conclude(pruning, searches, delivered, shipped, run, time.perf_counter() - began)
+    return result if path is None else dataclasses.replace(result, run_dir=Path(path))
+
+
+def conclude(
+    pruning: Pruning,
+    searches: dict[str, Search],
+    delivered: dict[str, Delivered],
+    shipped: Shipped,
+    run: Run,
+    seconds: float,
+) -> PruneResult:
+    """Return the result of a run whose stages are done."""
+    graph, task = pruning.graph, pruning.task
+    dense = evaluate_network(pruning.network, task.objective, task.test)
+    latency = shipped.slim_latency[pruning.config.latency_batch]
+    return PruneResult(
+        metric_name=task.objective.metric_name,
+        dense=NetworkResult(
+            metric=float(dense.metric),
+            params=count_params(graph),
+            macs=count_macs(graph),
+            latency_ms=of_latencies(shipped.dense_latency),
+            file_bytes=shipped.dense_bytes,
+        ),
+        pruned=dataclasses.replace(
+            network_result(delivered[AGENT], searches[AGENT]),
+            metric=shipped.metric,
+            latency_ms=of_latencies(shipped.slim_latency),
+            file_bytes=shipped.slim_bytes,
+        ),
+        baselines={
+            method: network_result(found, searches[method])
+            for method, found in delivered.items()
+            if method != AGENT
+        },
+        budgets=[
+            row | ({"remeasured_ms": latency._asdict()} if row["name"] == "latency" else {})
+            for row in delivered[AGENT].budget_rows()
+        ],
+        search=search_numbers(searches[AGENT], run, limits(pruning.constraints)),
+        max_abs_diff=shipped.max_abs_diff,
+        groups=dict(zip(graph.names, graph.sizes, strict=True)),
+        seed=pruning.config.seed,
+        seconds=seconds,
+        versions=versions(),
+        device=describe_device(),
+        network=shipped.network,
+        delivered=delivered,
+        searches=searches,
+    )
+
+
+def network_result(delivered: Delivered, found: Search) -> NetworkResult:
+    """Return what is known of a method's network."""
+    return NetworkResult(
+        metric=delivered.metric,
+        params=delivered.params,
+        macs=delivered.macs,
+        kept=delivered.kept,
+        evaluations=found.evaluations,
+        best_held_out_reward=found.best_reward,
+    )
+
+
+def search_numbers(found: Search, run: Run, limit: np.ndarray) -> dict[str, float]:
+    """Return how the agent's search went."""
+    rows = run.metrics(f"search-{found.method}")
+    seconds = sum(row["seconds"] for row in rows)
+    compiling = sum(row["compile_seconds"] for row in rows)
+    return {
+        "evaluations": found.evaluations,
+        "seconds": seconds,
+        "compile_seconds": compiling,
+        "candidates_per_second": found.evaluations / max(seconds - compiling, 1e-9),
+        "feasible_fraction": found.feasible_fraction(limit),
+        "best_held_out_reward": found.best_reward,
+    }

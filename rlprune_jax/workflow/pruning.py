@@ -1,0 +1,304 @@
+"""What every stage of a run takes: network, task, budgets bound to it, and the decision process."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlprune_jax.costs import (
+    Budget,
+    Constraint,
+    CostOptions,
+    Tile,
+    check_reachable,
+    constrain,
+    estimate_costs,
+    limits,
+    parse_budgets,
+)
+from rlprune_jax.files import default_cache_dir
+from rlprune_jax.graph.groups import Graph
+from rlprune_jax.search import CostFunction, Environment, make_environment
+from rlprune_jax.training.task import Batch, Objective, Task, TaskError, count_examples
+from rlprune_jax.types import Gates, PyTree, Variables
+from rlprune_jax.units.descriptors import layer_descriptors
+from rlprune_jax.units.scores import magnitude_scores, random_scores, taylor_scores
+from rlprune_jax.workflow.candidates import CandidateData
+from rlprune_jax.workflow.config import PruneConfig, overrides, resolve
+from rlprune_jax.workflow.network import Definition, Network
+
+SCORE_BATCH, SCORE_EXAMPLES = 64, 1024
+"""Minibatches that Taylor scores are averaged over, and examples in all."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pruning:
+    """A problem to search, deliver and ship.
+
+    Made by ``make_pruning``; every stage takes it and one thing more.
+
+    Attributes:
+        network: dense and trained.
+        task: what it is to do, its arrays on the device.
+        constraints: the budgets, bound to the network.
+        env: the decision process.
+        config: all defaults filled in.
+    """
+
+    network: Network
+    task: Task
+    constraints: tuple[Constraint, ...]
+    env: Environment
+    config: PruneConfig
+
+    @property
+    def graph(self) -> Graph:
+        """Of the network."""
+        return self.network.graph
+
+    @property
+    def key(self) -> jax.Array:
+        """The key that every stage's key is folded from."""
+        return jax.random.key(self.config.seed)
+
+
+def stage_key(seed: int, stage: str) -> jax.Array:
+    """Return the random key of a stage, a function of the seed and its name alone."""
+    number = int.from_bytes(stage.encode()[-4:], "big") % 2**31
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), len(stage))
+
+
+def bind_budgets(
+    network: Network, budgets: Sequence[Budget | str], config: PruneConfig
+) -> tuple[Constraint, ...]:
+    """Bind budgets to a network and refuse those that no pruning can meet.
+
+    The values of its weights do not matter, so this can come before any training. Times are
+    measured here.
+
+    Raises:
+        ValueError: a budget that is not understood or cannot be met, with the least value that can.
+        CostError: a cost function failed.
+    """
+    inputs = repeated(network.example, config.latency_batch)
+    options = CostOptions(
+        tile=Tile(*config.tile),
+        cache=default_cache_dir() / "latency",
+        steps=config.latency_steps,
+        programs=config.latency_programs,
+        time_limit=config.cost_seconds,
+    )
+    seen = _Timed(network.apply, network.graph, network.variables, inputs)
+    constraints = constrain(seen, parse_budgets(budgets), options)
+    check_reachable(
+        constraints,
+        network.graph,
+        overrides(config, "min_keep"),
+        overrides(config, "round_to"),
+    )
+    return constraints
+
+
+@dataclasses.dataclass(frozen=True)
+class _Timed:
+    """What costs read of a network, with inputs of the batch that is timed."""
+
+    apply: PyTree
+    graph: Graph
+    variables: Variables
+    example: tuple[PyTree, ...]
+
+
+def repeated(inputs: tuple[PyTree, ...], count: int) -> tuple[PyTree, ...]:
+    """Return inputs with ``count`` examples, repeated or cut; zeros where only shapes are known."""
+
+    def resized(leaf: PyTree) -> jax.Array:
+        shape = np.shape(leaf)
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            leaf = jnp.zeros(shape, leaf.dtype)
+        return jnp.resize(jnp.asarray(leaf), (count, *shape[1:])) if shape else jnp.asarray(leaf)
+
+    return jax.tree.map(resized, inputs)
+
+
+def make_pruning(
+    network: Network,
+    task: Task,
+    budgets: Sequence[Budget | str] | tuple[Constraint, ...],
+    config: PruneConfig | None = None,
+) -> Pruning:
+    """Make the problem of pruning a trained network to budgets.
+
+    Use it to call ``search``, ``deliver`` and ``ship`` one by one; ``prune`` does it all.
+
+    Args:
+        network: dense and trained.
+        task: what it is to do.
+        budgets: as text (``"params=0.1"``), as ``Budget``, or bound already.
+        config: settings; defaults where None.
+
+    Raises:
+        NetworkError: weights that are not finite.
+        TaskError: outputs that do not fit the task's loss or metric.
+        ValueError: a setting that cannot be, or budgets that cannot be met.
+    """
+    config = PruneConfig() if config is None else config
+    check_fit(network, task, config)
+    if budgets and isinstance(budgets[0], Constraint):
+        constraints = tuple(budgets)
+    else:
+        given = parse_budgets(budgets)
+        config = resolve(config, any(budget.is_measured for budget in given))
+        constraints = bind_budgets(network, given, config)
+    config = resolve(config, any(each.budget.is_measured for each in constraints))
+    task = task.on_device()
+    scores = score_units(network, task, config)
+    env = search_environment(network.graph, constraints, scores, config)
+    return Pruning(network=network, task=task, constraints=constraints, env=env, config=config)
+
+
+def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
+    """Refuse a task that a network cannot be asked; nothing is computed.
+
+    Raises:
+        TaskError: the network does not take the task's inputs, or loss or metric do not take its
+            outputs, or a reward is asked that the task cannot answer.
+    """
+    objective = task.objective
+    if config.reward == "accuracy" and "accuracy" not in objective.metric_name:
+        raise TaskError(
+            f"reward='accuracy': the task's metric is {objective.metric_name!r}; use "
+            "reward='metric', or a task with an accuracy"
+        )
+    batch = task.sample("train", 2)
+    try:
+        inputs = jax.eval_shape(lambda batch: objective.network_inputs(batch), batch)
+        outputs = jax.eval_shape(network.apply, network.variables, *inputs)
+    except Exception as error:
+        raise TaskError(
+            f"the network does not take the task's inputs, found in a batch {_text(batch)}: "
+            f"{_first_line(error)}; give the task inputs=function(batch) or prepare=function(*inputs)"
+        ) from error
+    for name in ("loss", "metric"):
+        function = getattr(objective, name)
+        try:
+            found = jax.eval_shape(function, outputs, batch)
+        except Exception as error:
+            raise TaskError(
+                f"the network's outputs {_text(outputs)} do not fit the task's {name} with a batch "
+                f"{_text(batch)}: {_first_line(error)}"
+            ) from error
+        if getattr(found, "shape", None) != ():
+            raise TaskError(
+                f"the task's {name} returns {_text(found)}, not a scalar; take the mean over the batch"
+            )
+    _check_class_numbers(task, outputs)
+
+
+def _check_class_numbers(task: Task, outputs: PyTree) -> None:
+    """Refuse labels beyond the classes that a classifying network tells apart."""
+    from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
+
+    if not isinstance(task.loss, SoftmaxCrossEntropy) or task.is_streamed("train"):
+        return
+    largest, classes = int(np.asarray(labels_of(task.train)).max()), outputs.shape[-1]
+    if largest >= classes:
+        raise TaskError(
+            f"labels hold {largest}; the network tells {classes} classes apart, 0 to {classes - 1}"
+        )
+
+
+def _text(tree: PyTree) -> str:
+    shapes = jax.tree.map(
+        lambda leaf: f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else str(leaf),
+        tree,
+    )
+    return str(shapes).replace("'", "")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def score_units(network: Network, task: Task, config: PruneConfig) -> Gates:
+    """Score the importance of every unit, on training data where the score looks at any."""
+    if config.score == "random":
+        return random_scores(network.graph, stage_key(config.seed, "scores"))
+    if config.score == "magnitude":
+        return magnitude_scores(network.graph, network.variables)
+    batch = task.sample("train", SCORE_EXAMPLES)
+    count = count_examples(batch)
+    size = min(SCORE_BATCH, count)
+    batches = jax.tree.map(
+        lambda leaf: leaf[: count // size * size].reshape(count // size, size, *leaf.shape[1:]),
+        batch,
+    )
+    return _taylor_scores(network.definition, task.objective, network.variables, batches)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _taylor_scores(
+    definition: Definition, objective: Objective, variables: Variables, batches: Batch
+) -> Gates:
+    def loss(gates: Gates, batch: Batch) -> jax.Array:
+        inputs = objective.network_inputs(batch)
+        return objective.loss(definition.masked(variables, gates, *inputs), batch)
+
+    return taylor_scores(definition.graph, loss, batches)
+
+
+def search_environment(
+    graph: Graph, constraints: tuple[Constraint, ...], scores: Gates, config: PruneConfig
+) -> Environment:
+    """Return the constrained decision process of a network and its budgets."""
+    return make_environment(
+        dict(zip(graph.names, graph.sizes, strict=True)),
+        {name: np.asarray(score) for name, score in scores.items()},
+        layer_descriptors(graph),
+        limits(constraints),
+        min_keep=overrides(config, "min_keep"),
+        round_to=overrides(config, "round_to"),
+        cost_fn=mask_costs(graph, constraints),
+        measured=[each.budget.is_measured for each in constraints],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _MaskCosts:
+    """Costs of a mask; equal where graph and costs are, so that programs are shared."""
+
+    graph: Graph
+    estimate: CostFunction
+
+    def __call__(self, masks: jax.Array) -> jax.Array:
+        names, sizes = self.graph.names, self.graph.sizes
+        gates = {
+            name: masks[index, :size]
+            for index, (name, size) in enumerate(zip(names, sizes, strict=True))
+        }
+        return self.estimate(gates)
+
+
+def mask_costs(graph: Graph, constraints: tuple[Constraint, ...]) -> CostFunction:
+    """Return the traceable ``masks f32[G, Cmax] -> f32[K]``, in the units of the limits."""
+    return _MaskCosts(graph, estimate_costs(constraints))
+
+
+def candidate_data(pruning: Pruning, train: bool = False) -> CandidateData:
+    """Return what candidates of a search are evaluated on."""
+    task, config = pruning.task, pruning.config
+    assert config.calibration_images is not None
+    calibration = task.sample("train", config.calibration_images)
+    return CandidateData(
+        calibration=task.objective.network_inputs(calibration),
+        batch=task.sample("held_out", config.reward_images),
+        train=(
+            (task.sample("train", 10_000) if task.is_streamed("train") else task.train)
+            if train
+            else None
+        ),
+    )

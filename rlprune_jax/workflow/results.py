@@ -1,0 +1,298 @@
+"""The result of a pruning run: a value to read, print, save and store as JSON."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from rlprune_jax.costs import Latency
+from rlprune_jax.files import to_json
+from rlprune_jax.types import PyTree
+from rlprune_jax.workflow.config import AGENT
+from rlprune_jax.workflow.delivery import Delivered
+from rlprune_jax.workflow.network import Network
+from rlprune_jax.workflow.searches import Search
+
+VERSION = 2
+"""Of ``result.json``: 2 names the metric, and may have entries that 1 has not."""
+
+
+class ResultError(ValueError):
+    """A stored result is damaged, incomplete or of another version."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkResult:
+    """Hold what is known of one network.
+
+    Attributes:
+        metric: on the test data.
+        params: parameters.
+        macs: for one example.
+        kept: units kept in each group; None of the dense network.
+        latency_ms: milliseconds of one call by number of examples; None where it was not measured.
+        file_bytes: size of a file of its weights; None where none was written.
+        evaluations: candidates that its search evaluated; None of the dense network.
+        best_held_out_reward: of its search, before any finetuning.
+    """
+
+    metric: float
+    params: int
+    macs: int
+    kept: dict[str, int] | None = None
+    latency_ms: dict[int, dict[str, float]] | None = None
+    file_bytes: int | None = None
+    evaluations: int | None = None
+    best_held_out_reward: float | None = None
+
+    def to_json(self, metric_name: str) -> dict[str, PyTree]:
+        """Return plain JSON, the metric under its own name."""
+        row: dict[str, PyTree] = {metric_name: self.metric}
+        row |= {"params": self.params, "macs": self.macs}
+        if self.latency_ms is not None:
+            row["latency_ms"] = self.latency_ms[max(BATCHES & set(self.latency_ms))]
+            row["latency_ms_by_batch"] = {
+                str(count): latency for count, latency in self.latency_ms.items()
+            }
+        for name in ("file_bytes", "kept", "evaluations", "best_held_out_reward"):
+            if getattr(self, name) is not None:
+                row[name] = getattr(self, name)
+        return to_json(row)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, PyTree], metric_name: str) -> "NetworkResult":
+        """Return what ``to_json`` was made of."""
+        times = row.get("latency_ms_by_batch")
+        return cls(
+            metric=row[metric_name],
+            params=row["params"],
+            macs=row["macs"],
+            kept=row.get("kept"),
+            latency_ms=times and {int(count): latency for count, latency in times.items()},
+            file_bytes=row.get("file_bytes"),
+            evaluations=row.get("evaluations"),
+            best_held_out_reward=row.get("best_held_out_reward"),
+        )
+
+
+BATCHES = {1, 128}
+"""Examples a call that every result has latencies for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneResult:
+    """Hold what a pruning run came to.
+
+    Attributes:
+        metric_name: of the task's metric, such as ``"accuracy"``.
+        dense: the network before.
+        pruned: what the agent delivered.
+        baselines: what its rivals delivered, by method.
+        budgets: each with ``name``, ``limit``, ``achieved``, ``unit``, ``count``, ``satisfied``.
+        search: ``evaluations``, ``seconds``, ``compile_seconds``, ``candidates_per_second``,
+            ``feasible_fraction``, ``best_held_out_reward``.
+        max_abs_diff: between the outputs of the slim and the masked network.
+        groups: units of each group of the dense network.
+        seed: of the run.
+        seconds: that it took.
+        versions: of what it was computed with.
+        device: that it was computed on.
+        labels: what else is to be told, such as the names of data set and model.
+        network: the slim network; None where the result was read from a file.
+        delivered: what was delivered, by method; empty where the result was read from a file.
+        searches: what was found, by method; empty where the result was read from a file.
+        run_dir: where the run lies, or None.
+    """
+
+    metric_name: str
+    dense: NetworkResult
+    pruned: NetworkResult
+    baselines: dict[str, NetworkResult]
+    budgets: list[dict[str, PyTree]]
+    search: dict[str, float]
+    max_abs_diff: float
+    groups: dict[str, int]
+    seed: int
+    seconds: float
+    versions: dict[str, str]
+    device: dict[str, PyTree]
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    network: Network | None = None
+    delivered: dict[str, Delivered] = dataclasses.field(default_factory=dict, repr=False)
+    searches: dict[str, Search] = dataclasses.field(default_factory=dict, repr=False)
+    run_dir: Path | None = None
+
+    @property
+    def is_within_budgets(self) -> bool:
+        """Whether every budget is respected; what is delivered always does."""
+        return all(row["satisfied"] for row in self.budgets)
+
+    @property
+    def methods(self) -> dict[str, NetworkResult]:
+        """The agent's network and its rivals', by method."""
+        return {AGENT: self.pruned, **self.baselines}
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the slim network to a folder and return the folder.
+
+        It holds ``weights.safetensors``, ``plan.json``, ``model.stablehlo`` and ``README.txt``,
+        which says how to load them.
+
+        Raises:
+            ResultError: the result was read from a file and has no network.
+            UnwritableError: the folder cannot be written.
+        """
+        from rlprune_jax.workflow.shipping import save_slim
+
+        if self.network is None or AGENT not in self.delivered:
+            raise ResultError(
+                "the result has no network, for it was read from a file; load the run's slim/ "
+                "with network.load_slim"
+            )
+        save_slim(self.delivered[AGENT], self.network, path)
+        return Path(path)
+
+    def to_json(self) -> dict[str, PyTree]:
+        """Return the content of ``result.json``."""
+        name = self.metric_name
+        return to_json(
+            {
+                "version": VERSION,
+                **self.labels,
+                "metric": name,
+                "dense": self.dense.to_json(name),
+                "pruned": self.pruned.to_json(name),
+                "budgets": self.budgets,
+                "search": self.search,
+                "baselines": {
+                    method: found.to_json(name) for method, found in self.baselines.items()
+                },
+                "equivalence": {"max_abs_diff": self.max_abs_diff},
+                "groups": self.groups,
+                "seed": self.seed,
+                "versions": self.versions,
+                "device": self.device,
+                "seconds": self.seconds,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, PyTree], where: str = "result.json") -> "PruneResult":
+        """Return the result that a file holds, without its networks.
+
+        Args:
+            content: of ``result.json``.
+            where: to name in an error.
+
+        Raises:
+            ResultError: an entry is missing, or the version is not known.
+        """
+        version = content.get("version", 1)
+        if version not in (1, VERSION):
+            raise ResultError(
+                f"{where} has version {version!r}; this package reads 1 and {VERSION}"
+            )
+        try:
+            name = content["metric"] if version > 1 else "accuracy"
+            return cls(
+                metric_name=name,
+                dense=NetworkResult.from_json(content["dense"], name),
+                pruned=NetworkResult.from_json(content["pruned"], name),
+                baselines={
+                    method: NetworkResult.from_json(row, name)
+                    for method, row in content["baselines"].items()
+                },
+                budgets=content["budgets"],
+                search=content["search"],
+                max_abs_diff=content["equivalence"]["max_abs_diff"],
+                groups=content["groups"],
+                seed=content["seed"],
+                seconds=content.get("seconds", float("nan")),
+                versions=content["versions"],
+                device=content["device"],
+                labels={key: content[key] for key in ("dataset", "model") if key in content},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ResultError(
+                f"{where} is no whole result of a pruning run: {error}; run the command again"
+            ) from error
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> "PruneResult":
+        """Return the result of a run directory, or of a ``result.json``.
+
+        Raises:
+            ResultError: there is none, or not a whole one.
+        """
+        file = Path(path)
+        file = file / "result.json" if file.is_dir() else file
+        try:
+            content = json.loads(file.read_text())
+        except OSError as error:
+            raise ResultError(
+                f"{file} cannot be read: {error.strerror}; is the run finished?"
+            ) from error
+        except ValueError as error:
+            raise ResultError(f"{file} is not JSON: {error}; run the command again") from error
+        if not isinstance(content, dict):
+            raise ResultError(f"{file} holds a {type(content).__name__}, not a result")
+        result = cls.from_json(content, str(file))
+        return dataclasses.replace(result, run_dir=file.parent)
+
+    def __str__(self) -> str:
+        name = self.metric_name.replace("_", " ")
+        rows = [("", name, "parameters", "MACs")]
+        for method, found in {"dense": self.dense, **self.methods}.items():
+            rows.append(
+                (
+                    method.replace("_", " "),
+                    number(found.metric, self.metric_name),
+                    f"{found.params:,} ({found.params / max(self.dense.params, 1):.1%})",
+                    f"{found.macs:,} ({found.macs / max(self.dense.macs, 1):.1%})",
+                )
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        for row in self.budgets:
+            lines.append(
+                f"budget {row['name']}: {row['achieved']:.4g} of {row['limit']:.4g} {row['unit']}"
+                f"{'' if row['satisfied'] else ', NOT respected'}"
+            )
+        return "\n".join(lines)
+
+
+def number(value: float, metric_name: str) -> str:
+    """Return a metric as people read it: fractions in percent.
+
+    Example:
+        >>> number(0.9817, "accuracy"), number(-1.25, "negative_loss")
+        ('98.17 %', '-1.25')
+    """
+    if "accuracy" in metric_name:
+        return f"{100 * value:.2f} %"
+    return f"{value:.4g}"
+
+
+def of_latencies(latencies: Mapping[int, Latency]) -> dict[int, dict[str, float]]:
+    """Return latencies by number of examples as plain numbers."""
+    return {count: dict(latency._asdict()) for count, latency in latencies.items()}
+
+
+def history_arrays(searches: Mapping[str, Search]) -> dict[str, dict[str, np.ndarray]]:
+    """Return per method ``rewards`` [M] and ``costs`` [M, K] of every evaluation."""
+    return {
+        method: {
+            "rewards": np.asarray(found.rewards).reshape(-1),
+            "costs": np.asarray(found.costs).reshape(-1, found.costs.shape[-1]),
+        }
+        for method, found in searches.items()
+    }
