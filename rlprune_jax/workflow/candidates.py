@@ -75,7 +75,7 @@ def judge(
     Returns:
         The judgement, scalars.
     """
-    if recalibration and "batch_stats" in variables:
+    if recalibration:
         masked_train = gated(apply_train, graph)
         variables = recalibrate(
             lambda variables, x: masked_train(variables, gates, x), variables, data.calibration
