@@ -21,7 +21,7 @@ import tyro
 from command_line import enable_compilation_cache
 from settings import Config as RunConfig
 
-from rlprune_jax.export.export import load_weights
+from rlprune_jax.export import load_weights
 
 WAYS = [
     ("coarse", "projection"),

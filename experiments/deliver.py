@@ -13,8 +13,15 @@ from problem import EVALUATION_BATCH, Images, Jobs, Problem
 from rlprune_jax.costs.budget import Budget, cost_of, measured_costs
 from rlprune_jax.costs.counts import count_macs, count_params
 from rlprune_jax.costs.latency import Latency, measure_latency
-from rlprune_jax.export.export import export_stablehlo, make_plan, save_weights, write_plan
-from rlprune_jax.export.restore import PLAN, WEIGHTS
+from rlprune_jax.export import (
+    PLAN,
+    STABLEHLO,
+    WEIGHTS,
+    export_stablehlo,
+    make_plan,
+    save_weights,
+    write_plan,
+)
 from rlprune_jax.files import write_atomically
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.slim import compact, respecialise
@@ -173,10 +180,12 @@ def ship(
         )
     run.slim.mkdir(exist_ok=True)
     save_weights(run.slim / WEIGHTS, slim_variables)
-    plan = make_plan(delivered.gates, delivered.variables, slim_variables)
+    artifact = export_stablehlo(slim_apply, slim_variables, x)
+    write_atomically(run.slim / STABLEHLO, artifact.content)
+    plan = make_plan(
+        delivered.gates, delivered.variables, slim_variables, description=artifact.description
+    )
     write_plan(run.slim / PLAN, plan)
-    content = export_stablehlo(slim_apply, slim_variables, x.shape[1:])
-    write_atomically(run.slim / "model.stablehlo", content)
     with tempfile.TemporaryDirectory() as folder:
         save_weights(Path(folder) / WEIGHTS, delivered.variables)
         dense_bytes = (Path(folder) / WEIGHTS).stat().st_size

@@ -23,8 +23,7 @@ from prune_rl import make_functions
 from settings import Config as RunConfig
 
 from rlprune_jax import trace_graph
-from rlprune_jax.export.export import load_stablehlo
-from rlprune_jax.export.restore import restore_slim
+from rlprune_jax.export import load_stablehlo, restore_slim
 from rlprune_jax.training import data
 from rlprune_jax.training.augmentation import make_prepare
 

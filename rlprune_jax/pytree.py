@@ -37,32 +37,6 @@ def flatten_with_paths(tree: PyTree) -> dict[str, Any]:
     return flat
 
 
-def nest_paths(flat: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries from a map of slash-joined paths: undoes `flatten_with_paths` on dicts.
-
-    Raises:
-        ValueError: one path runs through another, as in ``{"a": 1, "a/b": 2}``.
-
-    Example:
-        >>> nest_paths({"params/bias": 1, "params/kernel": 2})
-        {'params': {'bias': 1, 'kernel': 2}}
-    """
-    nested: dict[str, Any] = {}
-    leaves: set[tuple[str, ...]] = set()
-    for path, leaf in flat.items():
-        *parents, name = keys = path.split("/")
-        branch = nested
-        for depth, key in enumerate(parents, 1):
-            if tuple(keys[:depth]) in leaves:
-                raise ValueError(f"path {path!r} runs through the leaf {'/'.join(keys[:depth])!r}")
-            branch = branch.setdefault(key, {})
-        if name in branch:
-            raise ValueError(f"path {path!r} is both a leaf and a branch")
-        branch[name] = leaf
-        leaves.add(tuple(keys))
-    return nested
-
-
 def tree_size(tree: PyTree) -> int:
     """Number of elements over all leaves, as an exact Python integer."""
     return sum(_array(leaf).size for leaf in jax.tree.leaves(tree))

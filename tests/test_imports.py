@@ -157,7 +157,7 @@ def test_there_are_no_circles():
         ("tensorflow_datasets", "rlprune_jax.training.data"),
         ("distrax", "rlprune_jax.search.policy"),
         ("tensorflow_probability", "rlprune_jax.search.policy"),
-        ("safetensors", "rlprune_jax.export.export"),
+        ("safetensors", "rlprune_jax.export.weights"),
         ("rich", "rlprune_jax.runs.progress"),
         ("optuna", "rlprune_jax.study.optuna_workers"),
         ("pyarrow", "rlprune_jax.study.results"),

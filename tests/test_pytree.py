@@ -7,14 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rlprune_jax.pytree import (
     flatten_with_paths,
     host_array,
     leaf_paths,
-    nest_paths,
     tree_bytes,
     tree_hash,
     tree_size,
@@ -59,25 +56,6 @@ def test_paths_follow_the_order_of_leaves():
 def test_two_leaves_of_one_path_are_refused():
     with pytest.raises(ValueError, match="'a/b'"):
         flatten_with_paths({"a": {"b": 1}, "a/b": 2})
-
-
-names = st.text("abc", min_size=1, max_size=2)
-nested = st.recursive(
-    st.integers(0, 9),
-    lambda children: st.dictionaries(names, children, min_size=1, max_size=3),
-    max_leaves=8,
-).filter(lambda tree: isinstance(tree, dict))
-
-
-@given(nested)
-def test_nesting_undoes_flattening(tree):
-    assert nest_paths(flatten_with_paths(tree)) == tree
-
-
-@pytest.mark.parametrize("flat", [{"a": 1, "a/b": 2}, {"a/b": 2, "a": 1}])
-def test_a_path_through_a_leaf_is_refused(flat):
-    with pytest.raises(ValueError, match="'a"):
-        nest_paths(flat)
 
 
 def test_size_and_bytes():

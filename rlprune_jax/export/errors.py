@@ -1,0 +1,27 @@
+"""What is wrong with a stored file, and how it is read."""
+
+import os
+from pathlib import Path
+
+
+class ExportError(ValueError):
+    """Raised when a stored file or an export cannot be used."""
+
+
+def read_stored(path: str | os.PathLike, writer: str) -> bytes:
+    """Return the bytes of a stored file.
+
+    Args:
+        path: file to read.
+        writer: name of the function that writes such files, for the message.
+
+    Raises:
+        ExportError: there is no such file, or it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ExportError(
+            f"{os.fspath(path)} cannot be read: {error.strerror or error}; "
+            f"name a file that {writer} has written"
+        ) from error
