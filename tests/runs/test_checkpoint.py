@@ -18,9 +18,9 @@ import pytest
 from flax import struct
 
 import rlprune_jax
-from rlprune_jax.runs.checkpoint import Checkpointer, CheckpointError
 from rlprune_jax.files import UnwritableError
 from rlprune_jax.pytree import flatten_with_paths, host_array, tree_hash
+from rlprune_jax.runs.checkpoint import Checkpointer, CheckpointError
 
 
 class Moments(NamedTuple):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import rlprune_jax
-from rlprune_jax.runs.progress import progress
+from rlprune_jax.runs.progress import show_progress
 
 
 def count(every):
-    with progress("counting", total=3, every=every) as advance:
+    with show_progress("counting", total=3, every=every) as advance:
         for _ in range(3):
             advance(note="loss 0.5")
 
@@ -32,15 +32,15 @@ def test_plain_lines_go_to_standard_error(capfd):
 
 
 def test_interruption_passes_through():
-    with pytest.raises(KeyboardInterrupt), progress("counting", total=3) as advance:
+    with pytest.raises(KeyboardInterrupt), show_progress("counting", total=3) as advance:
         advance()
         raise KeyboardInterrupt
 
 
 PROGRAM = """
-from rlprune_jax.runs.progress import progress
+from rlprune_jax.runs.progress import show_progress
 try:
-    with progress("counting", total=3) as advance:
+    with show_progress("counting", total=3) as advance:
         advance(2, note="loss 0.5")
         raise KeyboardInterrupt
 except KeyboardInterrupt:
