@@ -163,7 +163,7 @@ class Checkpointer:
         self._compare(chosen, flat, described)
         restored = []
         for path, value in self._leaves(chosen, flat).items():
-            if isinstance(value, np.ndarray) and _checksum(value) != described[path]["crc32"]:
+            if isinstance(value, np.ndarray) and _checksum(value) != described[path].get("crc32"):
                 raise self._damaged(chosen, f"the checksum of {path!r} differs")
             restored.append(_like(flat[path], value, described[path]))
         return jax.tree.unflatten(jax.tree.structure(like), restored), content["metadata"]
@@ -204,6 +204,8 @@ class Checkpointer:
             raise self._damaged(step, _first_line(error)) from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise self._damaged(step, f"its metadata is not of the format {_FORMAT!r}")
+        if not {"leaves", "metadata"} <= set(content) or not all(map(_is_whole, content["leaves"])):
+            raise self._damaged(step, "its metadata does not describe all leaves")
         return content
 
     def _compare(self, step: int, like: dict[str, PyTree], stored: dict[str, Json]) -> None:
@@ -247,6 +249,12 @@ def _describe(path: str, leaf: PyTree) -> Json:
     if isinstance(leaf, jax.Array) and is_key(leaf):
         entry["impl"] = str(jax.random.key_impl(leaf))
     return entry
+
+
+def _is_whole(entry: Json) -> bool:
+    """Return whether an entry says what `_describe` says."""
+    is_key_entry = str(entry.get("dtype")).startswith("key")
+    return {"path", "shape", "dtype"} | ({"impl"} if is_key_entry else set()) <= set(entry)
 
 
 def _to_save(leaf: PyTree) -> np.ndarray | jax.Array:

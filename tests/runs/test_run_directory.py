@@ -241,7 +241,7 @@ def test_a_directory_of_other_things_is_refused(tmp_path):
     with pytest.raises(RunDirectoryError, match=r"holds 'thesis.tex' but no config.json"):
         open_run_at(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(UnwritableError, match="thesis.tex: File exists"):
+    with pytest.raises(UnwritableError, match=r"thesis\.tex: File exists"):
         open_run_at(tmp_path / "thesis.tex", {})
 
 
