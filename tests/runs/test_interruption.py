@@ -100,7 +100,8 @@ with interruptible("checkpoint"):
 
 @contextlib.contextmanager
 def started(program, tmp_path, **streams):
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    # With Python's usual buffer, and nothing compiled before.
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path), "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-c", START + program]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
     with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
