@@ -34,7 +34,7 @@ from study_problem import prepare
 
 from rlprune_jax.devices import describe_device
 from rlprune_jax.report.study_figures import scaling_figure
-from rlprune_jax.runs.run_directory import open_run
+from rlprune_jax.runs import open_run
 from rlprune_jax.study import one_device_per_core, run_study
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import tyro
 
+from rlprune_jax.runs import interruptible
+
 
 def enable_compilation_cache() -> None:
     """Keep compiled programs between processes, unless the user has chosen where already."""
@@ -23,7 +25,8 @@ def run_resumable(
 ) -> None:
     """Parse the options, do the job and print its run directory as the last line.
 
-    Exits with 130 on Ctrl-C and with 2, and one line that says why, where the job is refused.
+    Exits with 130 on Ctrl-C, 143 on SIGTERM, and 2 where the job is refused, always with one line
+    that says why.
 
     Args:
         job: from the parsed options to the run directory.
@@ -31,14 +34,12 @@ def run_resumable(
         description: of the experiment, for ``--help``.
         saved: what the same command goes on from.
     """
-    enable_compilation_cache()
-    config = tyro.cli(options, description=description)
-    try:
-        path = job(config)
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on from the last {saved}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(path)
+    with interruptible(saved):
+        enable_compilation_cache()
+        config = tyro.cli(options, description=description)
+        try:
+            path = job(config)
+        except (ValueError, OSError, RuntimeError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        print(path)

@@ -23,8 +23,7 @@ from command_line import run_resumable
 from run_study import Search, make_task, metric_of
 
 from rlprune_jax.devices import describe_device, versions
-from rlprune_jax.runs.progress import progress
-from rlprune_jax.runs.run_directory import open_run
+from rlprune_jax.runs import open_run, show_progress
 from rlprune_jax.study import Settings, one_device_per_core, run_study
 from rlprune_jax.study.results import summarise
 
@@ -108,7 +107,9 @@ def confirm(config: Config) -> Path:
         for path, (study, *_) in zip(config.studies, loaded, strict=True):
             with open_run(run.path, path.name, study) as own:
                 task = make_task(study, own)
-                with progress(f"{study.dataset} {study.model}", len(places) * len(seeds)) as tick:
+                with show_progress(
+                    f"{study.dataset} {study.model}", len(places) * len(seeds)
+                ) as tick:
                     result = run_study(
                         task.job,
                         settings,

@@ -25,8 +25,7 @@ from rlprune_jax.export import (
 from rlprune_jax.files import write_atomically
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.slim import compact, respecialise
-from rlprune_jax.runs.run_directory import RunDirectory
-from rlprune_jax.runs.stages import run_stage
+from rlprune_jax.runs import RunDirectory, StageOptions, run_stage
 from rlprune_jax.search import Archive, Environment
 from rlprune_jax.training.augmentation import Prepare
 from rlprune_jax.training.loops import evaluate
@@ -118,9 +117,11 @@ def deliver_method(
             state,
             total,
             advance,
-            chunk=STEPS_AT_ONCE,
-            save_seconds=save_seconds,
-            note=lambda values: f"loss {values['loss']:.3f}",
+            StageOptions(
+                chunk=STEPS_AT_ONCE,
+                save_seconds=save_seconds,
+                note=lambda values: f"loss {values['loss']:.3f}",
+            ),
         ).variables
 
     numbers = {id(gates): number for number, gates in enumerate(candidates)}

@@ -16,7 +16,7 @@ from rlprune_jax.report.page import (
     search_figure,
     write_report,
 )
-from rlprune_jax.runs.run_directory import RunDirectory
+from rlprune_jax.runs import RunDirectory
 
 METRICS = ("reward_mean", "reward_best", "cost_mean", "multiplier", "feasible_fraction")
 

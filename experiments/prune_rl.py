@@ -33,9 +33,7 @@ from rlprune_jax.costs.tiles import Tile
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.files import to_json
 from rlprune_jax.models import ModelFunctions, create_model, model_functions
-from rlprune_jax.runs.compile_clock import CompileClock
-from rlprune_jax.runs.run_directory import RunDirectory, open_run
-from rlprune_jax.runs.stages import run_stage
+from rlprune_jax.runs import CompileClock, RunDirectory, StageOptions, open_run, run_stage
 from rlprune_jax.training import data
 from rlprune_jax.training.array_cache import default_cache_dir
 from rlprune_jax.types import Variables
@@ -97,16 +95,17 @@ def train_dense(config: Config, run: RunDirectory, problem: Problem, jobs: Jobs)
         jobs.dense_state(problem.variables),
         config.dense_steps,
         advance,
-        chunk=min(100, config.dense_steps),
-        save_seconds=config.save_seconds,
-        note=lambda values: f"loss {values['loss']:.3f} accuracy {values['accuracy']:.3f}",
+        StageOptions(
+            chunk=min(100, config.dense_steps),
+            save_seconds=config.save_seconds,
+            note=lambda values: f"loss {values['loss']:.3f} accuracy {values['accuracy']:.3f}",
+        ),
     )
     return state.variables
 
 
-def execute(config: Config, run: RunDirectory) -> dict[str, Any]:
+def execute(config: Config, run: RunDirectory, clock: CompileClock) -> dict[str, Any]:
     """Do the whole run and return what goes into ``result.json``."""
-    clock = CompileClock()
     problem, budgets = build(config)
     print(problem.graph, file=sys.stderr)
     assert config.dense_steps and config.rerank_steps and config.finetune_steps
@@ -243,7 +242,8 @@ def prune(config: Config) -> Path:
             print(f"finished before; delete {run.path} to run again", file=sys.stderr)
             return run.path
         began = time.perf_counter()
-        result = execute(config, run)
+        with CompileClock() as clock:
+            result = execute(config, run, clock)
         result["seconds"] = time.perf_counter() - began
         history = result.pop("history")
         np.savez_compressed(

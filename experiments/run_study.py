@@ -40,8 +40,7 @@ from study_problem import (
 
 from rlprune_jax.costs.budget import check_reachable, parse_budgets
 from rlprune_jax.devices import describe_device, versions
-from rlprune_jax.runs.progress import progress
-from rlprune_jax.runs.run_directory import COSMETIC, RunDirectory, config_hash, open_run
+from rlprune_jax.runs import COSMETIC, RunDirectory, config_hash, open_run, show_progress
 from rlprune_jax.search import Config as AgentConfig
 from rlprune_jax.search import HParams
 from rlprune_jax.study import (
@@ -357,7 +356,7 @@ def run(config: Common, task: Task, directory: Path) -> StudyResult:
     if config.optuna:
         from rlprune_jax.study.optuna_workers import run_worker
 
-        with progress("trials", config.trials) as advance:
+        with show_progress("trials", config.trials) as advance:
             return run_worker(
                 task.job,
                 search_space(config, task.cost),
@@ -372,7 +371,7 @@ def run(config: Common, task: Task, directory: Path) -> StudyResult:
                 **options,
             )
     settings = study_settings(config, task.cost)
-    with progress("cells", len(settings) * config.seeds) as advance:
+    with show_progress("cells", len(settings) * config.seeds) as advance:
         return run_study(
             task.job,
             settings,

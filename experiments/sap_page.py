@@ -15,7 +15,7 @@ from rlprune_jax.report.sparsity_figures import (
     layer_densities_figure,
     pruned_figure,
 )
-from rlprune_jax.runs.run_directory import RunDirectory
+from rlprune_jax.runs import RunDirectory
 
 MEASURED = ("density", "accuracy", "accuracy_pruned", "pq_index", "pq_index_pruned", "gini")
 

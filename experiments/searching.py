@@ -20,9 +20,7 @@ from settings import (
 )
 
 from rlprune_jax.costs.budget import Budget, cost_function, limits, search_costs
-from rlprune_jax.runs.compile_clock import CompileClock
-from rlprune_jax.runs.run_directory import RunDirectory
-from rlprune_jax.runs.stages import run_stage
+from rlprune_jax.runs import CompileClock, RunDirectory, StageOptions, run_stage
 from rlprune_jax.search import (
     Archive,
     Environment,
@@ -192,8 +190,11 @@ def search(
         (inner, empty),
         iterations,
         advance,
-        chunk=1,
-        save_seconds=config.save_seconds,
-        note=lambda values: f"best {float(values['best']):.4f}",
+        # Rewards may be NaN: nothing found yet, or a candidate that failed.
+        StageOptions(
+            save_seconds=config.save_seconds,
+            note=lambda values: f"best {float(values['best']):.4f}",
+            check=None,
+        ),
     )
     return found

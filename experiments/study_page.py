@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rlprune_jax.files import to_json
 from rlprune_jax.report.page import Table, percent, render_report, write_report
 from rlprune_jax.report.study_figures import correlation_figure, effects_figure, front_figure
-from rlprune_jax.runs.run_directory import RunDirectory
+from rlprune_jax.runs import RunDirectory
 from rlprune_jax.study import StudyResult
 from rlprune_jax.study.results import summarise
 

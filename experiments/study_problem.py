@@ -11,7 +11,7 @@ from prune_rl import build, train_dense
 from searching import make_search_environment, score_units
 from settings import Config, resolve, stage_key
 
-from rlprune_jax.runs.run_directory import RunDirectory
+from rlprune_jax.runs import RunDirectory
 from rlprune_jax.search import (
     Config as AgentConfig,
 )

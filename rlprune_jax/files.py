@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all, and the JSON that goes into them."""
+"""Write files whole or not at all, lock them, and make JSON of settings."""
 
 import contextlib
 import dataclasses
 import enum
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -11,31 +12,44 @@ from typing import Any
 
 import jax
 import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
 
 
 class UnwritableError(OSError):
-    """A file or directory cannot be written; the message names it, the reason and the way out."""
+    """Say that a path cannot be written, why, and the way out."""
 
 
-def to_json(value: Any) -> Any:
-    """Plain JSON value of settings, numbers, arrays; NaN and infinity, unknown to JSON, are None.
+def to_json(value: Any, *, keep_nonfinite: bool = False) -> Any:
+    """Return settings, numbers and arrays as plain JSON values.
+
+    Use it before `json.dumps` for whatever a configuration, a line of metrics or a result holds.
+
+    Args:
+        value: dataclasses, mappings, sequences, enums, paths, arrays, numbers, and nestings.
+        keep_nonfinite: whether NaN and infinity, which JSON does not know, stay floats. Otherwise
+            they become None.
 
     Raises:
         TypeError: a value has no JSON form; the message names its type.
+
+    Example:
+        >>> to_json({"sizes": (1, 2), "loss": np.float32("nan")})
+        {'sizes': [1, 2], 'loss': None}
     """
+    convert = functools.partial(to_json, keep_nonfinite=keep_nonfinite)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {field.name: to_json(getattr(value, field.name)) for field in fields}
+        return {field.name: convert(getattr(value, field.name)) for field in fields}
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): convert(item) for key, item in value.items()}
     if isinstance(value, enum.Enum):
-        return to_json(value.value)
+        return convert(value.value)
     if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
+        return [convert(item) for item in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return to_json(np.asarray(value).tolist())
+        return convert(np.asarray(value).tolist())
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if keep_nonfinite or math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, os.PathLike):
@@ -44,7 +58,13 @@ def to_json(value: Any) -> Any:
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file so that at every moment the old or the new content is there, never half of it.
+    """Write a file so that a kill never leaves half of it.
+
+    At every moment either the old or the new content is there.
+
+    Args:
+        path: of the file; its directory must exist.
+        content: text, written as UTF-8, or bytes.
 
     Raises:
         UnwritableError: the place cannot be written.
@@ -58,11 +78,7 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync_directory(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -70,10 +86,50 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
             temporary.unlink()
 
 
+def try_lock(path: str | os.PathLike) -> BaseFileLock | None:
+    """Lock a file, or return None where it is locked already.
+
+    Use it to keep two processes out of one directory. The operating system frees the lock when its
+    process ends, also after kill -9; the file itself may stay.
+
+    Args:
+        path: of the lock file, made where needed; it holds nothing to read.
+
+    Returns:
+        The lock, to be freed by its ``release``.
+
+    Raises:
+        OSError: the file cannot be made or opened.
+    """
+    # Not bound to the thread, so that whoever closes the owner frees it.
+    lock = FileLock(os.fspath(path), timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
 def unwritable(path: str | os.PathLike, error: OSError) -> UnwritableError:
-    """The error to raise where writing to a path failed with another one."""
+    """Return the error to raise where writing to a path failed.
+
+    Args:
+        path: that was to be written.
+        error: of the operating system.
+    """
     reason = error.strerror or str(error)
     return UnwritableError(
         f"cannot write {os.fspath(path)}: {reason}; choose a place that can be written "
         "(--runs-dir for experiments)"
     )
+
+
+def _sync_directory(path: Path) -> None:
+    # Windows can neither open a directory nor needs to: its rename reaches the disk by itself.
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -16,7 +16,7 @@ PACKAGE = Path(rlprune_jax.__file__).parent
 ROOT = PACKAGE.parent
 HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "pyarrow")
 # Rooms that load one of the libraries above: used where they are needed, never on the way there.
-HEAVY_MODULES = ("training.data", "runs.checkpoint", "runs.stages", "report")
+HEAVY_MODULES = ("training.data", "runs.checkpoint", "report")
 
 
 @cache

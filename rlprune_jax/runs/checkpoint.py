@@ -1,9 +1,10 @@
-"""Checkpoints that survive kill -9 and refuse to restore anything but what was saved.
+"""Save pytrees safely against kill -9, and restore exactly those.
 
 The only module that imports Orbax.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +21,23 @@ import orbax.checkpoint as ocp
 
 from rlprune_jax.files import unwritable
 from rlprune_jax.pytree import flatten_with_paths, host_array, is_key
+from rlprune_jax.runs.run import Json
 from rlprune_jax.types import PyTree
 
 _FORMAT = "rlprune_jax.runs.checkpoint/1"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged or not ours; the message names it and the way out."""
+    """Say which checkpoint is missing or damaged."""
 
 
 class Checkpointer:
-    """Saves pytrees under increasing steps, keeps the newest, restores them bit for bit.
+    """Save pytrees under increasing steps and keep the newest.
 
-    A save returns when the step is on disk. Until then it lies under a temporary name, so a
-    process killed at any moment leaves every earlier step whole and no half-written one.
+    Use it for a state that takes long to compute; `run_stage` does so for the parts of a run. A
+    save returns when the step is on disk. Until then it lies under a temporary name, so a
+    process killed at any moment leaves every earlier step whole and no half-written one. What is
+    restored equals what was saved, bit for bit.
 
     Leaves may be JAX and NumPy arrays of any dtype and size, typed random keys and Python numbers,
     in any container that JAX knows. Written with Orbax's ``CheckpointManager``; beside the arrays
@@ -45,18 +49,27 @@ class Checkpointer:
 
     Raises:
         ValueError: ``keep`` is below 1.
-        UnwritableError: the directory cannot be made.
+        UnwritableError: the directory cannot be made, or a file has its name.
 
     Example:
-        >>> with Checkpointer("/tmp/example") as checkpointer:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with Checkpointer(folder.name) as checkpointer:
         ...     checkpointer.save(3, {"w": jnp.ones(2)}, {"seed": 0})
         ...     state, metadata = checkpointer.restore({"w": jnp.zeros(2)})
+        >>> state["w"], metadata
+        (Array([1., 1.], dtype=float32), {'seed': 0})
+        >>> folder.cleanup()
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2):
         if keep < 1:
-            raise ValueError(f"keep={keep} must be at least 1")
+            raise ValueError(f"keep={keep} must be at least 1, so that the newest step stays")
         self.directory = Path(directory).expanduser().absolute()
+        if self.directory.exists() and not self.directory.is_dir():
+            # Orbax would take the file for a directory without steps until the first save.
+            reason = NotADirectoryError(errno.ENOTDIR, "it is a file, not a directory")
+            raise unwritable(self.directory, reason)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
@@ -73,8 +86,10 @@ class Checkpointer:
         except OSError as error:
             raise unwritable(self.directory, error) from error
 
-    def save(self, step: int, tree: PyTree, metadata: Mapping[str, Any] | None = None) -> None:
-        """Writes a pytree and JSON metadata as ``step``; drops the oldest step beyond ``keep``.
+    def save(self, step: int, tree: PyTree, metadata: Mapping[str, object] | None = None) -> None:
+        """Write a pytree and JSON metadata as one step.
+
+        The oldest step beyond ``keep`` is deleted.
 
         Args:
             step: number above that of every saved step.
@@ -82,7 +97,7 @@ class Checkpointer:
             metadata: anything that has a JSON form; NaN and infinity are kept.
 
         Raises:
-            ValueError: ``step`` is negative or not above `latest_step`.
+            ValueError: ``step`` is negative or not above that of `latest_step`.
             TypeError: a leaf is no array or number, or the metadata has no JSON form.
             CheckpointError: the step could not be written.
         """
@@ -114,15 +129,15 @@ class Checkpointer:
         except Exception as error:
             raise CheckpointError(
                 f"cannot write step {step} below {self.directory}: {error}; "
-                "make room or choose another --runs-dir"
+                "make room or choose another directory (--runs-dir for experiments)"
             ) from error
 
     def latest_step(self) -> int | None:
-        """The newest whole step, or None where there is none."""
+        """Return the newest whole step, or None without any."""
         return self._manager.latest_step()
 
-    def restore(self, like: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
-        """Reads a step back: everything, bit for bit, or an error.
+    def restore(self, like: PyTree, step: int | None = None) -> tuple[PyTree, Json]:
+        """Read a step back, bit for bit.
 
         Args:
             like: pytree with the structure, shapes and dtypes to expect. Arrays or
@@ -148,13 +163,16 @@ class Checkpointer:
         self._compare(chosen, flat, described)
         restored = []
         for path, value in self._leaves(chosen, flat).items():
-            if isinstance(value, np.ndarray) and _checksum(value) != described[path]["crc32"]:
+            if isinstance(value, np.ndarray) and _checksum(value) != described[path].get("crc32"):
                 raise self._damaged(chosen, f"the checksum of {path!r} differs")
             restored.append(_like(flat[path], value, described[path]))
         return jax.tree.unflatten(jax.tree.structure(like), restored), content["metadata"]
 
     def close(self) -> None:
-        """Releases what Orbax holds. Nothing is left to write: `save` has waited for the disk."""
+        """Free what Orbax holds.
+
+        Nothing is left to write, since `save` has waited for the disk.
+        """
         with _quiet():
             self._manager.close()
 
@@ -172,10 +190,11 @@ class Checkpointer:
     def _damaged(self, step: int, reason: str) -> CheckpointError:
         return CheckpointError(
             f"the checkpoint {self.directory / str(step)} is damaged or not one of ours: {reason}; "
-            "delete it to go on from an earlier one, or choose another --runs-dir"
+            "delete it to go on from an earlier one, or choose another directory (--runs-dir for "
+            "experiments)"
         )
 
-    def _metadata(self, step: int) -> dict[str, Any]:
+    def _metadata(self, step: int) -> Json:
         try:
             with _quiet():
                 content = self._manager.restore(
@@ -185,9 +204,11 @@ class Checkpointer:
             raise self._damaged(step, _first_line(error)) from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise self._damaged(step, f"its metadata is not of the format {_FORMAT!r}")
+        if not {"leaves", "metadata"} <= set(content) or not all(map(_is_whole, content["leaves"])):
+            raise self._damaged(step, "its metadata does not describe all leaves")
         return content
 
-    def _compare(self, step: int, like: dict[str, Any], stored: dict[str, Any]) -> None:
+    def _compare(self, step: int, like: dict[str, PyTree], stored: dict[str, Json]) -> None:
         where = f"step {step} below {self.directory}"
         for path, leaf in like.items():
             if path not in stored:
@@ -203,7 +224,7 @@ class Checkpointer:
             if path not in like:
                 raise ValueError(f"{where} holds a leaf {path!r} that is not expected")
 
-    def _leaves(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+    def _leaves(self, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
         targets = {path: _target(leaf) for path, leaf in like.items()}
         try:
             with _quiet():
@@ -216,29 +237,35 @@ class Checkpointer:
         return {path: state[path] if target.size else target for path, target in targets.items()}
 
 
-def _describe(path: str, leaf: Any) -> dict[str, Any]:
-    """Path, shape and dtype of a leaf in the words of JSON."""
+def _describe(path: str, leaf: PyTree) -> Json:
+    """Return path, shape and dtype of a leaf as JSON."""
     if type(leaf) in (bool, int, float, complex):
         return {"path": path, "shape": [], "dtype": type(leaf).__name__}
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
         raise TypeError(
             f"leaf {path!r} is a {type(leaf).__name__}; only arrays, keys and numbers can be saved"
         )
-    entry: dict[str, Any] = {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+    entry: Json = {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
     if isinstance(leaf, jax.Array) and is_key(leaf):
         entry["impl"] = str(jax.random.key_impl(leaf))
     return entry
 
 
-def _to_save(leaf: Any) -> np.ndarray | jax.Array:
-    """What goes to disk: a host copy, or the array itself where other hosts hold parts of it."""
+def _is_whole(entry: Json) -> bool:
+    """Return whether an entry says what `_describe` says."""
+    is_key_entry = str(entry.get("dtype")).startswith("key")
+    return {"path", "shape", "dtype"} | ({"impl"} if is_key_entry else set()) <= set(entry)
+
+
+def _to_save(leaf: PyTree) -> np.ndarray | jax.Array:
+    """Return a host copy, or the array where other hosts hold parts."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return jax.random.key_data(leaf) if is_key(leaf) else leaf
     return host_array(leaf)
 
 
-def _target(leaf: Any) -> Any:
-    """What Orbax is to fill: a host array, or shards on the devices that this host holds."""
+def _target(leaf: PyTree) -> PyTree:
+    """Return what Orbax fills, a host array or this host's shards."""
     if type(leaf) in (bool, int, float, complex):
         return np.asarray(leaf)
     abstract = jax.ShapeDtypeStruct(
@@ -251,13 +278,16 @@ def _target(leaf: Any) -> Any:
     return np.zeros(abstract.shape, abstract.dtype)
 
 
-def _storable(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The leaves that Orbax can store: it takes neither arrays of size zero nor an empty tree."""
+def _storable(leaves: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Return the leaves without those of size zero, or a substitute.
+
+    Orbax stores neither arrays of size zero nor an empty tree.
+    """
     return {path: leaf for path, leaf in leaves.items() if leaf.size} or {"": np.zeros(1)}
 
 
-def _like(leaf: Any, value: Any, entry: dict[str, Any]) -> Any:
-    """A restored array in the kind, and on the devices, of the leaf it stands for."""
+def _like(leaf: PyTree, value: PyTree, entry: Json) -> PyTree:
+    """Return a restored array as the kind of a given leaf."""
     if type(leaf) in (bool, int, float, complex):
         return type(leaf)(value[()])
     if isinstance(leaf, np.generic):
@@ -276,7 +306,7 @@ def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: PyTree) -> PyTree:
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(value).tolist()
     raise TypeError(f"{type(value).__name__}: {value!r}")
@@ -288,7 +318,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's notes, written through absl, off the terminal."""
+    """Keep Orbax's notes, written through absl, off the terminal."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

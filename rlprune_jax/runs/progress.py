@@ -1,9 +1,10 @@
-"""Progress on the terminal: a bar for people, an occasional line for log files."""
+"""Show progress by a bar on terminals and lines in log files."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -15,17 +16,27 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-Advance = Callable[..., None]
-"""``advance(steps=1, note="")``: so many steps more are done; the note stands beside the bar."""
+
+class Tick(Protocol):
+    """Take note of steps that are done."""
+
+    def __call__(self, steps: int = 1, note: str = "") -> None:
+        """Move the bar by some steps.
+
+        Args:
+            steps: number of steps done since the last call.
+            note: what to show beside the bar.
+        """
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, every: float = 15.0) -> Iterator[Advance]:
-    """Shows how far a loop has come, on standard error; standard output stays for results.
+def show_progress(description: str, total: int, *, every: float = 15.0) -> Iterator[Tick]:
+    """Show how far a loop has come.
 
-    On a terminal a bar with elapsed and remaining time. Elsewhere one plain line every ``every``
-    seconds, and nothing at all for what ends sooner. An exception or Ctrl-C passes through and
-    leaves the terminal in order.
+    Use it around whatever takes longer than a few seconds. It writes to standard error, so that
+    standard output stays for results: on a terminal a bar with elapsed and remaining time,
+    elsewhere one plain line every ``every`` seconds, and nothing at all for what ends sooner. An
+    exception passes through and leaves the terminal in order.
 
     Args:
         description: what is being done, such as ``"dense training"``.
@@ -33,19 +44,19 @@ def progress(description: str, total: int, *, every: float = 15.0) -> Iterator[A
         every: seconds between plain lines.
 
     Example:
-        >>> with progress("counting", total=3) as advance:
+        >>> with show_progress("counting", total=3) as tick:
         ...     for count in range(3):
-        ...         advance(note=f"at {count}")
+        ...         tick(note=f"at {count}")
     """
     if sys.stdout.isatty() and sys.stderr.isatty():
-        with _bar(description, total) as advance:
-            yield advance
+        with _bar(description, total) as tick:
+            yield tick
     else:
         yield _lines(description, total, every)
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int) -> Iterator[Advance]:
+def _bar(description: str, total: int) -> Iterator[Tick]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -57,17 +68,17 @@ def _bar(description: str, total: int) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bars:
         task = bars.add_task(description, total=total, note="")
 
-        def advance(steps: int = 1, note: str = "") -> None:
+        def tick(steps: int = 1, note: str = "") -> None:
             bars.update(task, advance=steps, note=note)
 
-        yield advance
+        yield tick
 
 
-def _lines(description: str, total: int, every: float) -> Advance:
+def _lines(description: str, total: int, every: float) -> Tick:
     start = last = time.monotonic()
     done = 0
 
-    def advance(steps: int = 1, note: str = "") -> None:
+    def tick(steps: int = 1, note: str = "") -> None:
         nonlocal done, last
         done += steps
         now = time.monotonic()
@@ -76,4 +87,4 @@ def _lines(description: str, total: int, every: float) -> Advance:
             line = f"{description}: {done}/{total} after {now - start:.0f} s {note}".rstrip()
             print(line, file=sys.stderr, flush=True)
 
-    return advance
+    return tick

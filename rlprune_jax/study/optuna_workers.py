@@ -7,11 +7,11 @@ that begin at the same moment, or take over the same dead worker's trials, canno
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import threading
 import time
 import uuid
@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 import optuna
+from filelock import BaseFileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 import rlprune_jax
+from rlprune_jax.files import try_lock
 from rlprune_jax.study.program import Job
 from rlprune_jax.study.results import StudyResult
 from rlprune_jax.study.run import check_seeds, run_study
@@ -156,10 +158,10 @@ class Worker:
     """One process among those that share a storage: what it holds open shows that it lives."""
 
     def __init__(self, storage: str):
-        self.name = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.storage: BaseStorage
         self._locks: Path | None = None
-        self._handle: int | None = None
+        self._lock: BaseFileLock | None = None
         if "://" in storage:
             self.storage = RDBStorage(
                 storage,
@@ -175,19 +177,17 @@ class Worker:
         )
         self._locks = path.with_name(path.name + ".workers")
         self._locks.mkdir(exist_ok=True)
-        # The kernel drops the lock with its process, kill -9 included.
-        self._handle = os.open(self._locks / self.name, os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        self._lock = try_lock(self._locks / self.name)
 
     def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._handle is not None and self._locks is not None:
+        if self._lock is not None and self._locks is not None:
+            self._lock.release()
+            self._lock = None
             with contextlib.suppress(OSError):
                 (self._locks / self.name).unlink()
-            os.close(self._handle)
-            self._handle = None
 
     def take_over(self, study: optuna.Study) -> None:
         """Put what dead workers left back into the queue."""
@@ -210,17 +210,12 @@ class Worker:
 
     def _lives(self, owner: str) -> bool:
         assert self._locks is not None
-        try:
-            handle = os.open(self._locks / owner, os.O_RDWR)
-        except FileNotFoundError:
+        if not (self._locks / owner).exists():
             return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(handle)
-        return False
+        lock = try_lock(self._locks / owner)
+        if lock is not None:
+            lock.release()
+        return lock is None
 
     def ask(
         self, study: optuna.Study, space: Mapping[str, Distribution], count: int

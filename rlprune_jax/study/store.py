@@ -5,7 +5,6 @@ holds the first digits of the SHA-256 of its content, so damage is seen when it 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -18,8 +17,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from filelock import BaseFileLock
 
-from rlprune_jax.files import to_json, unwritable, write_atomically
+from rlprune_jax.files import to_json, try_lock, unwritable, write_atomically
 
 Chunk = dict[str, np.ndarray]
 """``"cell"`` i64[n], ``"seconds"`` f64[n], and f64[n] per metric as ``"metric/<name>"``."""
@@ -57,22 +57,19 @@ class Store:
         self.corrupt: list[str] = []
         self._measured: dict[str, Any] = {}
         self._process = process
-        self._lock: int | None = None
+        self._lock: BaseFileLock | None = None
         if self.path is None:
             return
         try:
             (self.path / "chunks").mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / f".lock-{process}", os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
+            self._lock = try_lock(self.path / f".lock-{process}")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        if self._lock is None:
             raise StudyError(
                 f"another process works on the study in {self.path}; wait for it, or choose "
                 "another directory"
-            ) from None
-        except OSError as error:
-            self.close()
-            raise unwritable(self.path, error) from error
+            )
         try:
             self._check(json.loads(json.dumps(to_json(identity))))
             self.reload()
@@ -161,7 +158,7 @@ class Store:
     def close(self) -> None:
         """Let another process work on the study."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> Self:

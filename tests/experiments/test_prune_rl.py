@@ -249,7 +249,7 @@ def test_a_run_is_named_by_the_code_of_its_functions_too(tmp_path, monkeypatch):
     from settings import Config
 
     from rlprune_jax.files import to_json
-    from rlprune_jax.runs.run_directory import config_hash
+    from rlprune_jax.runs import config_hash
 
     config = Config(budget_fn=("edited_costs:energy=1",), runs_dir=tmp_path)
     first = config_hash(prune_rl.identity(config))

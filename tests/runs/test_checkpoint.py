@@ -1,5 +1,6 @@
 """Checkpoints: round trips, strictness, damage, kill -9."""
 
+import doctest
 import os
 import shutil
 import signal
@@ -18,9 +19,10 @@ import pytest
 from flax import struct
 
 import rlprune_jax
-from rlprune_jax.runs.checkpoint import Checkpointer, CheckpointError
 from rlprune_jax.files import UnwritableError
 from rlprune_jax.pytree import flatten_with_paths, host_array, tree_hash
+from rlprune_jax.runs import checkpoint
+from rlprune_jax.runs.checkpoint import Checkpointer, CheckpointError
 
 
 class Moments(NamedTuple):
@@ -225,6 +227,20 @@ def test_damage_anywhere_is_an_error_or_harmless(tmp_path, how):
     assert any("state" in name.parts for name in refused)
 
 
+@pytest.mark.parametrize("name", ["path", "shape", "dtype", "crc32", "impl", "leaves", "metadata"])
+def test_a_damaged_name_in_the_metadata_is_damage(tmp_path, name):
+    tree = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(4, tree)
+    (file,) = (file for file in files_of(tmp_path) if '"crc32"' in file.read_text("latin-1"))
+    file.write_text(file.read_text().replace(f'"{name}"', f'"{name[:-1]}?"'))
+    with (
+        Checkpointer(tmp_path) as checkpointer,
+        pytest.raises(CheckpointError, match="is damaged or not one of ours"),
+    ):
+        checkpointer.restore(tree)
+
+
 def test_containers_may_change_while_paths_agree(tmp_path):
     class Swapped(NamedTuple):
         count: jax.Array
@@ -257,6 +273,8 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UnwritableError, match=r"file/checkpoints.*--runs-dir"):
         Checkpointer(tmp_path / "file" / "checkpoints")
+    with pytest.raises(UnwritableError, match=r"file: it is a file, not a directory; choose"):
+        Checkpointer(tmp_path / "file")
 
 
 KILLED = """
@@ -320,3 +338,8 @@ def test_host_copies_do_not_alias(tmp_path):
         checkpointer.save(0, {"a": array})
         array[:] = 1
         np.testing.assert_array_equal(host_array(checkpointer.restore({"a": array})[0]["a"]), 0)
+
+
+def test_examples():
+    result = doctest.testmod(checkpoint)
+    assert result.failed == 0 and result.attempted > 0

@@ -1,5 +1,6 @@
 """Progress on a terminal and off it."""
 
+import doctest
 import os
 import pty
 import subprocess
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 
 import rlprune_jax
-from rlprune_jax.runs.progress import progress
+from rlprune_jax.runs import progress
+from rlprune_jax.runs.progress import show_progress
 
 
 def count(every):
-    with progress("counting", total=3, every=every) as advance:
+    with show_progress("counting", total=3, every=every) as advance:
         for _ in range(3):
             advance(note="loss 0.5")
 
@@ -32,15 +34,15 @@ def test_plain_lines_go_to_standard_error(capfd):
 
 
 def test_interruption_passes_through():
-    with pytest.raises(KeyboardInterrupt), progress("counting", total=3) as advance:
+    with pytest.raises(KeyboardInterrupt), show_progress("counting", total=3) as advance:
         advance()
         raise KeyboardInterrupt
 
 
 PROGRAM = """
-from rlprune_jax.runs.progress import progress
+from rlprune_jax.runs.progress import show_progress
 try:
-    with progress("counting", total=3) as advance:
+    with show_progress("counting", total=3) as advance:
         advance(2, note="loss 0.5")
         raise KeyboardInterrupt
 except KeyboardInterrupt:
@@ -66,3 +68,8 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back():
     assert b"counting" in shown and b"2/3" in shown and b"loss 0.5" in shown
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
     assert b"stopped" in shown
+
+
+def test_examples():
+    result = doctest.testmod(progress)
+    assert result.failed == 0 and result.attempted > 0

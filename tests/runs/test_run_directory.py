@@ -1,6 +1,7 @@
 """The run directory: naming, metrics, result, locking, interruption."""
 
 import dataclasses
+import doctest
 import json
 import os
 import signal
@@ -15,7 +16,16 @@ import pytest
 
 import rlprune_jax
 from rlprune_jax.files import UnwritableError
-from rlprune_jax.runs.run_directory import RunDirectoryError, config_hash, open_run
+from rlprune_jax.runs import run_directory
+from rlprune_jax.runs.run_directory import (
+    Extension,
+    RunDirectoryError,
+    config_hash,
+    open_run,
+    open_run_at,
+)
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlprune_jax.__file__).parents[1])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,15 +184,151 @@ def test_a_foreign_configuration_is_refused(tmp_path):
             open_run(tmp_path, "x", {"seed": 1})
 
 
+@pytest.mark.parametrize(
+    "runs_dir, config, kind, message",
+    [
+        (None, {}, TypeError, "runs_dir=None must be a path"),
+        (3, {}, TypeError, "runs_dir=3 must be a path"),
+        ("", {}, ValueError, "runs_dir='' is empty"),
+        ("runs", {"rate": np.nan}, ValueError, "config rate=nan is not finite"),
+        ("runs", {"a": {"b": [1.0, np.inf]}}, ValueError, r"config a.b=\[1.0, inf\]"),
+        ("runs", {"a": jnp.float32(-np.inf)}, ValueError, "config a=-inf"),
+        ("runs", Search(target=np.nan), ValueError, "config target=nan"),
+    ],
+)
+def test_what_names_no_run_is_refused(tmp_path, monkeypatch, runs_dir, config, kind, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=message):
+        open_run(runs_dir, "x", config)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_directory_of_ones_own(tmp_path):
+    path = tmp_path / "a" / "mine"
+    with open_run_at(path, Config()) as run:
+        assert run.path == path
+        write_steps(run, "dense", [1])
+    with open_run_at(path, Config(runs_dir=tmp_path)) as run:
+        assert steps(run) == [("dense", 1)]
+    with pytest.raises(ValueError, match="path='' is empty"):
+        open_run_at("", {})
+    with pytest.raises(TypeError, match="path=None must be a path"):
+        open_run_at(None, {})
+    with pytest.raises(TypeError, match="dataclass or a dict"):
+        open_run_at(tmp_path / "b", [1])
+
+
+@pytest.mark.parametrize(
+    "now, message",
+    [
+        (Config(search=Search(iterations=11)), "search.iterations is 10 in .* and 11 now"),
+        (Config(budgets=("a", "b")), r'budgets is \["params=0.1"\] in .* and \["a", "b"\] now'),
+        (Config(dataset="iris"), 'dataset is "digits" .* "iris" now; delete'),
+        (dataclasses.asdict(Config()) | {"new": 1}, "new is absent in .* and 1 now"),
+        ({"dataset": "digits"}, "budgets is .* and absent now"),
+    ],
+)
+def test_another_configuration_is_refused_by_name(tmp_path, now, message):
+    open_run_at(tmp_path / "mine", Config()).close()
+    for _ in range(2):  # the refusal has freed the lock
+        with pytest.raises(RunDirectoryError, match=message):
+            open_run_at(tmp_path / "mine", now)
+    open_run_at(tmp_path / "mine", Config()).close()
+
+
+def test_a_directory_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunDirectoryError, match=r"holds 'thesis.tex' but no config.json"):
+        open_run_at(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UnwritableError, match=r"thesis\.tex: File exists"):
+        open_run_at(tmp_path / "thesis.tex", {})
+
+
+def finished(path, evaluations=64):
+    with open_run_at(path, {"evaluations": evaluations, "seed": 0}) as run:
+        for stage in ("dense", "search", "finetune"):
+            (run.checkpoints / stage / "3").mkdir(parents=True)
+            write_steps(run, stage, [0, 1, 2, 3])
+        run.write_result({"accuracy": 0.5})
+
+
+MORE = Extension(settings=("evaluations",), stages=("dense", "search"))
+
+
+def test_a_finished_run_is_extended(tmp_path):
+    finished(tmp_path / "mine")
+    for number, evaluations in enumerate((128, 256), 1):
+        config = {"evaluations": evaluations, "seed": 0}
+        with open_run_at(tmp_path / "mine", config, extension=MORE) as run:
+            assert not run.is_finished
+            stages = {record["stage"] for record in run.metrics()}
+            assert stages == {"dense", "search"}
+            assert {path.name for path in run.checkpoints.iterdir()} == stages
+            kept = json.loads((run.path / f"result-{number}.json").read_text())
+            assert kept == {"accuracy": 0.5}
+            run.write_result(kept)
+        with open_run_at(tmp_path / "mine", config, extension=MORE) as run:
+            assert run.is_finished
+            assert json.loads((run.path / "config.json").read_text()) == config
+
+
+def test_an_extension_allows_what_it_names_only(tmp_path):
+    finished(tmp_path / "mine")
+    with pytest.raises(RunDirectoryError, match="evaluations is 64"):
+        open_run_at(tmp_path / "mine", {"evaluations": 128, "seed": 0})
+    with pytest.raises(RunDirectoryError, match="seed is 0"):
+        open_run_at(tmp_path / "mine", {"evaluations": 128, "seed": 1}, extension=MORE)
+    with open_run_at(tmp_path / "mine", {"evaluations": 64, "seed": 0}, extension=MORE) as run:
+        assert run.is_finished
+        assert len(steps(run)) == 12
+
+
+def test_an_extension_survives_a_kill(tmp_path, monkeypatch):
+    finished(tmp_path / "mine")
+    config = {"evaluations": 128, "seed": 0}
+
+    def kill(self, stages):
+        (self.path / "result.json").rename(self.path / "result-1.json")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlprune_jax.runs.run_directory.RunDirectory.reopen", kill)
+        with pytest.raises(KeyboardInterrupt):
+            open_run_at(tmp_path / "mine", config, extension=MORE)
+    with open_run_at(tmp_path / "mine", config, extension=MORE) as run:
+        assert not run.is_finished
+        assert {record["stage"] for record in run.metrics()} == {"dense", "search"}
+
+
+def test_temporary_files_of_the_killed_are_deleted(tmp_path):
+    open_run_at(tmp_path / "mine", {}).close()
+    (tmp_path / "mine" / ".result.json.123.tmp").write_text("half")
+    with open_run_at(tmp_path / "mine", {}) as run:
+        assert not list(run.path.glob(".*.tmp"))
+
+
+def test_a_run_is_open_once(tmp_path):
+    with open_run(tmp_path, "x", {}) as run:
+        with pytest.raises(RunDirectoryError, match=f"process {os.getpid()} is working"):
+            open_run(tmp_path, "x", {})
+        run.close()
+        run.close()
+        open_run(tmp_path, "x", {}).close()
+
+
+HOLDS = """
+import sys, time
+from rlprune_jax.runs.run_directory import open_run
+run = open_run(sys.argv[1], "x", {})
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
 def test_one_process_at_a_time(tmp_path):
-    program = (
-        "import sys, time; from rlprune_jax.runs.run_directory import open_run\n"
-        f"run = open_run({str(tmp_path)!r}, 'x', {{}}); print('open', flush=True)\n"
-        "time.sleep(60)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(rlprune_jax.__file__).parents[1])}
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, env=ENVIRONMENT
     ) as other:
         try:
             assert other.stdout.readline() == b"open\n"
@@ -191,6 +337,34 @@ def test_one_process_at_a_time(tmp_path):
         finally:
             other.send_signal(signal.SIGKILL)
     open_run(tmp_path, "x", {}).close()
+
+
+WITHOUT_FCNTL = """
+import sys, warnings
+sys.modules["fcntl"] = None  # as on Windows
+warnings.simplefilter("ignore")  # filelock says that it locks in another way
+import rlprune_jax.runs as runs
+for name in runs.__all__:
+    if not name.startswith("Checkpoint"):  # Orbax is no code of ours
+        getattr(runs, name)
+with runs.open_run(sys.argv[1], "x", {}) as run:
+    try:
+        runs.open_run(sys.argv[1], "x", {})
+    except runs.RunDirectoryError as error:
+        print(error)
+runs.open_run(sys.argv[1], "x", {}).close()
+"""
+
+
+def test_there_is_no_need_of_fcntl(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is working on" in done.stdout
 
 
 KILLED = """
@@ -206,9 +380,8 @@ for step in itertools.count(1):
 
 
 def test_kill_leaves_whole_files(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(rlprune_jax.__file__).parents[1])}
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as other:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT) as other:
         other.stdout.readline()
         time.sleep(0.05)
         other.send_signal(signal.SIGKILL)
@@ -218,3 +391,8 @@ def test_kill_leaves_whole_files(tmp_path):
         # The result of a step is written after its line.
         assert run.result()["step"] in (count - 1, count)
         assert run.result()["values"] == list(range(5000))
+
+
+def test_examples():
+    result = doctest.testmod(run_directory)
+    assert result.failed == 0 and result.attempted > 0

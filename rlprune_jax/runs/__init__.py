@@ -1,0 +1,89 @@
+"""Keep runs resumable on disk, shown on the terminal and safe to interrupt.
+
+`open_run` and `open_run_at` open a run directory, `MemoryRun` is one that writes nothing, and
+`run_stage` takes the steps of a long part of either. `interruptible` ends a command at Ctrl-C.
+
+Each name is loaded when it is first used, so that `interruptible` comes before JAX, and Orbax only
+with the first checkpoint.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlprune_jax.runs.checkpoint import Checkpointer, CheckpointError
+    from rlprune_jax.runs.compile_clock import CompileClock
+    from rlprune_jax.runs.interruption import interruptible
+    from rlprune_jax.runs.progress import Tick, show_progress
+    from rlprune_jax.runs.run import Json, MemoryRun, Run
+    from rlprune_jax.runs.run_directory import (
+        COSMETIC,
+        Extension,
+        RunDirectory,
+        RunDirectoryError,
+        config_hash,
+        open_run,
+        open_run_at,
+    )
+    from rlprune_jax.runs.stages import (
+        Advance,
+        Check,
+        DivergenceError,
+        Row,
+        StageOptions,
+        find_divergence,
+        run_stage,
+    )
+
+__all__ = [
+    "COSMETIC",
+    "Advance",
+    "Check",
+    "CheckpointError",
+    "Checkpointer",
+    "CompileClock",
+    "DivergenceError",
+    "Extension",
+    "Json",
+    "MemoryRun",
+    "Row",
+    "Run",
+    "RunDirectory",
+    "RunDirectoryError",
+    "StageOptions",
+    "Tick",
+    "config_hash",
+    "find_divergence",
+    "interruptible",
+    "open_run",
+    "open_run_at",
+    "run_stage",
+    "show_progress",
+]
+
+_HOMES = {
+    "checkpoint": ("CheckpointError", "Checkpointer"),
+    "compile_clock": ("CompileClock",),
+    "interruption": ("interruptible",),
+    "progress": ("Tick", "show_progress"),
+    "run": ("Json", "MemoryRun", "Run"),
+    "run_directory": (
+        *("COSMETIC", "Extension", "RunDirectory", "RunDirectoryError"),
+        *("config_hash", "open_run", "open_run_at"),
+    ),
+    "stages": (
+        *("Advance", "Check", "DivergenceError", "Row", "StageOptions"),
+        *("find_divergence", "run_stage"),
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
