@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from problem import EVALUATION_BATCH, Images, Jobs, Problem
 
-from rlprune_jax.costs.budget import Budget, cost_of, measured_costs
-from rlprune_jax.costs.counts import count_macs, count_params
-from rlprune_jax.costs.latency import Latency, measure_latency
+from rlprune_jax.costs import Constraint, Latency, count_macs, count_params, measure_latency
 from rlprune_jax.export.export import export_stablehlo, make_plan, save_weights, write_plan
 from rlprune_jax.export.restore import PLAN, WEIGHTS
 from rlprune_jax.files import write_atomically
@@ -57,20 +55,20 @@ class Delivered(NamedTuple):
         """Units kept in each group."""
         return {name: int(np.asarray(self.gates[name]).sum()) for name in graph.names}
 
-    def budget_rows(self, graph: Graph, budgets: Sequence[Budget]) -> list[dict[str, Any]]:
+    def budget_rows(self, constraints: Sequence[Constraint]) -> list[dict[str, Any]]:
         """Each budget with what was achieved, in the unit of its limit and absolute.
 
         ``quartiles`` are those around a measured latency, in the unit of the limit.
         """
         rows = []
-        for budget, found in zip(budgets, measured_costs(graph, budgets, self.gates), strict=True):
-            exact = cost_of(graph, budget).exact(self.gates)
+        for constraint in constraints:
+            budget, found = constraint.budget, constraint.measure(self.gates)
             row: dict[str, Any] = {
                 "name": budget.name,
                 "limit": budget.limit,
                 "achieved": found.value,
-                "unit": f"fraction of dense {budget.unit}" if budget.relative else budget.unit,
-                "count": exact[0] if isinstance(exact, tuple) else exact,
+                "unit": constraint.unit,
+                "count": constraint.cost.exact(self.gates).value,
                 "satisfied": found.value <= budget.limit,
             }
             if found.lower < found.upper:
@@ -85,7 +83,7 @@ def deliver_method(
     jobs: Jobs,
     variables: Variables,
     env: Environment,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     method: str,
     archive: Archive,
     *,
@@ -96,7 +94,7 @@ def deliver_method(
     save_seconds: float,
 ) -> Delivered:
     """Bring a method's best under the budgets, re-rank them, finetune the winner, test it once."""
-    candidates = deliverable(env, problem.graph, budgets, archive, rerank, fill=method != "uniform")
+    candidates = deliverable(env, constraints, archive, rerank, fill=method != "uniform")
 
     def tune(name: str, gates: Gates, images: Any, total: int) -> Variables:
         def advance(state: Any, start: int, count: int) -> tuple[Any, list]:
