@@ -105,7 +105,9 @@ def part(config: Config) -> dict[str, Any]:
         task = make_job(chosen, prepared)
         job, shared = task.job, task.shared
         setup = time.perf_counter() - began
-        settings = study_settings(study_of(config, int(numbers[-1])), prepared.cost)
+        settings = study_settings(
+            study_of(config, int(numbers[-1])), prepared.constraint.budget.name
+        )
         if role == "study":
             found = run_study(job, settings, [0], shared=shared, known=task.known)
             return {"setup": setup, "area": found.metrics["area"][:, 0].tolist()}

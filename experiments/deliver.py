@@ -10,27 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from problem import EVALUATION_BATCH, Images, Jobs, Problem
 
-from rlprune_jax.costs.budget import Budget, cost_of, measured_costs
-from rlprune_jax.costs.counts import count_macs, count_params
-from rlprune_jax.costs.latency import Latency, measure_latency
-from rlprune_jax.export import (
-    PLAN,
-    STABLEHLO,
-    WEIGHTS,
-    export_stablehlo,
-    make_plan,
-    save_weights,
-    write_plan,
-)
+from rlprune_jax.costs import Constraint, Latency, count_macs, count_params, measure_latency
+from rlprune_jax.export.export import export_stablehlo, make_plan, save_weights, write_plan
+from rlprune_jax.export.restore import PLAN, WEIGHTS
 from rlprune_jax.files import write_atomically
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.slim import compact, respecialise
-from rlprune_jax.runs import RunDirectory, StageOptions, run_stage
+from rlprune_jax.runs.run_directory import RunDirectory
+from rlprune_jax.runs.stages import run_stage
 from rlprune_jax.search import Archive, Environment
 from rlprune_jax.training.augmentation import Prepare
 from rlprune_jax.training.loops import evaluate
 from rlprune_jax.types import Apply, Gates, Variables
-from rlprune_jax.workflow.fitting import best_of, deliverable, equivalence
+from rlprune_jax.workflow.deliver import best_of, deliverable, equivalence
 
 STEPS_AT_ONCE = 60
 BATCHES = (1, 128)
@@ -63,20 +55,20 @@ class Delivered(NamedTuple):
         """Units kept in each group."""
         return {name: int(np.asarray(self.gates[name]).sum()) for name in graph.names}
 
-    def budget_rows(self, graph: Graph, budgets: Sequence[Budget]) -> list[dict[str, Any]]:
+    def budget_rows(self, constraints: Sequence[Constraint]) -> list[dict[str, Any]]:
         """Each budget with what was achieved, in the unit of its limit and absolute.
 
         ``quartiles`` are those around a measured latency, in the unit of the limit.
         """
         rows = []
-        for budget, found in zip(budgets, measured_costs(graph, budgets, self.gates), strict=True):
-            exact = cost_of(graph, budget).exact(self.gates)
+        for constraint in constraints:
+            budget, found = constraint.budget, constraint.measure(self.gates)
             row: dict[str, Any] = {
                 "name": budget.name,
                 "limit": budget.limit,
                 "achieved": found.value,
-                "unit": f"fraction of dense {budget.unit}" if budget.relative else budget.unit,
-                "count": exact[0] if isinstance(exact, tuple) else exact,
+                "unit": constraint.unit,
+                "count": constraint.cost.exact(self.gates).value,
                 "satisfied": found.value <= budget.limit,
             }
             if found.lower < found.upper:
@@ -91,7 +83,7 @@ def deliver_method(
     jobs: Jobs,
     variables: Variables,
     env: Environment,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     method: str,
     archive: Archive,
     *,
@@ -102,7 +94,7 @@ def deliver_method(
     save_seconds: float,
 ) -> Delivered:
     """Bring a method's best under the budgets, re-rank them, finetune the winner, test it once."""
-    candidates = deliverable(env, problem.graph, budgets, archive, rerank, fill=method != "uniform")
+    candidates = deliverable(env, constraints, archive, rerank, fill=method != "uniform")
 
     def tune(name: str, gates: Gates, images: Any, total: int) -> Variables:
         def advance(state: Any, start: int, count: int) -> tuple[Any, list]:
@@ -117,11 +109,9 @@ def deliver_method(
             state,
             total,
             advance,
-            StageOptions(
-                chunk=STEPS_AT_ONCE,
-                save_seconds=save_seconds,
-                note=lambda values: f"loss {values['loss']:.3f}",
-            ),
+            chunk=STEPS_AT_ONCE,
+            save_seconds=save_seconds,
+            note=lambda values: f"loss {values['loss']:.3f}",
         ).variables
 
     numbers = {id(gates): number for number, gates in enumerate(candidates)}
@@ -181,12 +171,10 @@ def ship(
         )
     run.slim.mkdir(exist_ok=True)
     save_weights(run.slim / WEIGHTS, slim_variables)
-    artifact = export_stablehlo(slim_apply, slim_variables, x)
-    write_atomically(run.slim / STABLEHLO, artifact.content)
-    plan = make_plan(
-        delivered.gates, delivered.variables, slim_variables, description=artifact.description
-    )
+    plan = make_plan(delivered.gates, delivered.variables, slim_variables)
     write_plan(run.slim / PLAN, plan)
+    content = export_stablehlo(slim_apply, slim_variables, x.shape[1:])
+    write_atomically(run.slim / "model.stablehlo", content)
     with tempfile.TemporaryDirectory() as folder:
         save_weights(Path(folder) / WEIGHTS, delivered.variables)
         dense_bytes = (Path(folder) / WEIGHTS).stat().st_size

@@ -13,7 +13,7 @@ resumes an interrupted run, or says that it is finished.
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,19 +24,30 @@ from problem import Jobs, Problem, make_jobs, make_problem
 from searching import Search, make_search_environment, score_units, search
 from settings import AGENT, Config, per_group, resolve, stage_key
 
-from rlprune_jax.costs.binding import CostOptions, Network, bind_budgets
-from rlprune_jax.costs.budget import Budget, check_reachable, limits, parse_budgets
-from rlprune_jax.costs.counts import count_macs, count_params
-from rlprune_jax.costs.host import import_function, source_digest
-from rlprune_jax.costs.latency import Latency
-from rlprune_jax.costs.tiles import Tile
+from rlprune_jax.costs import (
+    Constraint,
+    CostOptions,
+    Latency,
+    Tile,
+    check_reachable,
+    constrain,
+    count_macs,
+    count_params,
+    import_function,
+    limits,
+    parse_budgets,
+    source_digest,
+)
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.files import to_json
+from rlprune_jax.graph.groups import Graph
 from rlprune_jax.models import ModelFunctions, create_model, model_functions
-from rlprune_jax.runs import CompileClock, RunDirectory, StageOptions, open_run, run_stage
+from rlprune_jax.runs.compile_clock import CompileClock
+from rlprune_jax.runs.run_directory import RunDirectory, open_run
+from rlprune_jax.runs.stages import run_stage
 from rlprune_jax.training import data
 from rlprune_jax.training.array_cache import default_cache_dir
-from rlprune_jax.types import Variables
+from rlprune_jax.types import Apply, PyTree, Variables
 
 
 def make_functions(config: Config, num_classes: int) -> ModelFunctions:
@@ -51,7 +62,16 @@ def make_functions(config: Config, num_classes: int) -> ModelFunctions:
     return model_functions(create_model(config.model, num_classes, **options))
 
 
-def build(config: Config) -> tuple[Problem, tuple[Budget, ...]]:
+class Network(NamedTuple):
+    """What costs read of the network."""
+
+    apply: Apply
+    graph: Graph
+    variables: Variables
+    example: tuple[PyTree, ...]
+
+
+def build(config: Config) -> tuple[Problem, tuple[Constraint, ...]]:
     """Load the data, build and trace the network, and refuse budgets that cannot be met."""
     dataset = data.load(config.dataset, config.data_dir, seed=config.seed)
     functions = make_functions(config, dataset.num_classes)
@@ -59,7 +79,7 @@ def build(config: Config) -> tuple[Problem, tuple[Budget, ...]]:
     images = jnp.resize(
         problem.train.images, (config.latency_batch, *problem.train.images.shape[1:])
     )
-    network = Network(functions.apply, problem.graph, problem.variables, problem.prepare(images))
+    network = Network(functions.apply, problem.graph, problem.variables, (problem.prepare(images),))
     options = CostOptions(
         tile=Tile(*config.tile),
         cache=default_cache_dir() / "latency",
@@ -67,7 +87,7 @@ def build(config: Config) -> tuple[Problem, tuple[Budget, ...]]:
         programs=config.latency_programs,
         time_limit=config.cost_seconds,
     )
-    budgets = bind_budgets(parse_budgets(config.budget, config.budget_fn), network, options)
+    constraints = constrain(network, parse_budgets(config.budget, config.budget_fn), options)
     least, multiples = (
         # One number reads better in an error than the same one for every group.
         per_group(config, option, problem.graph.names)
@@ -75,8 +95,8 @@ def build(config: Config) -> tuple[Problem, tuple[Budget, ...]]:
         else getattr(config, option)
         for option in ("min_keep", "round_to")
     )
-    check_reachable(problem.graph, budgets, least, multiples)
-    return problem, budgets
+    check_reachable(problem.graph, constraints, least, multiples)
+    return problem, constraints
 
 
 def train_dense(config: Config, run: RunDirectory, problem: Problem, jobs: Jobs) -> Variables:
@@ -95,18 +115,17 @@ def train_dense(config: Config, run: RunDirectory, problem: Problem, jobs: Jobs)
         jobs.dense_state(problem.variables),
         config.dense_steps,
         advance,
-        StageOptions(
-            chunk=min(100, config.dense_steps),
-            save_seconds=config.save_seconds,
-            note=lambda values: f"loss {values['loss']:.3f} accuracy {values['accuracy']:.3f}",
-        ),
+        chunk=min(100, config.dense_steps),
+        save_seconds=config.save_seconds,
+        note=lambda values: f"loss {values['loss']:.3f} accuracy {values['accuracy']:.3f}",
     )
     return state.variables
 
 
-def execute(config: Config, run: RunDirectory, clock: CompileClock) -> dict[str, Any]:
+def execute(config: Config, run: RunDirectory) -> dict[str, Any]:
     """Do the whole run and return what goes into ``result.json``."""
-    problem, budgets = build(config)
+    clock = CompileClock()
+    problem, constraints = build(config)
     print(problem.graph, file=sys.stderr)
     assert config.dense_steps and config.rerank_steps and config.finetune_steps
     jobs = make_jobs(
@@ -119,12 +138,12 @@ def execute(config: Config, run: RunDirectory, clock: CompileClock) -> dict[str,
     )
     variables = train_dense(config, run, problem, jobs)
     scores = score_units(config, problem, variables)
-    env = make_search_environment(config, problem, budgets, scores, variables)
+    env = make_search_environment(config, problem, constraints, scores, variables)
     searches: dict[str, Search] = {}
     delivered: dict[str, Delivered] = {}
     for method in (AGENT, *config.baselines):
         searches[method] = search(
-            config, run, problem, jobs, variables, env, budgets, method, clock
+            config, run, problem, jobs, variables, env, constraints, method, clock
         )
         delivered[method] = deliver_method(
             run,
@@ -132,7 +151,7 @@ def execute(config: Config, run: RunDirectory, clock: CompileClock) -> dict[str,
             jobs,
             variables,
             env,
-            budgets,
+            constraints,
             method,
             searches[method].archive,
             rerank=config.rerank,
@@ -170,7 +189,7 @@ def execute(config: Config, run: RunDirectory, clock: CompileClock) -> dict[str,
             "kept": chosen.kept(graph),
         },
         "budgets": with_remeasured(
-            chosen.budget_rows(graph, budgets), shipped.slim_latency[config.latency_batch]
+            chosen.budget_rows(constraints), shipped.slim_latency[config.latency_batch]
         ),
         "search": {
             "evaluations": evaluations,
@@ -178,7 +197,7 @@ def execute(config: Config, run: RunDirectory, clock: CompileClock) -> dict[str,
             "compile_seconds": compile_seconds,
             "candidates_per_second": evaluations / max(seconds - compile_seconds, 1e-9),
             "feasible_fraction": float(
-                np.mean(np.all(np.asarray(searches[AGENT].costs) <= limits(budgets), axis=-1))
+                np.mean(np.all(np.asarray(searches[AGENT].costs) <= limits(constraints), axis=-1))
             ),
             "best_held_out_reward": float(searches[AGENT].archive.feasible.rewards[0]),
         },
@@ -242,8 +261,7 @@ def prune(config: Config) -> Path:
             print(f"finished before; delete {run.path} to run again", file=sys.stderr)
             return run.path
         began = time.perf_counter()
-        with CompileClock() as clock:
-            result = execute(config, run, clock)
+        result = execute(config, run)
         result["seconds"] = time.perf_counter() - began
         history = result.pop("history")
         np.savez_compressed(

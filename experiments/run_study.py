@@ -38,7 +38,7 @@ from study_problem import (
     shared_arrays,
 )
 
-from rlprune_jax.costs.budget import check_reachable, parse_budgets
+from rlprune_jax.costs import Constraint, check_reachable, parse_budgets
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.runs import COSMETIC, RunDirectory, config_hash, open_run, show_progress
 from rlprune_jax.search import Config as AgentConfig
@@ -234,9 +234,14 @@ def check(config: Common) -> None:
         if config.around is not None and not config.around > 1:
             raise ValueError(f"around={config.around}: a factor above 1")
     if isinstance(config, Budgets):
-        name = parse_budgets([config.budget])[0].name
+        (budget,) = parse_budgets([config.budget])
         for limit in config.limits:
-            parse_budgets([f"{name}={limit}"])
+            (other,) = parse_budgets([f"{budget.name}={limit}"])
+            if other.relative != budget.relative:
+                raise ValueError(
+                    f"limits: {limit} is not in the unit of budget={config.budget!r}; give both as "
+                    "fractions of dense, or neither"
+                )
         known = ("agent", "random_search", "cross_entropy")
         if unknown := sorted(set(config.methods) - set(known)):
             raise ValueError(f"methods={unknown}: choose from {', '.join(known)}")
@@ -306,8 +311,9 @@ def make_task(config: Common, run_directory: RunDirectory) -> Task:
     prepared = prepare(run_config(config), run_directory)
     if isinstance(config, Budgets):
         for limit in config.limits:
-            budgets = parse_budgets([f"{prepared.cost}={limit}"])
-            check_reachable(prepared.problem.graph, budgets, prepared.config.min_keep)
+            (budget,) = parse_budgets([f"{prepared.constraint.budget.name}={limit}"])
+            constraint = Constraint(budget=budget, cost=prepared.constraint.cost)
+            check_reachable(prepared.problem.graph, [constraint], prepared.config.min_keep)
     dense = float(prepared.jobs.dense_accuracy(prepared.variables, prepared.problem.test))
     task = make_job(config, prepared)
     return task._replace(dense_accuracy=dense)
@@ -315,7 +321,7 @@ def make_task(config: Common, run_directory: RunDirectory) -> Task:
 
 def make_job(config: Common, prepared: Prepared) -> Task:
     """The job on a network that is trained."""
-    shared, cost = shared_arrays(prepared), prepared.cost
+    shared, cost = shared_arrays(prepared), prepared.constraint.budget.name
     if isinstance(config, Proxy):
         shared["masks"] = random_candidates(prepared, config.candidates)
         return Task(proxy_job(prepared, config.finetune_steps), shared, ("candidate",), cost=cost)

@@ -19,8 +19,10 @@ from settings import (
     stage_key,
 )
 
-from rlprune_jax.costs.budget import Budget, cost_function, limits, search_costs
-from rlprune_jax.runs import CompileClock, RunDirectory, StageOptions, run_stage
+from rlprune_jax.costs import Constraint, estimate_costs, limits, search_costs
+from rlprune_jax.runs.compile_clock import CompileClock
+from rlprune_jax.runs.run_directory import RunDirectory
+from rlprune_jax.runs.stages import run_stage
 from rlprune_jax.search import (
     Archive,
     Environment,
@@ -60,13 +62,13 @@ def score_units(config: Config, problem: Problem, variables: Variables) -> Gates
 def make_search_environment(
     config: Config,
     problem: Problem,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     scores: Gates,
     variables: Variables,
 ) -> Environment:
     """The constrained decision process of this network and these budgets."""
     graph = problem.graph
-    cost = cost_function(graph, budgets)
+    cost = estimate_costs(constraints)
 
     def mask_cost(masks: jax.Array) -> jax.Array:
         return cost(
@@ -80,7 +82,7 @@ def make_search_environment(
         dict(zip(graph.names, graph.sizes, strict=True)),
         {name: np.asarray(score) for name, score in scores.items()},
         layer_descriptors(graph),
-        limits(budgets),
+        limits(constraints),
         min_keep={
             name: min(least, size)
             for (name, least), size in zip(
@@ -89,7 +91,7 @@ def make_search_environment(
         },
         round_to=per_group(config, "round_to", graph.names),
         cost_fn=mask_cost,
-        measured=[budget.is_measured for budget in budgets],
+        measured=[constraint.is_measured for constraint in constraints],
     )
     return informed(env, graph, variables) if config.sparsity_informed else env
 
@@ -109,7 +111,7 @@ def search(
     jobs: Jobs,
     variables: Variables,
     env: Environment,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     method: str,
     clock: CompileClock,
 ) -> Search:
@@ -128,7 +130,7 @@ def search(
         problem.prepare(held_out.images[:rewarded]),
         held_out.labels[:rewarded],
     )
-    costs_of = search_costs(problem.graph, budgets)
+    costs_of = search_costs(constraints)
 
     def costs(masks: np.ndarray) -> np.ndarray:
         return costs_of(masks_to_gates(env, jnp.asarray(masks)))
@@ -190,11 +192,8 @@ def search(
         (inner, empty),
         iterations,
         advance,
-        # Rewards may be NaN: nothing found yet, or a candidate that failed.
-        StageOptions(
-            save_seconds=config.save_seconds,
-            note=lambda values: f"best {float(values['best']):.4f}",
-            check=None,
-        ),
+        chunk=1,
+        save_seconds=config.save_seconds,
+        note=lambda values: f"best {float(values['best']):.4f}",
     )
     return found

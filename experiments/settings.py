@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from rlprune_jax.costs.budget import parse_budgets
+from rlprune_jax.costs import parse_budgets
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.search import Config as AgentConfig
 from rlprune_jax.search import Environment, Searcher, baselines, ppo_lagrangian
@@ -27,11 +27,11 @@ class Config:
     """Settings of a run; all but the directories decide the run's name."""
 
     budget: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Limit as NAME=LIMIT, any number of times. As fractions of the dense network: params=0.1,
-    macs=0.3, weight_bytes, activation_memory (peak, one image), tiled_macs (see --tile). In ms:
-    latency_table=2.5 (foretold from a network's pieces, each timed once on this device) and
-    latency=2.5 (the slim network itself, timed again and again); or as fractions of dense:
-    latency=0.5x."""
+    """Limit as NAME=LIMIT, any number of times. Fractions of the dense network or counts:
+    params=0.1, params=50k, macs=1.5M, tiled_macs (see --tile), weight_bytes=100kB,
+    activation_memory=2MiB (peak, one image). In ms: latency_table=2.5 (predicted from a network's
+    pieces, each timed once on this device) and latency=2.5 (the slim network itself, timed again
+    and again). Of every cost a fraction of dense: latency=0.5x, latency=50%."""
     budget_fn: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Limit on any Python function of a candidate, as module:function=LIMIT in the function's own
     unit (or 0.5x of dense): function(widths, gates) -> number of at least 0, with widths the units
@@ -179,7 +179,7 @@ def resolve(config: Config) -> Config:
         widths = (32, 64, 128, 256)
     filled["widths"] = widths
     if config.constraint is None:
-        asked = any(budget.is_measured for budget in budgets)
+        asked = any(each.is_function or each.name == "latency" for each in budgets)
         filled["constraint"] = "both" if asked else "projection"
     config = dataclasses.replace(config, **filled)
     agent_config(config)

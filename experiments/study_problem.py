@@ -11,7 +11,8 @@ from prune_rl import build, train_dense
 from searching import make_search_environment, score_units
 from settings import Config, resolve, stage_key
 
-from rlprune_jax.runs import RunDirectory
+from rlprune_jax.costs import Constraint
+from rlprune_jax.runs.run_directory import RunDirectory
 from rlprune_jax.search import (
     Config as AgentConfig,
 )
@@ -43,13 +44,13 @@ class Prepared(NamedTuple):
     variables: Variables
     env: Environment
     sample: CandidateData
-    cost: str
+    constraint: Constraint
 
 
 def prepare(config: Config, run: RunDirectory) -> Prepared:
     """Train the dense network (or find it trained), score its units, make the environment."""
     config = resolve(config)
-    problem, budgets = build(config)
+    problem, constraints = build(config)
     assert config.dense_steps is not None
     jobs = make_jobs(
         problem,
@@ -61,7 +62,7 @@ def prepare(config: Config, run: RunDirectory) -> Prepared:
     )
     variables = train_dense(config, run, problem, jobs)
     scores = score_units(config, problem, variables)
-    env = make_search_environment(config, problem, budgets, scores, variables)
+    env = make_search_environment(config, problem, constraints, scores, variables)
     held_out = problem.held_out
     rewarded = min(config.reward_images, len(held_out.labels))
     sample = CandidateData(
@@ -69,7 +70,7 @@ def prepare(config: Config, run: RunDirectory) -> Prepared:
         problem.prepare(held_out.images[:rewarded]),
         held_out.labels[:rewarded],
     )
-    return Prepared(config, problem, jobs, variables, env, sample, budgets[0].name)
+    return Prepared(config, problem, jobs, variables, env, sample, constraints[0])
 
 
 def shared_arrays(prepared: Prepared) -> PyTree:
@@ -115,8 +116,8 @@ def search_job(
         config = dataclasses.replace(config, iterations=iterations)
         env = shared["env"]
         numbers = {name: hparams[name] for name in AGENT_FIELDS if name in hparams}
-        if prepared.cost in hparams:
-            env = with_limit(env, hparams[prepared.cost])
+        if prepared.constraint.budget.name in hparams:
+            env = with_limit(env, hparams[prepared.constraint.budget.name])
         searcher = {
             "agent": lambda: ppo_lagrangian(env, config),
             "random_search": lambda: baselines.random_search(

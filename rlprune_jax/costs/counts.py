@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
 from rlprune_jax.costs.extents import Axes, exact_extents, traced_extents
-from rlprune_jax.costs.extents import kept_counts as kept_counts
+from rlprune_jax.costs.options import CostOptions
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.types import Gates
 
 
 def count_params(graph: Graph, gates: Gates | None = None) -> int:
-    """Return the exact number of parameters of the network that ``gates`` leave.
+    """Count the parameters of the network that the gates leave.
 
     Args:
         graph: of the network.
@@ -27,12 +28,22 @@ def count_params(graph: Graph, gates: Gates | None = None) -> int:
 
     Raises:
         ValueError: the gates do not fit the graph.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rlprune_jax import trace_graph
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["a"]) @ variables["b"]
+        >>> variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+        >>> graph = trace_graph(apply, variables, jnp.ones((1, 3)))
+        >>> count_params(graph), count_params(graph, {"a": jnp.array([1.0, 0, 0, 0, 1])})
+        (25, 10)
     """
     return _count(graph, [graph.owners[path] for path in graph.parameters], gates)
 
 
 def count_macs(graph: Graph, gates: Gates | None = None) -> int:
-    """Return the exact number of MACs per example of the network that ``gates`` leave.
+    """Count the MACs per example that the gates leave.
 
     Args:
         graph: of the network.
@@ -40,12 +51,22 @@ def count_macs(graph: Graph, gates: Gates | None = None) -> int:
 
     Raises:
         ValueError: the gates do not fit the graph.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rlprune_jax import trace_graph
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["a"]) @ variables["b"]
+        >>> variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+        >>> graph = trace_graph(apply, variables, jnp.ones((1, 3)))
+        >>> count_macs(graph), count_macs(graph, {"a": jnp.array([1.0, 0, 0, 0, 1])})
+        (25, 10)
     """
     return _count(graph, [layer.factors for layer in graph.layers], gates) // graph.batch
 
 
 def count_weight_bytes(graph: Graph, gates: Gates | None = None) -> int:
-    """Return the exact number of bytes of all variables of the network that ``gates`` leave.
+    """Count the bytes of all variables that the gates leave.
 
     Args:
         graph: of the network.
@@ -53,23 +74,63 @@ def count_weight_bytes(graph: Graph, gates: Gates | None = None) -> int:
 
     Raises:
         ValueError: the gates do not fit the graph.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rlprune_jax import trace_graph
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["a"]) @ variables["b"]
+        >>> variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+        >>> graph = trace_graph(apply, variables, jnp.ones((1, 3)))
+        >>> gates = {"a": jnp.array([1.0, 0, 0, 0, 1])}
+        >>> count_weight_bytes(graph), count_weight_bytes(graph, gates)
+        (100, 40)
     """
     return _count(graph, list(graph.owners.values()), gates, _item_sizes(graph))
 
 
 def params_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
-    """Return the traceable function gates -> f32[], parameters left over dense ones."""
+    """Return the traceable fraction of parameters, gates -> f32[]."""
     return _ratio(graph, [graph.owners[path] for path in graph.parameters])
 
 
 def macs_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
-    """Return the traceable function gates -> f32[], MACs left over dense ones."""
+    """Return the traceable fraction of MACs, gates -> f32[]."""
     return _ratio(graph, [layer.factors for layer in graph.layers])
 
 
 def weight_bytes_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
-    """Return the traceable function gates -> f32[], bytes of variables left over dense ones."""
+    """Return the traceable fraction of bytes, gates -> f32[]."""
     return _ratio(graph, list(graph.owners.values()), _item_sizes(graph))
+
+
+def params_cost(network: NetworkLike, options: CostOptions) -> Cost:
+    """Return the cost of parameters."""
+    return _cost("parameters", network.graph, count_params, params_ratio)
+
+
+def macs_cost(network: NetworkLike, options: CostOptions) -> Cost:
+    """Return the cost of MACs per example."""
+    return _cost("MACs", network.graph, count_macs, macs_ratio)
+
+
+def weight_bytes_cost(network: NetworkLike, options: CostOptions) -> Cost:
+    """Return the cost of bytes of all variables."""
+    return _cost("bytes", network.graph, count_weight_bytes, weight_bytes_ratio)
+
+
+def _cost(
+    unit: str,
+    graph: Graph,
+    count: Callable[[Graph, Gates | None], int],
+    ratio: Callable[[Graph], Callable[[Gates], jax.Array]],
+) -> Cost:
+    return Cost(
+        unit=unit,
+        dense=count(graph, None),
+        estimate=ratio(graph),
+        exact=lambda gates: without_noise(count(graph, gates)),
+    )
 
 
 def _item_sizes(graph: Graph) -> list[int]:
@@ -97,12 +158,12 @@ def _ratio(
         (axes, each) for axes, each in zip(products, weights, strict=True) if all(map(len, axes))
     ]
     products = [axes for axes, _ in pairs]
-    share = np.array([each * math.prod(map(len, axes)) for axes, each in pairs], np.float64)
+    fractions = np.array([each * math.prod(map(len, axes)) for axes, each in pairs], np.float64)
     extents = traced_extents(graph, products)
     width = max(len(axes) for axes in products)
     dense = np.ones((len(products), width))
     for row, axes in enumerate(products):
         dense[row, : len(axes)] = [len(owners) for owners in axes]
-    share32 = jnp.asarray(share / share.sum(), jnp.float32)
+    fractions32 = jnp.asarray(fractions / fractions.sum(), jnp.float32)
     dense32 = jnp.asarray(dense, jnp.float32)
-    return lambda gates: jnp.sum(share32 * jnp.prod(extents(gates) / dense32, axis=-1))
+    return lambda gates: jnp.sum(fractions32 * jnp.prod(extents(gates) / dense32, axis=-1))

@@ -1,4 +1,4 @@
-"""Sizes of axes as functions of gates: exact integers on the host, float32 inside jit."""
+"""Sizes of axes as functions of gates, exact on the host and float32 inside jit."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,13 @@ Axes = tuple[np.ndarray, ...]
 
 
 def alive_units(graph: Graph, gates: Gates | None = None) -> np.ndarray:
-    """Return bool[units + 1]: which units are kept (from 0.5); the last entry is True.
+    """Return which units are kept, bool[units + 1].
+
+    The last entry is True, so that an owner of -1, an index that is always kept, picks it.
+
+    Args:
+        graph: of the network.
+        gates: group name -> f32[units], concrete; a unit counts as kept from 0.5. None keeps all.
 
     Raises:
         ValueError: the gates do not fit the graph.
@@ -29,12 +35,12 @@ def alive_units(graph: Graph, gates: Gates | None = None) -> np.ndarray:
 def exact_extents(
     graph: Graph, arrays: Sequence[Axes], gates: Gates | None = None
 ) -> list[tuple[int, ...]]:
-    """Return the size of every axis of every array, in Python integers.
+    """Return the exact size of every axis of every array.
 
     Args:
         graph: of the network.
         arrays: owners of each axis.
-        gates: group name -> f32[units], concrete. None keeps all.
+        gates: group name -> f32[units], concrete; a unit counts as kept from 0.5. None keeps all.
 
     Raises:
         ValueError: the gates do not fit the graph.
@@ -44,14 +50,25 @@ def exact_extents(
 
 
 def kept_counts(graph: Graph, gates: Gates) -> jax.Array:
-    """Return f32[groups], how many units of each group the gates keep (from 0.5)."""
+    """Return how many units of each group are kept, f32[groups].
+
+    Args:
+        graph: of the network.
+        gates: group name -> f32[units], may be traced; a unit counts as kept from 0.5.
+    """
     return jnp.stack([jnp.sum(gates[name] >= 0.5).astype(jnp.float32) for name in graph.names])
 
 
 def traced_extents(graph: Graph, arrays: Sequence[Axes]) -> Callable[[Gates], jax.Array]:
-    """Return the traceable function gates -> f32[arrays, axes] of sizes; absent axes have size 1.
+    """Return the traceable sizes of all axes.
 
-    Sizes are whole numbers, exact in float32 below 2**24.
+    Args:
+        graph: of the network.
+        arrays: owners of each axis.
+
+    Returns:
+        Function gates -> f32[arrays, axes]; axes that an array does not have get size 1. Sizes are
+        whole numbers, exact below 2**24.
     """
     width = max((len(axes) for axes in arrays), default=0)
     size = np.asarray(graph.sizes, np.float64)

@@ -1,4 +1,4 @@
-"""Costs that only the host can know: a user's function, or a time; checked, limited, remembered."""
+"""Costs that only the host knows, called with a time limit and checked."""
 
 import hashlib
 import importlib
@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from rlprune_jax.graph.groups import Graph, check_gates
+from rlprune_jax.costs.cost import OWN_UNIT, Cost, CostFactory, NetworkLike, without_noise
+from rlprune_jax.costs.interpolation import interpolate_uniform
+from rlprune_jax.costs.options import CostOptions
+from rlprune_jax.graph.groups import Graph, check_gates, ones_gates
 from rlprune_jax.types import Gates
 
 UserFunction = Callable[[dict[str, int], dict[str, np.ndarray]], float]
@@ -21,20 +24,24 @@ UserFunction = Callable[[dict[str, int], dict[str, np.ndarray]], float]
 
 
 class CostError(RuntimeError):
-    """A cost could not be had of a candidate; the message names the function and the candidate."""
+    """Raised when a cost function fails on a candidate.
+
+    The message names the function and the candidate's widths.
+    """
 
 
 class CostTimeout(CostError):
-    """A cost took longer than its time limit."""
+    """Raised when a cost function exceeds its time limit."""
 
 
 def call_checked(
-    name: str, function: Callable[[], Any], widths: Mapping[str, int], time_limit: float
+    name: str, function: Callable[[], object], widths: Mapping[str, int], time_limit: float
 ) -> float:
-    """Call ``function()`` and return what it returns if that is a cost.
+    """Return the cost that ``function()`` gives, within a time limit.
 
-    It runs in a thread of its own, which cannot be ended: past the time limit it is left behind
-    and ends with the process. A function that holds Python's lock for good stops the clock too.
+    The function runs in a thread of its own, which cannot be ended: past the time limit it is left
+    behind and ends with the process. A function that never releases Python's lock stops the clock
+    too.
 
     Args:
         name: of the cost, for the message.
@@ -45,6 +52,14 @@ def call_checked(
     Raises:
         CostTimeout: it has not returned in time.
         CostError: it raised, or returned what is not a number, NaN, infinite or negative.
+
+    Example:
+        >>> call_checked("energy", lambda: 7, {"conv": 3}, time_limit=10.0)
+        7.0
+        >>> call_checked("energy", lambda: -1, {"conv": 3}, time_limit=10.0)
+        Traceback (most recent call last):
+        rlprune_jax.costs.host.CostError: cost 'energy' of the candidate with widths {'conv': 3} \
+is -1.0; a cost must be finite and at least 0
     """
     outcome: dict[str, Any] = {}
 
@@ -60,8 +75,8 @@ def call_checked(
     where = f"cost {name!r} of the candidate with widths {dict(widths)}"
     if thread.is_alive():
         raise CostTimeout(
-            f"{where} took more than its limit of {time_limit:g} seconds; raise --cost-seconds "
-            "or make the function faster"
+            f"{where} took more than its limit of {time_limit:g} seconds; raise time_limit "
+            "(--cost-seconds) or make the function faster"
         )
     if "error" in outcome:
         error = outcome["error"]
@@ -76,7 +91,12 @@ def call_checked(
 
 
 def import_function(path: str) -> Callable[..., Any]:
-    """Return the function that ``module:function`` names; modules of the working directory count.
+    """Return the function with this name.
+
+    Modules in the working directory are found too.
+
+    Args:
+        path: ``module:function``.
 
     Raises:
         ValueError: not of that form, no such module, no such function, or not callable.
@@ -88,8 +108,8 @@ def import_function(path: str) -> Callable[..., Any]:
     module_name, found, name = path.partition(":")
     if not (module_name and found and name):
         raise ValueError(f"budget function {path!r} is not of the form module:function")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = os.getcwd()
+    sys.path.insert(0, here)
     try:
         function: Any = importlib.import_module(module_name)
         for part in name.split("."):
@@ -98,17 +118,20 @@ def import_function(path: str) -> Callable[..., Any]:
         raise ValueError(
             f"budget function {path!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
     if not callable(function):
         raise ValueError(f"budget function {path!r} is a {type(function).__name__}, not a function")
     return function
 
 
 def source_digest(function: Callable[..., Any]) -> str:
-    """Return ten hexadecimal digits of the source file that a function is written in.
+    """Return ten hexadecimal digits of a function's source file.
 
-    They change with the code, so that what was computed with other code is not taken for its. What
-    that file imports is not in them. Of a function without a source file, as of a compiled module,
-    the digits are those of nothing.
+    They change with the code: use them to name results, so that results of other code are not
+    taken for those of this one. What the file imports does not change them. Functions without a
+    source file, as those of compiled modules, all have the same digits.
 
     Example:
         >>> import json, math
@@ -127,7 +150,11 @@ def source_digest(function: Callable[..., Any]) -> str:
 
 
 def widths_of(graph: Graph, gates: Gates) -> dict[str, int]:
-    """Return how many units of each group concrete gates keep (from 0.5).
+    """Return how many units of each group the gates keep.
+
+    Args:
+        graph: of the network.
+        gates: group name -> f32[units], concrete; a unit counts as kept from 0.5.
 
     Raises:
         ValueError: the gates do not fit the graph.
@@ -137,15 +164,23 @@ def widths_of(graph: Graph, gates: Gates) -> dict[str, int]:
 
 
 class FunctionCost:
-    """A user's function of widths and gates, called once per candidate."""
+    """Call a user's function, once per candidate."""
 
     def __init__(self, graph: Graph, name: str, function: UserFunction, time_limit: float) -> None:
+        """Prepare without calling the function.
+
+        Args:
+            graph: of the network.
+            name: of the cost, for messages.
+            function: ``(widths, gates) -> number``.
+            time_limit: seconds that one call may take.
+        """
         self._graph, self._name = graph, name
         self._function, self._time_limit = function, time_limit
         self._seen: dict[bytes, float] = {}
 
     def __call__(self, gates: Gates) -> float:
-        """Return the cost of concrete gates, in the function's own unit.
+        """Return the cost of concrete gates.
 
         Raises:
             CostError: see ``call_checked``.
@@ -160,3 +195,27 @@ class FunctionCost:
                 self._name, lambda: self._function(dict(widths), copies), widths, self._time_limit
             )
         return self._seen[mark]
+
+
+def user_cost(name: str, function: UserFunction) -> CostFactory:
+    """Return the factory of a user's function.
+
+    Args:
+        name: of the cost, for messages.
+        function: ``(widths, gates) -> number``: ``dict[str, int]`` of units kept and
+            ``dict[str, f32[units]]`` of zeros and ones, both by group name.
+    """
+
+    def make(network: NetworkLike, options: CostOptions) -> Cost:
+        graph = network.graph
+        asked = FunctionCost(graph, name, function, options.time_limit)
+        dense = asked(ones_gates(graph))
+        return Cost(
+            unit=OWN_UNIT,
+            dense=dense,
+            estimate=interpolate_uniform(graph, asked, dense),
+            exact=lambda gates: without_noise(asked(gates)),
+            in_search=asked,
+        )
+
+    return make

@@ -1,11 +1,11 @@
-"""Latency of a network foretold from its segments, each measured alone at a few widths.
+"""Latency of a network predicted from its segments, each measured alone at a few widths.
 
 A segment is a contraction with the norms, activations and sums that XLA fuses behind it
 (``costs/segments.py``). It is timed with some of the units that it reads and some of those that it
 makes; between the measured widths the time is bilinear in the two. The sum over segments says how
-networks of different widths compare; what it stands for in milliseconds is told by a few whole slim
-networks, of uniform widths, timed in turn. Measured once per kind of segment on a kind of device
-and kept in files.
+networks of different widths compare; it is scaled to milliseconds by a few whole slim networks, of
+uniform widths, timed in turn. Measured once per kind of segment on a kind of device and kept in
+files.
 
 Real devices are not monotone in widths. The table is made so, as searches rely on a smaller network
 costing no more: each time lies halfway between the largest of all narrower and the smallest of all
@@ -23,8 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
 from rlprune_jax.costs.extents import kept_counts
-from rlprune_jax.costs.latency import Latency, measure_in_turn, measure_latency
+from rlprune_jax.costs.latency import Latency, fill, measure_in_turn, measure_latency
+from rlprune_jax.costs.options import LEVELS, CostOptions
 from rlprune_jax.costs.segments import (
     Segment,
     cut_into_segments,
@@ -36,21 +38,20 @@ from rlprune_jax.costs.timings import Stopwatch, Timings
 from rlprune_jax.graph.groups import Graph, check_gates
 from rlprune_jax.graph.matching import Matched, match
 from rlprune_jax.graph.slim import respecialise
-from rlprune_jax.types import Apply, Gates, Variables
-
-LEVELS = (0.0, 0.3, 0.65, 1.0)
-"""Shares of the units that are measured; 0 stands for a single one."""
+from rlprune_jax.types import Apply, Gates, PyTree, Variables
 
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable:
-    """Milliseconds of a network by the widths of its L segments.
+    """Hold the milliseconds of segments by their widths.
+
+    The network has L segments, each measured at P x P widths.
 
     Attributes:
         graph: of the network.
         names: of the segments: the contraction, or what comes first where there is none.
-        weights: f64[L, 2, groups], what a kept unit adds to the share of units read and made.
-        grid: f64[L, 2, P], shares of units read and made that were measured.
+        weights: f64[L, 2, groups], what a kept unit adds to the fraction of units read and made.
+        grid: f64[L, 2, P], fractions of units read and made that were measured.
         milliseconds: f64[L, P, P], of each segment alone, never falling along either.
         noise: f64[L, P, P], the distance of the quartiles over the median.
         overhead: milliseconds of a call that does next to nothing, taken off every segment.
@@ -69,7 +70,11 @@ class LatencyTable:
     measured: np.ndarray
 
     def exact(self, gates: Gates | None = None) -> float:
-        """Return the milliseconds of the network that concrete gates leave.
+        """Return the milliseconds of the network that the gates leave.
+
+        Args:
+            gates: group name -> f32[units], concrete; a unit counts as kept from 0.5. None keeps
+                all.
 
         Raises:
             ValueError: the gates do not fit the graph.
@@ -81,9 +86,9 @@ class LatencyTable:
         return float(np.interp(self.sum_of(counts), self.sums, self.measured))
 
     def sum_of(self, counts: np.ndarray) -> float:
-        """Return what the segments add up to, of networks with counts[groups] kept units."""
-        shares = self.weights @ counts
-        rows = zip(self.grid, self.milliseconds, *shares.T, strict=True)
+        """Return the sum of all segments at counts f64[groups]."""
+        fractions = self.weights @ counts
+        rows = zip(self.grid, self.milliseconds, *fractions.T, strict=True)
         return float(sum(_bilinear(np, *row) for row in rows))
 
     def traced(self) -> Callable[[Gates], jax.Array]:
@@ -97,20 +102,25 @@ class LatencyTable:
         def milliseconds(gates: Gates) -> jax.Array:
             counts = kept_counts(self.graph, gates)
             # At the default precision an accelerator would round counts to a few digits.
-            shares = jnp.einsum("lrg,g->lr", weights, counts, precision=jax.lax.Precision.HIGHEST)
-            total = jnp.sum(interpolate(grid, table, shares[:, 0], shares[:, 1]))
+            fractions = jnp.einsum(
+                "lrg,g->lr", weights, counts, precision=jax.lax.Precision.HIGHEST
+            )
+            total = jnp.sum(interpolate(grid, table, fractions[:, 0], fractions[:, 1]))
             return jnp.interp(total, sums, measured)
 
         return milliseconds
 
 
 def _bilinear(xp: Any, grid: Any, table: Any, reads: Any, makes: Any) -> Any:
-    """Interpolate f[P, P]; beyond the grid its edge holds. ``xp`` is numpy or jax.numpy."""
+    """Interpolate a table f[P, P] bilinearly.
 
-    def place(levels: Any, share: Any) -> tuple[Any, Any]:
-        lower = xp.clip(xp.sum(levels <= share) - 1, 0, len(levels) - 2)
+    Beyond the grid its edge holds. ``xp`` is numpy or jax.numpy.
+    """
+
+    def place(levels: Any, fraction: Any) -> tuple[Any, Any]:
+        lower = xp.clip(xp.sum(levels <= fraction) - 1, 0, len(levels) - 2)
         width = levels[lower + 1] - levels[lower]
-        between = (share - levels[lower]) / xp.where(width > 0, width, 1)
+        between = (fraction - levels[lower]) / xp.where(width > 0, width, 1)
         return lower, xp.where(width > 0, xp.clip(between, 0, 1), 0)
 
     i, a = place(grid[0], reads)
@@ -124,19 +134,22 @@ def measure_latency_table(
     apply: Apply,
     graph: Graph,
     variables: Variables,
-    *inputs: Any,
+    *inputs: PyTree,
     levels: Sequence[float] = LEVELS,
     repeats: int = 20,
     cache: Path | None = None,
 ) -> LatencyTable:
-    """Time every kind of segment of a network on the present device, or read what was timed before.
+    """Measure the segments of a network on this device.
+
+    Use it where a search asks for the latency of many candidates: the table is traceable. Timings
+    that the cache holds are not measured again.
 
     Args:
         apply: ``(variables, *inputs) -> outputs``, in evaluation mode.
         graph: of the network.
         variables: dense arrays or their ``jax.ShapeDtypeStruct``.
-        *inputs: arrays or ``jax.ShapeDtypeStruct``, of the batch that is timed.
-        levels: rising shares of units to measure, the last 1; 0 stands for one unit.
+        *inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``, of the batch that is timed.
+        levels: rising fractions of units to measure, the last 1; 0 stands for one unit.
         repeats: timed calls of each.
         cache: folder of the files, or None to measure anew; see ``Stopwatch``.
 
@@ -149,7 +162,7 @@ def measure_latency_table(
     overhead = float(stopwatch.remembered(["overhead"], _time_overhead, ()).median)
     matched = match(apply, graph, variables, inputs)
     segments = cut_into_segments(graph, matched)
-    widths = np.stack([_widths(graph, share) for share in levels])
+    widths = np.stack([_widths(graph, fraction) for fraction in levels])
     weights = np.stack([_weights(graph, each) for each in segments])
     # Reads run along the first axis of the table of a segment, what is made along the second.
     choices = [
@@ -157,41 +170,64 @@ def measure_latency_table(
         for each in segments
     ]
     timings = [
-        _time_segment(stopwatch, graph, matched, segment, chosen, repeats)
+        _time_segment(stopwatch, graph, matched, segment, chosen)
         for segment, chosen in zip(segments, choices, strict=True)
     ]
     net = [_monotone(np.maximum(each.median - overhead, 0.0)) for each in timings]
     noise = [(each.upper - each.lower) / np.maximum(each.median, 1e-9) for each in timings]
-    whole = _time_whole(stopwatch, apply, graph, matched, variables, inputs, widths, repeats)
+    whole = _time_whole(stopwatch, apply, graph, matched, (variables, *inputs), widths)
     table = LatencyTable(
-        graph,
-        tuple(matched.program.equations[each.head].name for each in segments),
-        weights,
-        np.einsum("lrg,pg->lrp", weights, widths),
-        np.stack(net),
-        np.stack(noise),
-        overhead,
-        np.zeros(0),
-        _monotone(whole.median),
+        graph=graph,
+        names=tuple(matched.program.equations[each.head].name for each in segments),
+        weights=weights,
+        grid=np.einsum("lrg,pg->lrp", weights, widths),
+        milliseconds=np.stack(net),
+        noise=np.stack(noise),
+        overhead=overhead,
+        sums=np.zeros(0),
+        measured=_monotone(whole.median),
     )
     sums = np.array([table.sum_of(counts) for counts in widths])
     # Sums that are equal, as where the clock sees nothing, would be no places to put times at.
     return replace(table, sums=sums + 1e-9 * np.arange(len(sums)))
 
 
-def _widths(graph: Graph, share: float) -> np.ndarray:
-    """Units i64[groups] at a share of each group, one at least."""
-    return np.maximum(np.ceil(share * np.asarray(graph.sizes)), 1).astype(int)
+def latency_table_cost(network: NetworkLike, options: CostOptions) -> Cost:
+    """Return the cost of latency as a table predicts it."""
+    table = measure_latency_table(
+        network.apply,
+        network.graph,
+        network.variables,
+        *network.example,
+        levels=options.levels,
+        repeats=options.repeats,
+        cache=options.cache,
+    )
+    dense, traced = table.exact(), table.traced()
+    return Cost(
+        unit="ms",
+        dense=dense,
+        estimate=lambda gates: traced(gates) / (dense or 1.0),
+        exact=lambda gates: without_noise(table.exact(gates)),
+    )
+
+
+def _widths(graph: Graph, fraction: float) -> np.ndarray:
+    """Return the units i64[groups] at a fraction, never 0."""
+    return np.maximum(np.ceil(fraction * np.asarray(graph.sizes)), 1).astype(int)
 
 
 def _weights(graph: Graph, segment: Segment) -> np.ndarray:
-    """What a kept unit adds to the shares f64[2, groups] of units read and made."""
+    """Return what a unit adds to both fractions, f64[2, groups]."""
     both = np.stack([segment.reads, segment.makes])
     return both / np.maximum(both @ np.asarray(graph.sizes), 1e-300)[:, None]
 
 
 def _monotone(times: np.ndarray) -> np.ndarray:
-    """Halfway between the least array above ``times`` and the largest below that never fall."""
+    """Return times that never fall along any axis.
+
+    They lie halfway between the least such array above ``times`` and the largest below.
+    """
     above, below = times, times
     for axis in range(times.ndim):
         above = np.maximum.accumulate(above, axis)
@@ -200,7 +236,7 @@ def _monotone(times: np.ndarray) -> np.ndarray:
 
 
 def _kept(graph: Graph, counts: np.ndarray) -> np.ndarray:
-    """Keep the first counts[groups] units of each group: bool[units + 1]."""
+    """Return bool[units + 1] with the first counts[groups] units kept."""
     firsts = np.repeat([group.first for group in graph.groups], graph.sizes)
     return np.append(np.arange(graph.units) - firsts < counts[graph.group_of_unit], True)
 
@@ -216,9 +252,8 @@ def _time_segment(
     matched: Matched,
     segment: Segment,
     choices: list[list[np.ndarray]],
-    repeats: int,
 ) -> Timings:
-    """Time a segment at choices[P][P] of units kept in each group."""
+    """Time a segment at choices[P][P] of kept units."""
     shapes = [
         [
             [slim_shape(matched, slot, _kept(graph, counts)) for slot in segment.inputs]
@@ -234,7 +269,7 @@ def _time_segment(
                 if str(shapes[i][j]) not in known:
                     run = runnable(matched, segment, _kept(graph, counts))
                     known[str(shapes[i][j])] = measure_latency(
-                        jax.jit(run), *map(_filled, shapes[i][j]), repeats=repeats
+                        jax.jit(run), *fill(shapes[i][j]), repeats=stopwatch.repeats
                     )
         found = np.array([[known[str(each)] for each in row] for row in shapes])
         return Timings(*np.moveaxis(found, -1, 0))
@@ -253,12 +288,13 @@ def _time_whole(
     apply: Apply,
     graph: Graph,
     matched: Matched,
-    variables: Variables,
-    inputs: tuple[Any, ...],
+    arguments: tuple[PyTree, ...],
     widths: np.ndarray,
-    repeats: int,
 ) -> Timings:
-    """Time slim networks with widths[P, groups] units, in turn."""
+    """Time slim networks with widths[P, groups] units, in turn.
+
+    The arguments are the variables and the inputs; only their structure counts.
+    """
     program = matched.program
     shapes = [
         [slim_shape(matched, slot, _kept(graph, counts)) for slot in program.inputs]
@@ -273,18 +309,12 @@ def _time_whole(
                 each.name: jnp.asarray(kept[each.first : each.first + each.size], jnp.float32)
                 for each in graph.groups
             }
-            leaves = [_filled(each) for each in row]
-            slim = jax.tree.unflatten(jax.tree.structure((variables, *inputs)), leaves)
+            slim = jax.tree.unflatten(jax.tree.structure(arguments), fill(row))
             function = jax.jit(respecialise(apply, graph, gates))
             calls.append(functools.partial(function, *slim))
-        return Timings(*np.array(measure_in_turn(calls, repeats=repeats)).T)
+        return Timings(*np.array(measure_in_turn(calls, repeats=stopwatch.repeats)).T)
 
     text = describe(program, range(len(program.equations)), program.outputs)
     digest = hashlib.sha256("\n".join(text).encode()).hexdigest()
     key = ["a whole network", digest, *(str([each.shape for each in row]) for row in shapes)]
     return stopwatch.remembered(key, measure, (len(widths),))
-
-
-def _filled(aval: Any) -> jax.Array:
-    """An array of one half, where its type has it; made on the host, so nothing is compiled."""
-    return jnp.asarray(np.full(aval.shape, 0.5).astype(aval.dtype))

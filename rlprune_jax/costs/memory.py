@@ -9,24 +9,26 @@ not looked at), so this is a cost to compare networks by, not a promise of bytes
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
 from rlprune_jax.costs.extents import Axes, exact_extents, traced_extents
+from rlprune_jax.costs.options import CostOptions
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.matching import Matched, match
 from rlprune_jax.graph.primitives import ELEMENTWISE
 from rlprune_jax.graph.program import Literal
-from rlprune_jax.types import Apply, Gates, Variables
+from rlprune_jax.types import Apply, Gates, PyTree, Variables
 
 _IN_PLACE = ELEMENTWISE | {"identity", "reshape", "squeeze", "expand_dims"}
 
 
 class ActivationMemory(NamedTuple):
-    """Bytes that are alive at once, at each moment that could be the peak.
+    """Hold the bytes alive at possible peaks.
 
     Attributes:
         graph: of the network.
@@ -39,7 +41,11 @@ class ActivationMemory(NamedTuple):
     kinds: tuple[Axes, ...]
 
     def count(self, gates: Gates | None = None) -> int:
-        """Return the exact peak in bytes, for the batch that was traced.
+        """Count the peak in bytes for the traced batch.
+
+        Args:
+            gates: group name -> f32[units], concrete; a unit counts as kept from 0.5. None keeps
+                all.
 
         Raises:
             ValueError: the gates do not fit the graph.
@@ -48,21 +54,21 @@ class ActivationMemory(NamedTuple):
         return int((self.weights @ np.array(sizes, np.int64)).max())
 
     def ratio(self) -> Callable[[Gates], jax.Array]:
-        """Return the traceable function gates -> f32[], the peak over the dense one."""
+        """Return the traceable fraction of the peak, gates -> f32[]."""
         dense = np.array([math.prod(map(len, axes)) for axes in self.kinds], np.float64)
         extents = traced_extents(self.graph, self.kinds)
-        share = jnp.asarray(self.weights * dense / self.count(), jnp.float32)
+        fractions = jnp.asarray(self.weights * dense / self.count(), jnp.float32)
         dense32 = jnp.asarray(dense, jnp.float32)
 
         def ratio(gates: Gates) -> jax.Array:
             kept = jnp.prod(extents(gates), axis=-1) / dense32
-            return jnp.max(jnp.sum(share * kept, axis=-1))
+            return jnp.max(jnp.sum(fractions * kept, axis=-1))
 
         return ratio
 
 
 def activation_memory(
-    apply: Apply, graph: Graph, variables: Variables, *inputs: Any
+    apply: Apply, graph: Graph, variables: Variables, *inputs: PyTree
 ) -> ActivationMemory:
     """Find what is alive at each moment of one evaluation.
 
@@ -70,7 +76,7 @@ def activation_memory(
         apply: ``(variables, *inputs) -> outputs``, in evaluation mode.
         graph: of the network.
         variables: dense arrays or their ``jax.ShapeDtypeStruct``.
-        *inputs: arrays or ``jax.ShapeDtypeStruct``; their batch is the one that is counted.
+        *inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``; their batch is the one counted.
 
     Raises:
         ValueError: the variables are not those of the graph.
@@ -105,8 +111,23 @@ def activation_memory(
     return ActivationMemory(graph, _undominated(weights), tuple(kinds.values()))
 
 
+def activation_memory_cost(network: NetworkLike, options: CostOptions) -> Cost:
+    """Return the cost of activations of one example."""
+    one = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *np.shape(leaf)[1:]), jax.dtypes.result_type(leaf)),
+        network.example,
+    )
+    memory = activation_memory(network.apply, network.graph, network.variables, *one)
+    return Cost(
+        unit="bytes",
+        dense=memory.count(),
+        estimate=memory.ratio(),
+        exact=lambda gates: without_noise(memory.count(gates)),
+    )
+
+
 def _moments(matched: Matched, variable_count: int) -> list[set[int]]:
-    """Return, for each equation that needs memory, one slot for each buffer alive there."""
+    """Return the buffers alive at each equation."""
     program = matched.program
     last = {
         atom: number
@@ -130,7 +151,13 @@ def _moments(matched: Matched, variable_count: int) -> list[set[int]]:
         operands = [
             atom for atom in equation.inputs if not isinstance(atom, Literal) and atom in buffer
         ]
-        if not operands or equation.name == "broadcast_in_dim":
+        if not operands:
+            continue
+        if equation.name == "broadcast_in_dim":
+            # Its readers read the operand itself, which lives until then.
+            (slot,), own = equation.outputs, buffer[operands[0]]
+            buffer[slot] = own
+            ends[own] = max(ends[own], last.get(slot, number))
             continue
         for slot in equation.outputs:
             own = slot
@@ -138,7 +165,7 @@ def _moments(matched: Matched, variable_count: int) -> list[set[int]]:
                 dying = [
                     buffer[atom]
                     for atom in operands
-                    if ends[buffer[atom]] <= number and bytes_of(atom) == bytes_of(slot)
+                    if ends[buffer[atom]] <= number and bytes_of(buffer[atom]) == bytes_of(slot)
                 ]
                 own = dying[0] if dying else slot
             buffer[slot] = own
@@ -150,7 +177,10 @@ def _moments(matched: Matched, variable_count: int) -> list[set[int]]:
 
 
 def _undominated(weights: np.ndarray) -> np.ndarray:
-    """Drop rows that are nowhere above some other row: they are never the peak."""
+    """Drop rows that are never the peak.
+
+    They are nowhere above some other row.
+    """
     rows = np.unique(weights, axis=0)
     kept = [
         row

@@ -19,6 +19,7 @@ from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.matching import Matched
 from rlprune_jax.graph.program import Equation, Literal, Program
 from rlprune_jax.graph.specialise import Alive, cut, specialise
+from rlprune_jax.types import PyTree
 
 _CONTRACTING = frozenset(["dot_general", *primitives.CONVOLUTIONS])
 _MOVING = frozenset(
@@ -32,7 +33,7 @@ _NO_SEGMENT = -1
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Part of a program, from values that other parts make to values that other parts read.
+    """Hold part of a program that runs as one piece.
 
     Attributes:
         head: number of its first equation, a contraction where it has one.
@@ -52,7 +53,14 @@ class Segment:
 
 
 def cut_into_segments(graph: Graph, matched: Matched) -> list[Segment]:
-    """Cut a program so that each equation that depends on the network's input is in a segment."""
+    """Cut a program into segments.
+
+    Each equation that depends on the network's input is in one of them.
+
+    Args:
+        graph: of the network.
+        matched: its program, with the units of the graph.
+    """
     homes = _find_homes(graph, matched)
     program = matched.program
     made_by = {s: n for n, each in enumerate(program.equations) for s in each.outputs}
@@ -77,20 +85,25 @@ def cut_into_segments(graph: Graph, matched: Matched) -> list[Segment]:
     segments = []
     for head, numbers in sorted(own.items()):
         produced = [slot for n in sorted(numbers) for slot in program.equations[n].outputs]
+        units_read, units_made = _weights(graph, matched, head, produced)
         segments.append(
             Segment(
-                head,
-                tuple(sorted(numbers)),
-                tuple(sorted(reads[head] - program.constants.keys())),
-                tuple(slot for slot in produced if slot in wanted),
-                *_weights(graph, matched, head, produced),
+                head=head,
+                equations=tuple(sorted(numbers)),
+                inputs=tuple(sorted(reads[head] - program.constants.keys())),
+                outputs=tuple(slot for slot in produced if slot in wanted),
+                reads=units_read,
+                makes=units_made,
             )
         )
     return segments
 
 
 def _take_in(numbers: set[int], program: Program, loose: dict[int, int]) -> None:
-    """Add to ``numbers`` the loose equations, by the slots they make, that they rest on."""
+    """Add the loose equations that ``numbers`` rest on.
+
+    ``loose`` gives them by the slots that they make.
+    """
     waiting = list(numbers)
     while waiting:
         for slot in _slots(program.equations[waiting.pop()]):
@@ -101,7 +114,10 @@ def _take_in(numbers: set[int], program: Program, loose: dict[int, int]) -> None
 
 @dataclass
 class _Homes:
-    """Head of the segment of each equation and slot; ``_NO_SEGMENT`` of what is loose."""
+    """Hold the segment's head of each equation and slot.
+
+    It is ``_NO_SEGMENT`` of what is loose.
+    """
 
     of_equation: list[int]
     of_slot: list[int]
@@ -162,7 +178,10 @@ def _groups(graph: Graph, matched: Matched, slots: tuple[int, ...]) -> set[int]:
 
 
 def _contracted(equation: Equation) -> tuple[int, ...]:
-    """Axes of the first operand that are summed over; none of a depthwise convolution."""
+    """Return the axes of the first operand summed over.
+
+    A depthwise convolution has none.
+    """
     if equation.name == "dot_general":
         return tuple(equation.params["dimension_numbers"][0][0])
     if equation.name in primitives.CONVOLUTIONS:
@@ -176,13 +195,19 @@ def _slots(equation: Equation) -> list[int]:
 
 
 def slim_shape(matched: Matched, slot: int, kept: np.ndarray) -> jax.ShapeDtypeStruct:
-    """Return what a value is when only kept bool[units + 1] remain; the last entry is True."""
+    """Return the shape of a value in the slim network.
+
+    Args:
+        matched: the program.
+        slot: of the value.
+        kept: bool[units + 1], which units remain; the last entry is True.
+    """
     sizes = (int(kept[units].sum()) for units in matched.units[slot])
     return jax.ShapeDtypeStruct(tuple(sizes), matched.program.avals[slot].dtype)
 
 
-def runnable(matched: Matched, segment: Segment, kept: np.ndarray) -> Callable[..., list[Any]]:
-    """Return the segment's function of slim inputs to slim outputs, to be jitted.
+def runnable(matched: Matched, segment: Segment, kept: np.ndarray) -> Callable[..., list[PyTree]]:
+    """Return a segment as a function of slim inputs.
 
     Args:
         matched: the program.
@@ -196,7 +221,7 @@ def runnable(matched: Matched, segment: Segment, kept: np.ndarray) -> Callable[.
             return ()
         return tuple(kept[units] for units in matched.units[atom])
 
-    def run(*operands: Any) -> list[Any]:
+    def run(*operands: PyTree) -> list[PyTree]:
         values = dict(zip(segment.inputs, operands, strict=True))
 
         def read(atom: Any) -> Any:
@@ -221,7 +246,15 @@ def runnable(matched: Matched, segment: Segment, kept: np.ndarray) -> Callable[.
 
 
 def describe(program: Program, equations: Sequence[int], outputs: Sequence[Any]) -> list[str]:
-    """Return what equations compute as text: equal where only the names of values differ."""
+    """Describe in text what equations compute.
+
+    The texts are equal where only the names of values differ, so they name files of timings.
+
+    Args:
+        program: of the equations.
+        equations: their numbers.
+        outputs: slots of what they return.
+    """
     numbers: dict[int, int] = {}
 
     def name(atom: Any) -> str:

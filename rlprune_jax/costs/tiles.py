@@ -1,35 +1,21 @@
-"""MACs as hardware spends them: channels rounded up to whole tiles."""
+"""MACs as hardware spends them, with channels rounded up to whole tiles."""
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
 from rlprune_jax.costs.extents import Axes, exact_extents, traced_extents
+from rlprune_jax.costs.options import DEFAULT_TILE, CostOptions, Tile
 from rlprune_jax.graph.groups import Graph, Layer
 from rlprune_jax.types import Gates
 
 
-class Tile(NamedTuple):
-    """Channels that a unit of the hardware takes at once: 8 x 8 of a tensor core in half precision.
-
-    Attributes:
-        inputs: multiple that summed-over channels are rounded up to.
-        outputs: multiple that produced channels are rounded up to.
-    """
-
-    inputs: int = 8
-    outputs: int = 8
-
-
-DEFAULT_TILE = Tile()
-
-
 def count_tiled_macs(graph: Graph, gates: Gates | None = None, tile: Tile = DEFAULT_TILE) -> int:
-    """Return the MACs per example with the channels of every layer rounded up to whole tiles.
+    """Count the MACs per example in whole tiles of channels.
 
     A step function of the widths: removing a channel helps only where it empties a tile. Of a
     grouped convolution the inputs are those of one group; a depthwise one contracts no channels and
@@ -42,6 +28,18 @@ def count_tiled_macs(graph: Graph, gates: Gates | None = None, tile: Tile = DEFA
 
     Raises:
         ValueError: the gates do not fit the graph, or the tile is below 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rlprune_jax import trace_graph
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["a"]) @ variables["b"]
+        >>> variables = {"a": jnp.ones((3, 20)), "b": jnp.ones((20, 2))}
+        >>> graph = trace_graph(apply, variables, jnp.ones((1, 3)))
+        >>> count_tiled_macs(graph), 8 * 24 + 24 * 8
+        (384, 384)
+        >>> count_tiled_macs(graph, {"a": jnp.arange(20) < 17}), 8 * 24 + 24 * 8
+        (384, 384)
     """
     _check(tile)
     parts = [part for layer in graph.layers for part in _parts(layer)]
@@ -53,7 +51,11 @@ def count_tiled_macs(graph: Graph, gates: Gates | None = None, tile: Tile = DEFA
 
 
 def tiled_macs_ratio(graph: Graph, tile: Tile = DEFAULT_TILE) -> Callable[[Gates], jax.Array]:
-    """Return the traceable function gates -> f32[], tiled MACs left over dense ones.
+    """Return the traceable fraction of tiled MACs, gates -> f32[].
+
+    Args:
+        graph: of the network.
+        tile: of the hardware.
 
     Raises:
         ValueError: the tile is below 1.
@@ -64,20 +66,31 @@ def tiled_macs_ratio(graph: Graph, tile: Tile = DEFAULT_TILE) -> Callable[[Gates
     dense = np.array([math.prod(map(len, axes)) for axes in parts], np.float64).reshape(-1, 3)
     multiple = np.array([tile.inputs, tile.outputs, 1], np.float64)
     rounded = np.ceil(dense / multiple) * multiple
-    share = rounded.prod(-1)
-    share32 = jnp.asarray(share / share.sum(), jnp.float32)
+    fractions = rounded.prod(-1)
+    fractions32 = jnp.asarray(fractions / fractions.sum(), jnp.float32)
     multiple32, rounded32 = jnp.asarray(multiple, jnp.float32), jnp.asarray(rounded, jnp.float32)
 
     def ratio(gates: Gates) -> jax.Array:
         sizes = jnp.prod(extents(gates), axis=-1).reshape(-1, 3)
         tiles = jnp.ceil(sizes / multiple32) * multiple32
-        return jnp.sum(share32 * jnp.prod(tiles / rounded32, axis=-1))
+        return jnp.sum(fractions32 * jnp.prod(tiles / rounded32, axis=-1))
 
     return ratio
 
 
+def tiled_macs_cost(network: NetworkLike, options: CostOptions) -> Cost:
+    """Return the cost of MACs in tiles of ``options.tile``."""
+    graph, tile = network.graph, options.tile
+    return Cost(
+        unit="MACs",
+        dense=count_tiled_macs(graph, None, tile),
+        estimate=tiled_macs_ratio(graph, tile),
+        exact=lambda gates: without_noise(count_tiled_macs(graph, gates, tile)),
+    )
+
+
 def _parts(layer: Layer) -> tuple[Axes, Axes, Axes]:
-    """Split the factors of a layer into channels read, channels made, and all others."""
+    """Split a layer's factors into channels read, made, and others."""
     rest = list(layer.factors)
 
     def take(wanted: Axes) -> Axes:

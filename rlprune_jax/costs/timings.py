@@ -3,9 +3,9 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,13 @@ _FORMAT = "rlprune_jax.latency/2"
 
 
 class Timings(NamedTuple):
-    """Milliseconds f64[...] of several calls: medians, and the quartiles around them."""
+    """Hold the milliseconds f64[...] of several calls.
+
+    Attributes:
+        median: of each.
+        lower: lower quartile of each.
+        upper: upper quartile of each.
+    """
 
     median: np.ndarray
     lower: np.ndarray
@@ -25,17 +31,21 @@ class Timings(NamedTuple):
 
 
 class Stopwatch:
-    """What was timed on this kind of device before, and where to keep what is timed now."""
+    """Remember what was timed on this kind of device.
+
+    Attributes:
+        repeats: timed calls of each measurement.
+    """
 
     def __init__(self, cache: Path | None, repeats: int) -> None:
-        """Prepare; nothing is read yet.
+        """Prepare without reading anything.
 
         Args:
             cache: folder of the files, or None to keep nothing. The name of a file is a hash of
                 the device's kind, JAX's version, the repeats and what is timed.
             repeats: timed calls of each.
         """
-        self._cache = cache
+        self._cache, self.repeats = cache, repeats
         device = describe_device()
         names = [str(device[name]) for name in ("platform", "kind", "processor", "cores")]
         self._where = [*names, f"jax {jax.__version__}", f"{repeats} repeats"]
@@ -43,7 +53,13 @@ class Stopwatch:
     def remembered(
         self, what: list[str], measure: Callable[[], Timings], shape: tuple[int, ...]
     ) -> Timings:
-        """Return the timings of ``what``, f64[shape] each, from the file or by ``measure()``."""
+        """Return timings from their file, or measure and keep them.
+
+        Args:
+            what: describes what is timed; equal descriptions share a file.
+            measure: times it anew.
+            shape: of each array of the timings.
+        """
         if self._cache is None:
             return measure()
         record = {"format": _FORMAT, "device": self._where, "timed": what}
@@ -67,8 +83,8 @@ class Stopwatch:
         return found
 
 
-def _read(path: Path, record: dict[str, Any], shape: tuple[int, ...]) -> Timings | None:
-    """Read timings of this very record; None where there are none, or not whole ones."""
+def _read(path: Path, record: Mapping[str, object], shape: tuple[int, ...]) -> Timings | None:
+    """Read the timings of a record, None where missing."""
     try:
         stored = json.loads(path.read_text())
         if {name: stored.pop(name) for name in record} != record:

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.costs.budget import Budget, exact_costs, satisfies
-from rlprune_jax.graph.groups import Graph
+from rlprune_jax.costs.constraints import Constraint, exact_costs, satisfies
 from rlprune_jax.search.archive import Archive
 from rlprune_jax.search.environment import (
     Environment,
@@ -31,8 +30,7 @@ Candidate = TypeVar("Candidate")
 
 def fit_to_budgets(
     env: Environment,
-    graph: Graph,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     mask: jax.Array,
     *,
     fill: bool = True,
@@ -46,8 +44,7 @@ def fit_to_budgets(
 
     Args:
         env: the problem, with traceable costs.
-        graph: of the network, whose groups are those of ``env``.
-        budgets: to respect.
+        constraints: to respect, on the network whose groups are those of ``env``.
         mask: f32[G, Cmax] or bool.
         fill: whether room that is left is filled.
 
@@ -58,9 +55,9 @@ def fit_to_budgets(
         ValueError: no mask meets the budgets (``check_reachable`` says so before a search).
     """
     mask = round_masks(env, jnp.asarray(mask, jnp.float32), env.raw_scores)
-    counted = [budget for budget in budgets if not budget.is_measured]
+    counted = [constraint for constraint in constraints if not constraint.is_measured]
     gates = _concrete(masks_to_gates(env, mask))
-    if not satisfies(graph, counted, gates):
+    if not satisfies(counted, gates):
         mask = ratios_to_masks(env, _project_ratios(env, masks_to_ratios(env, mask)))
     # Kept units come first, then the pruned ones, each by score.
     standing = jnp.argsort(jnp.argsort(env.raw_scores.reshape(-1))).reshape(env.raw_scores.shape)
@@ -70,7 +67,7 @@ def fit_to_budgets(
     # float32 costs can sit on the limit: drop the least important units until integers agree.
     order = np.argsort(np.where(kept > 0, np.asarray(priorities), np.inf), axis=None)
     for flat in order[: int(kept.sum())]:
-        if satisfies(graph, counted, gates):
+        if satisfies(counted, gates):
             break
         group, unit = np.unravel_index(flat, kept.shape)
         count = int(kept[group].sum())
@@ -80,27 +77,26 @@ def fit_to_budgets(
             kept[group] = np.argsort(np.argsort(-inside, kind="stable")) < fewer
             gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
     if fill and max(env.multiples) > 1:
-        kept = _fill(env, graph, counted, kept, np.asarray(priorities))
+        kept = _fill(env, counted, kept, np.asarray(priorities))
         gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
-    if satisfies(graph, budgets, gates):
+    if satisfies(constraints, gates):
         return gates
-    if len(counted) < len(budgets):
+    if len(counted) < len(constraints):
         starts = [kept, np.asarray(mask)] if fill else [kept]
-        found = _shrink(env, graph, budgets, starts, np.asarray(priorities))
+        found = _shrink(env, constraints, starts, np.asarray(priorities))
         if found is not None:
             return found
         gates = _concrete(masks_to_gates(env, ratios_to_masks(env, jnp.zeros(env.num_groups))))
     raise ValueError(
         f"no mask with min_keep={env.min_keep} meets the budgets "
-        f"{[f'{budget.name}={budget.limit:g}' for budget in budgets]}; "
-        f"the least reachable is {exact_costs(graph, budgets, gates)}"
+        f"{[str(constraint.budget) for constraint in constraints]}; "
+        f"the least reachable is {exact_costs(constraints, gates)}"
     )
 
 
 def _fill(
     env: Environment,
-    graph: Graph,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     kept: np.ndarray,
     priorities: np.ndarray,
 ) -> np.ndarray:
@@ -122,7 +118,7 @@ def _fill(
         group = int(np.argmax(np.where(full, -np.inf, worth)))
         grown = mask.copy()
         grown[group, added[group]] = 1
-        if satisfies(graph, budgets, _concrete(masks_to_gates(env, jnp.asarray(grown)))):
+        if satisfies(constraints, _concrete(masks_to_gates(env, jnp.asarray(grown)))):
             mask = grown
         else:
             full[group] = True
@@ -133,8 +129,7 @@ SHRINK_STEPS = 64
 
 def _shrink(
     env: Environment,
-    graph: Graph,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     starts: Sequence[np.ndarray],
     priorities: np.ndarray,
 ) -> Gates | None:
@@ -159,16 +154,16 @@ def _shrink(
 
     for start in starts:
         gates = gates_of(start)
-        if satisfies(graph, budgets, gates):
+        if satisfies(constraints, gates):
             return gates
     low, high = 0, SHRINK_STEPS
     found = shrunk(high)
-    if not satisfies(graph, budgets, found):
+    if not satisfies(constraints, found):
         return None
     while high - low > 1:
         middle = (low + high) // 2
         gates = shrunk(middle)
-        if satisfies(graph, budgets, gates):
+        if satisfies(constraints, gates):
             high, found = middle, gates
         else:
             low = middle
@@ -181,8 +176,7 @@ _project_priorities = jax.jit(project_priorities)
 
 def deliverable(
     env: Environment,
-    graph: Graph,
-    budgets: Sequence[Budget],
+    constraints: Sequence[Constraint],
     archive: Archive,
     count: int,
     *,
@@ -210,7 +204,7 @@ def deliverable(
         fallback = number >= int(archive.feasible.valid.sum())
         if len(found) == count or (found and fallback and number == len(sources) - 1):
             break
-        gates = fit_to_budgets(env, graph, budgets, mask, fill=fill)
+        gates = fit_to_budgets(env, constraints, mask, fill=fill)
         found.setdefault(b"".join(np.asarray(gates[name]).tobytes() for name in env.names), gates)
     return list(found.values())
 

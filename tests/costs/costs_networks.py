@@ -1,6 +1,7 @@
 """A network with a depthwise convolution, a residual sum and a concatenation, and gates of it."""
 
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -46,6 +47,11 @@ def draw(graph, seed, ratio=0.5):
         gate[generator.integers(group.size)] = True
         gates[group.name] = jnp.asarray(gate, jnp.float32)
     return gates
+
+
+def network_of(apply, graph, variables, *example):
+    """Return what costs read of a network."""
+    return types.SimpleNamespace(apply=apply, graph=graph, variables=variables, example=example)
 
 
 class Joining(nn.Module):

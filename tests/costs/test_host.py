@@ -1,5 +1,6 @@
-"""Costs of the host: what a user's function may do wrong, and how it is told."""
+"""Users' functions: what they may do wrong, and the errors that name them."""
 
+import sys
 import time
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_import(tmp_path, monkeypatch):
     (tmp_path / "my_costs_of_test.py").write_text("def energy(w, g):\n    return 1\nnumber = 3\n")
     (tmp_path / "broken_costs_of_test.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    before = [*sys.path]
     assert import_function("my_costs_of_test:energy")({}, {}) == 1
     for path, message in [
         ("my_costs_of_test", "is not of the form module:function"),
@@ -82,6 +83,7 @@ def test_import(tmp_path, monkeypatch):
     ]:
         with pytest.raises(ValueError, match=message):
             import_function(path)
+    assert sys.path == before
 
 
 def test_the_digest_follows_the_source_of_the_function(tmp_path, monkeypatch):

@@ -10,10 +10,8 @@ from costs_networks import branching, draw, joining, work
 
 from rlprune_jax import ones_gates, trace_graph
 from rlprune_jax.costs import latency_table
-from rlprune_jax.costs.counts import macs_ratio
 from rlprune_jax.costs.latency import Latency
 from rlprune_jax.costs.latency_table import measure_latency_table
-from rlprune_jax.costs.measured import MeasuredLatency, first_units
 from rlprune_jax.costs.segments import cut_into_segments
 from rlprune_jax.graph.matching import match
 from rlprune_jax.graph.slim import compact, respecialise
@@ -50,7 +48,7 @@ def counted(network, gates):
     return work(respecialise(apply, graph, gates), slim, x)
 
 
-def test_a_known_cost_is_foretold(work_as_time):
+def test_a_known_cost_is_predicted(work_as_time):
     """Exactly: norms, a sum and a concatenation lie between the contractions."""
     apply, graph, variables, x = joining()
     found = measure_latency_table(apply, graph, variables, x)
@@ -177,54 +175,3 @@ def test_wrong_levels_are_refused():
 def test_really_timed_on_this_device():
     found = table(levels=(0.5, 1.0), repeats=2)
     assert np.isfinite(found.milliseconds).all() and found.exact(ones_gates(GRAPH)) > 0
-
-
-def test_measured_latency_compiles_each_width_once(monkeypatch):
-    from rlprune_jax.costs import measured
-
-    seen = []
-
-    def count(function, variables, x, repeats):
-        seen.append(jax.tree.map(jnp.shape, variables))
-        assert jax.eval_shape(function, variables, x).shape == (2, 10)
-        size = sum(leaf.size for leaf in jax.tree.leaves(variables))
-        return Latency(size, size, size)
-
-    monkeypatch.setattr(measured, "measure_latency", count)
-    latency = MeasuredLatency(APPLY, GRAPH, VARIABLES, X, levels=2, programs=2)
-    gates = draw(GRAPH, 0)
-    assert latency.exact(gates) == latency.exact(gates)
-    assert len(seen) == 1
-    narrow = first_units(GRAPH, dict.fromkeys(GRAPH.names, 1))
-    half = first_units(
-        GRAPH, {name: size // 2 for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True)}
-    )
-    share = macs_ratio(GRAPH)
-    # Rounded up to halves, one unit and a half are the same network; the estimate tells them apart.
-    at_half = latency.in_search(half, share)
-    ratio = float(share(narrow)) / float(share(half))
-    assert latency.in_search(narrow, share) == pytest.approx(at_half * ratio)
-    assert len(seen) == 2
-    # No further program is compiled: the nearest answers.
-    wide = latency.in_search(ones_gates(GRAPH), share)
-    assert len(seen) == 2 and wide == pytest.approx(at_half / float(share(half)))
-    for option in ("levels", "programs", "repeats", "time_limit"):
-        with pytest.raises(ValueError, match=f"{option}=0 must be"):
-            MeasuredLatency(APPLY, GRAPH, VARIABLES, X, **{option: 0})
-
-
-def test_latency_that_fails_or_hangs_names_the_widths(monkeypatch):
-    import time
-
-    from rlprune_jax.costs import measured
-    from rlprune_jax.costs.host import CostError, CostTimeout
-
-    def failing(*args, **options):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(measured, "measure_latency", failing)
-    with pytest.raises(CostError, match=r"'latency' .*'Conv_0': 8.*out of memory"):
-        MeasuredLatency(APPLY, GRAPH, VARIABLES, X).exact(ones_gates(GRAPH))
-    monkeypatch.setattr(measured, "measure_latency", lambda *a, **k: time.sleep(20))
-    with pytest.raises(CostTimeout, match="'latency'"):
-        MeasuredLatency(APPLY, GRAPH, VARIABLES, X, time_limit=0.3).exact(ones_gates(GRAPH))

@@ -46,6 +46,19 @@ def test_a_value_that_is_read_again_stays():
     assert activation_memory(apply, graph, variables, x[:1]).count() == 4 * 100
 
 
+def test_what_is_looked_up_by_an_input_counts():
+    """An embedding: the gather reads weights and a fused broadcast of the tokens."""
+
+    def apply(v, tokens):
+        return v["table"][tokens] @ v["a"]
+
+    variables = {"table": jnp.ones((7, 50)), "a": jnp.ones((50, 40))}
+    tokens = jnp.zeros((1, 3), jnp.int32)
+    graph = trace_graph(apply, variables, tokens)
+    # The peak is the product: 3 rows of 50 and 3 of 40 results.
+    assert activation_memory(apply, graph, variables, tokens).count() == 4 * 3 * (50 + 40)
+
+
 def test_ratio_is_the_exact_count_and_that_of_the_slim_network():
     apply, graph, variables, x = branching()
     memory = activation_memory(apply, graph, variables, x)

@@ -5,7 +5,8 @@ import pytest
 from costs_networks import branching, draw
 
 from rlprune_jax import count_macs, trace_graph
-from rlprune_jax.costs.tiles import Tile, count_tiled_macs, tiled_macs_ratio
+from rlprune_jax.costs.options import Tile
+from rlprune_jax.costs.tiles import count_tiled_macs, tiled_macs_ratio
 
 
 def dots():

@@ -1,5 +1,7 @@
 """What is delivered respects every budget, counted in integers, whatever the search found."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,25 +11,31 @@ from hypothesis import strategies as st
 from small import random_gates, small_cnn
 
 from rlprune_jax import compact, count_macs, count_params, respecialise
-from rlprune_jax.costs.binding import Network, bind_budgets
-from rlprune_jax.costs.budget import (
+from rlprune_jax.costs import (
     check_reachable,
-    cost_function,
+    constrain,
+    estimate_costs,
+    import_function,
     limits,
     parse_budgets,
     satisfies,
 )
-from rlprune_jax.costs.host import import_function
 from rlprune_jax.search import archive_init, archive_update, make_environment
 from rlprune_jax.units.descriptors import FEATURES, layer_descriptors
 from rlprune_jax.workflow.fitting import best_of, deliverable, equivalence, fit_to_budgets
 
 SMALL = small_cnn()
 GRAPH = SMALL.graph
+NETWORK = types.SimpleNamespace(
+    apply=SMALL.functions.apply,
+    graph=GRAPH,
+    variables=SMALL.variables,
+    example=(SMALL.data.images,),
+)
 
 
-def environment(budgets, round_to=1):
-    cost = cost_function(GRAPH, budgets)
+def environment(constraints, round_to=1):
+    cost = estimate_costs(constraints)
 
     def mask_cost(masks):
         sizes = zip(GRAPH.names, GRAPH.sizes, strict=True)
@@ -40,14 +48,14 @@ def environment(budgets, round_to=1):
         dict(zip(GRAPH.names, GRAPH.sizes, strict=True)),
         scores,
         layer_descriptors(GRAPH),
-        limits(budgets),
+        limits(constraints),
         cost_fn=mask_cost,
         round_to=round_to,
     )
 
 
 ENVIRONMENTS = {
-    texts: (parse_budgets(texts), environment(parse_budgets(texts)))
+    texts: (constrain(NETWORK, texts), environment(constrain(NETWORK, texts)))
     for texts in [("params=0.4", "macs=0.5"), ("params=0.15",), ("macs=0.9",)]
 }
 
@@ -59,14 +67,14 @@ ENVIRONMENTS = {
     keep=st.floats(0.0, 1.0),
 )
 def test_fitted_masks_respect_every_budget_and_leave_no_room(texts, seed, keep):
-    budgets, env = ENVIRONMENTS[texts]
+    constraints, env = ENVIRONMENTS[texts]
     mask = jax.random.bernoulli(jax.random.key(seed), keep, env.ranks.shape)
-    gates = fit_to_budgets(env, GRAPH, budgets, mask)
-    assert satisfies(GRAPH, budgets, gates)
+    gates = fit_to_budgets(env, constraints, mask)
+    assert satisfies(constraints, gates)
     dense = {"params": count_params(GRAPH), "macs": count_macs(GRAPH)}
     slim = compact(GRAPH, SMALL.variables, gates)
     params = sum(leaf.size for leaf in jax.tree.leaves(slim["params"]))
-    for budget in budgets:
+    for budget, _ in constraints:
         if budget.name == "params":
             assert params <= budget.limit * dense["params"]
     pruned = [
@@ -82,11 +90,11 @@ def test_fitted_masks_respect_every_budget_and_leave_no_room(texts, seed, keep):
     if pruned:
         name, unit = max(pruned, key=lambda each: (scores[each], -GRAPH.names.index(each[0])))
         more = gates | {name: gates[name].at[unit].set(1.0)}
-        assert not satisfies(GRAPH, budgets, more)
+        assert not satisfies(constraints, more)
 
 
 ROUNDING = {
-    (texts, multiple): (parse_budgets(texts), environment(parse_budgets(texts), multiple))
+    (texts, multiple): (constrain(NETWORK, texts), environment(constrain(NETWORK, texts), multiple))
     for texts, multiple in [(("params=0.4", "macs=0.5"), 2), (("params=0.6",), 4)]
 }
 
@@ -94,54 +102,54 @@ ROUNDING = {
 @settings(max_examples=8)
 @given(case=st.sampled_from(sorted(ROUNDING)), seed=st.integers(0, 1000), keep=st.floats(0, 1))
 def test_fitted_masks_keep_multiples_within_the_budgets_and_leave_no_room(case, seed, keep):
-    budgets, env = ROUNDING[case]
+    constraints, env = ROUNDING[case]
     multiple = case[1]
     mask = jax.random.bernoulli(jax.random.key(seed), keep, env.ranks.shape)
     for fill in (True, False):
-        gates = fit_to_budgets(env, GRAPH, budgets, mask, fill=fill)
-        assert satisfies(GRAPH, budgets, gates)
+        gates = fit_to_budgets(env, constraints, mask, fill=fill)
+        assert satisfies(constraints, gates)
         for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True):
             width = int(gates[name].sum())
             assert width == size or (width and width % multiple == 0)
             wider = gates | {name: (jnp.arange(size) < width + multiple).astype(jnp.float32)}
-            assert not fill or width == size or not satisfies(GRAPH, budgets, wider)
+            assert not fill or width == size or not satisfies(constraints, wider)
 
 
 def test_a_mask_within_budget_keeps_all_it_kept():
-    budgets, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
+    constraints, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
     mask = env.ranks < 2
-    gates = fit_to_budgets(env, GRAPH, budgets, mask)
+    gates = fit_to_budgets(env, constraints, mask)
     for index, name in enumerate(GRAPH.names):
         kept = np.asarray(mask[index, : len(gates[name])])
         assert (np.asarray(gates[name])[kept] == 1).all()
 
 
 def test_without_filling_a_feasible_mask_stays_as_it_is():
-    budgets, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
+    constraints, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
     mask = env.ranks < 2
-    gates = fit_to_budgets(env, GRAPH, budgets, mask, fill=False)
+    gates = fit_to_budgets(env, constraints, mask, fill=False)
     for index, name in enumerate(GRAPH.names):
         np.testing.assert_array_equal(gates[name], mask[index, : len(gates[name])])
 
 
 def test_deliverable_takes_feasible_then_near_misses_then_uniform():
-    budgets, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
+    constraints, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
     empty = archive_init(env, 4)
-    only_uniform = deliverable(env, GRAPH, budgets, empty, 3)
+    only_uniform = deliverable(env, constraints, empty, 3)
     assert len(only_uniform) == 1
     wide_end = (env.ranks < jnp.array([1, 1, 4, 8])[:, None]) & env.alive
     masks = jnp.stack([env.ranks < 2, wide_end]).astype(jnp.float32)
     costs = jax.vmap(env.cost_fn)(masks)
     archive = archive_update(empty, masks, jnp.array([0.1, 0.9]), costs, env.limits)
-    found = deliverable(env, GRAPH, budgets, archive, 3)
+    found = deliverable(env, constraints, archive, 3)
     assert len(found) == 2
     for gates in [*found, *only_uniform]:
-        assert satisfies(GRAPH, budgets, gates)
+        assert satisfies(constraints, gates)
     for index, name in enumerate(GRAPH.names):
         size = len(found[0][name])
         assert (np.asarray(found[0][name]) >= np.asarray(masks[0, index, :size])).all()
     with pytest.raises(ValueError, match="count=0"):
-        deliverable(env, GRAPH, budgets, archive, 0)
+        deliverable(env, constraints, archive, 0)
 
 
 def test_best_of_never_picks_nan():
@@ -194,26 +202,24 @@ def test_costs_of_the_host_are_respected_by_what_is_delivered(tmp_path, monkeypa
         "    return 10.0 * first + sum(-(-width // 4) * 4 for width in rest)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    functions, variables = SMALL.functions, SMALL.variables
-    network = Network(functions.apply, GRAPH, variables, SMALL.data.images)
     parsed = parse_budgets(["params=0.6"], ["costs_of_deploy:energy=41"])
-    budgets = bind_budgets(parsed, network)
-    env = environment(budgets)
+    constraints = constrain(NETWORK, parsed)
+    env = environment(constraints)
     energy = import_function("costs_of_deploy:energy")
     calls = energy.__globals__["calls"]
     calls.clear()
     for seed in range(4):
         mask = jax.random.bernoulli(jax.random.key(seed), 0.3 + 0.2 * seed, env.ranks.shape)
-        gates = fit_to_budgets(env, GRAPH, budgets, mask)
+        gates = fit_to_budgets(env, constraints, mask)
         widths = {name: int(gate.sum()) for name, gate in gates.items()}
         assert energy(widths, {}) <= 41
         assert count_params(GRAPH, gates) <= 0.6 * count_params(GRAPH)
     assert len(calls) < 4 * 12
-    refused = bind_budgets(parse_budgets([], ["costs_of_deploy:energy=21"]), network)
+    refused = constrain(NETWORK, "costs_of_deploy:energy=21")
     with pytest.raises(ValueError, match=r"energy'=21 cannot be met: .* leaves 22 of its own unit"):
         check_reachable(GRAPH, refused)
     with pytest.raises(ValueError, match="no mask with min_keep"):
-        fit_to_budgets(environment(refused), GRAPH, refused, mask)
+        fit_to_budgets(environment(refused), refused, mask)
 
 
 def test_costs_of_the_host_are_met_by_multiples(tmp_path, monkeypatch):
@@ -221,12 +227,11 @@ def test_costs_of_the_host_are_met_by_multiples(tmp_path, monkeypatch):
         "def energy(widths, gates):\n    return sum(width**1.5 for width in widths.values())\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    network = Network(SMALL.functions.apply, GRAPH, SMALL.variables, SMALL.data.images)
-    budgets = bind_budgets(parse_budgets([], ["costs_of_rounding:energy=40"]), network)
-    env = environment(budgets, 2)
-    gates = fit_to_budgets(env, GRAPH, budgets, env.ranks < 100)
+    constraints = constrain(NETWORK, "costs_of_rounding:energy=40")
+    env = environment(constraints, 2)
+    gates = fit_to_budgets(env, constraints, env.ranks < 100)
     widths = {name: int(gate.sum()) for name, gate in gates.items()}
     assert all(width % 2 == 0 or width == len(gates[name]) for name, width in widths.items())
     assert sum(width**1.5 for width in widths.values()) <= 40
     with pytest.raises(ValueError, match=r"min_keep=1 and round_to=4 leave .* or round_to"):
-        check_reachable(GRAPH, parse_budgets(["params=0.05"]), 1, 4)
+        check_reachable(GRAPH, constrain(NETWORK, "params=0.05"), 1, 4)

@@ -1,0 +1,48 @@
+"""Options of the costs that have any."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """Hold how many channels the hardware takes at once.
+
+    The default, 8 x 8, is that of a tensor core in half precision.
+
+    Attributes:
+        inputs: multiple that the channels summed over are rounded up to.
+        outputs: multiple that the channels produced are rounded up to.
+    """
+
+    inputs: int = 8
+    outputs: int = 8
+
+
+DEFAULT_TILE = Tile()
+
+LEVELS = (0.0, 0.3, 0.65, 1.0)
+"""Fractions of the units that a latency table measures; 0 stands for a single unit."""
+
+
+class CostOptions(NamedTuple):
+    """Say how costs are counted and measured.
+
+    Options are part of what a cost is remembered by, so every field must be hashable.
+
+    Attributes:
+        tile: channels that ``tiled_macs`` rounds up to.
+        levels: fractions of the units that ``latency_table`` measures.
+        cache: folder where ``latency_table`` keeps its timings, None for none.
+        steps: widths of a group that ``latency`` tells apart in a search.
+        programs: how many networks ``latency`` may compile in a search.
+        repeats: timed calls of each measurement.
+        time_limit: seconds that ``latency`` or a function of the user may take for one candidate.
+    """
+
+    tile: Tile = DEFAULT_TILE
+    levels: tuple[float, ...] = LEVELS
+    cache: Path | None = None
+    steps: int = 4
+    programs: int = 64
+    repeats: int = 30
+    time_limit: float = 60.0
