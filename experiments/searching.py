@@ -15,7 +15,7 @@ from settings import (
     Config,
     agent_config,
     informed,
-    per_group,
+    numbers_of,
     stage_key,
 )
 
@@ -83,13 +83,8 @@ def make_search_environment(
         {name: np.asarray(score) for name, score in scores.items()},
         layer_descriptors(graph),
         limits(budgets),
-        min_keep={
-            name: min(least, size)
-            for (name, least), size in zip(
-                per_group(config, "min_keep", graph.names).items(), graph.sizes, strict=True
-            )
-        },
-        round_to=per_group(config, "round_to", graph.names),
+        min_keep=numbers_of(config, "min_keep", graph.names),
+        round_to=numbers_of(config, "round_to", graph.names),
         cost_fn=mask_cost,
         measured=[budget.is_measured for budget in budgets],
     )

@@ -19,7 +19,7 @@ from rlprune_jax.sparsity.pruners import (
 from rlprune_jax.sparsity.selection import drop_smallest
 from rlprune_jax.sparsity.updates import mask_moments, masked_updates, replace_mask
 from rlprune_jax.study.run import run_study
-from rlprune_jax.units.rounding import round_gates
+from rlprune_jax.units.gates import round_gates
 
 __all__ = [
     "Graph",

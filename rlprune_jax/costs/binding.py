@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.costs.budget import Budget, Cost, Measured, cost_of, smallest_gates
+from rlprune_jax.costs.budget import Budget, Cost, Measured, cost_of
 from rlprune_jax.costs.counts import macs_ratio
 from rlprune_jax.costs.host import FunctionCost, import_function
 from rlprune_jax.costs.latency_table import LEVELS, measure_latency_table
@@ -18,6 +18,7 @@ from rlprune_jax.costs.memory import activation_memory
 from rlprune_jax.costs.tiles import DEFAULT_TILE, Tile, count_tiled_macs, tiled_macs_ratio
 from rlprune_jax.graph.groups import Graph, ones_gates
 from rlprune_jax.types import Apply, Gates, Variables
+from rlprune_jax.units.gates import keep_first
 
 UNIFORM_RATIOS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 """Keep ratios at which a host's cost is asked to estimate it in between; 0 keeps one unit."""
@@ -165,7 +166,7 @@ def estimate(
     values: list[float] = []
     for keep in UNIFORM_RATIOS:
         least = {name: max(1, round(keep * size)) for name, size in _sizes(graph)}
-        gates: Any = smallest_gates(graph, least)
+        gates = keep_first(graph, least)
         shares.append(float(ratio(gates)))
         values.append(cost(gates))
     x = jnp.asarray(shares, jnp.float32)

@@ -19,8 +19,9 @@ from rlprune_jax.costs.counts import (
 )
 from rlprune_jax.costs.tiles import count_tiled_macs, tiled_macs_ratio
 from rlprune_jax.graph.groups import Graph
+from rlprune_jax.per_group import PerGroup
 from rlprune_jax.types import Gates
-from rlprune_jax.units.rounding import PerGroup, round_gates
+from rlprune_jax.units.gates import round_gates, smallest_gates
 
 
 class Measured(NamedTuple):
@@ -274,31 +275,10 @@ def satisfies(graph: Graph, budgets: Sequence[Budget], gates: Gates) -> bool:
     )
 
 
-def smallest_gates(graph: Graph, min_keep: int | Mapping[str, int] = 1) -> Gates:
-    """Return gates that keep just ``min_keep`` units of each group (all of a smaller group).
-
-    Raises:
-        ValueError: ``min_keep`` is below 1, not an integer, or does not name the groups.
-    """
-    wanted = min_keep if isinstance(min_keep, Mapping) else dict.fromkeys(graph.names, min_keep)
-    if set(wanted) != set(graph.names):
-        unknown, missing = set(wanted) - set(graph.names), set(graph.names) - set(wanted)
-        raise ValueError(
-            f"min_keep must name the groups of the graph, {', '.join(graph.names)}; "
-            f"unknown: {sorted(unknown)}, missing: {sorted(missing)}"
-        )
-    if any(not isinstance(least, int | np.integer) or least < 1 for least in wanted.values()):
-        raise ValueError(f"min_keep={min_keep} must be an integer of at least 1")
-    return {
-        group.name: jnp.asarray(np.arange(group.size) < wanted[group.name], jnp.float32)
-        for group in graph.groups
-    }
-
-
 def check_reachable(
     graph: Graph,
     budgets: Sequence[Budget],
-    min_keep: int | Mapping[str, int] = 1,
+    min_keep: PerGroup = 1,
     round_to: PerGroup = 1,
 ) -> None:
     """Refuse budgets that no pruning can meet.
@@ -306,7 +286,7 @@ def check_reachable(
     Args:
         graph: of the network.
         budgets: to meet.
-        min_keep: units that each group keeps.
+        min_keep: units that each group keeps; a smaller group keeps all.
         round_to: multiples that kept units are rounded up to; all of a smaller group.
 
     Raises:

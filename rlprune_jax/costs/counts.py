@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.costs.extents import Axes, exact_extents, traced_extents
-from rlprune_jax.costs.extents import kept_counts as kept_counts
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.types import Gates
 

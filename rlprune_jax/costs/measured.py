@@ -5,22 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.costs.host import call_checked, widths_of
+from rlprune_jax.costs.host import call_checked
 from rlprune_jax.costs.latency import Latency, measure_latency
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.slim import compact, respecialise
 from rlprune_jax.types import Apply, Gates, Variables
-
-
-def first_units(graph: Graph, widths: dict[str, int]) -> Gates:
-    """Return gates that keep the first ``widths[name]`` units of each group."""
-    return {
-        group.name: jnp.asarray(np.arange(group.size) < widths[group.name], jnp.float32)
-        for group in graph.groups
-    }
+from rlprune_jax.units.gates import keep_first, widths
 
 
 class MeasuredLatency:
@@ -74,7 +66,7 @@ class MeasuredLatency:
         Raises:
             CostError: the network cannot be compiled or timed, or not in time.
         """
-        return self._measure(tuple(widths_of(self._graph, gates).values()))
+        return self._measure(tuple(widths(self._graph, gates).values()))
 
     def in_search(self, gates: Gates, share: Callable[[Gates], Any]) -> float:
         """Return the median at the widths of ``gates``, from a measurement at widths nearby.
@@ -87,7 +79,7 @@ class MeasuredLatency:
         Raises:
             CostError: the network cannot be compiled or timed, or not in time.
         """
-        wanted = tuple(widths_of(self._graph, gates).values())
+        wanted = tuple(widths(self._graph, gates).values())
         at = self._rounded(wanted)
         if at not in self.measured and len(self.measured) >= self._programs:
             known = np.log(np.array(list(self.measured), float))
@@ -105,7 +97,7 @@ class MeasuredLatency:
         )
 
     def _kept(self, widths: Sequence[int]) -> Gates:
-        return first_units(self._graph, dict(zip(self._graph.names, widths, strict=True)))
+        return keep_first(self._graph, dict(zip(self._graph.names, widths, strict=True)))
 
     def _measure(self, widths: tuple[int, ...]) -> Latency:
         if widths not in self.measured:
@@ -113,7 +105,7 @@ class MeasuredLatency:
             found: list[Latency] = []
 
             def measure() -> float:
-                gates = first_units(self._graph, named)
+                gates = keep_first(self._graph, named)
                 slim = compact(self._graph, self._variables, gates)
                 function = jax.jit(respecialise(self._apply, self._graph, gates))
                 found.append(measure_latency(function, slim, *self._inputs, repeats=self._repeats))

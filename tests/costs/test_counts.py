@@ -7,12 +7,12 @@ import pytest
 from rlprune_jax import compact, count_macs, count_params, ones_gates, respecialise, trace_graph
 from rlprune_jax.costs.counts import (
     count_weight_bytes,
-    kept_counts,
     macs_ratio,
     params_ratio,
     weight_bytes_ratio,
 )
 from rlprune_jax.models import create_model, model_functions
+from rlprune_jax.units.gates import kept_counts
 
 
 class Valid(nn.Module):

@@ -13,10 +13,11 @@ from rlprune_jax.costs import latency_table
 from rlprune_jax.costs.counts import macs_ratio
 from rlprune_jax.costs.latency import Latency
 from rlprune_jax.costs.latency_table import measure_latency_table
-from rlprune_jax.costs.measured import MeasuredLatency, first_units
+from rlprune_jax.costs.measured import MeasuredLatency
 from rlprune_jax.costs.segments import cut_into_segments
 from rlprune_jax.graph.matching import match
 from rlprune_jax.graph.slim import compact, respecialise
+from rlprune_jax.units.gates import keep_first
 
 APPLY, GRAPH, VARIABLES, X = branching()
 
@@ -195,8 +196,8 @@ def test_measured_latency_compiles_each_width_once(monkeypatch):
     gates = draw(GRAPH, 0)
     assert latency.exact(gates) == latency.exact(gates)
     assert len(seen) == 1
-    narrow = first_units(GRAPH, dict.fromkeys(GRAPH.names, 1))
-    half = first_units(
+    narrow = keep_first(GRAPH, dict.fromkeys(GRAPH.names, 1))
+    half = keep_first(
         GRAPH, {name: size // 2 for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True)}
     )
     share = macs_ratio(GRAPH)

@@ -90,9 +90,12 @@ def test_many_candidates_in_one_program():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"round_to": 0}, "round_to=0 of group 'a' must be an integer of at least 1"),
-        ({"min_keep": {"b": 2.5}}, "min_keep=2.5 of group 'b' must be"),
-        ({"round_to": {"z": 2}}, "round_to names z; the graph has the groups a, b"),
+        ({"round_to": 0}, "round_to=0 must be at least 1"),
+        ({"min_keep": {"b": 2.5}}, r"min_keep\['b'\]=2.5 must be an integer"),
+        (
+            {"round_to": {"z": 2}},
+            "round_to has the key 'z', which is found in no group; the groups are a, b",
+        ),
         ({"towards": "less"}, "towards='less' must be 'fewer' or 'more'"),
         ({"priorities": {"a": jnp.ones(10)}}, "priorities must name the groups"),
         (
