@@ -77,6 +77,8 @@ def test_unreachable_budgets_are_refused_with_the_least_value(graph):
         "budget 'params'=0.139 cannot be met: min_keep=1 leaves 0.1395 of the parameters; raise "
         "the budget to at least 0.1396 or lower min_keep"
     )
+    # More than a group has means all of it, as for an environment.
+    check_reachable(graph, [make_budget("params", 1.0)], min_keep=99)
     with pytest.raises(ValueError, match=r"min_keep=3 leaves 0\.5581 of the parameters"):
         check_reachable(graph, [make_budget("params", 0.14)], min_keep=3)
 

@@ -132,6 +132,13 @@ def test_rounding_raises_min_keep_and_is_refused_below_one(env):
         rounding_environment(env.cost_fn, 0)
 
 
+def test_a_smaller_group_than_min_keep_keeps_all():
+    scores = [np.ones(size) for size in SIZES]
+    for least in (6, {"group": 6}, [6, 6, 99]):
+        env = make_environment(SIZES, scores, FEATURES, 0.5, min_keep=least)
+        assert env.min_keep == (6, 6, 5)
+
+
 def test_gates_and_masks_are_inverse(env):
     masks = ratios_to_masks(env, jax.random.uniform(jax.random.key(0), (4, 3)))
     gates = masks_to_gates(env, masks)
