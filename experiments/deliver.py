@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from problem import EVALUATION_BATCH, Images, Jobs, Problem
+from rlprune_jax.export.export import export_stablehlo, make_plan, save_weights, write_plan
+from rlprune_jax.workflow.deliver import best_of, deliverable, equivalence
 
 from rlprune_jax.costs import Constraint, Latency, count_macs, count_params, measure_latency
-from rlprune_jax.export.export import export_stablehlo, make_plan, save_weights, write_plan
 from rlprune_jax.export.restore import PLAN, WEIGHTS
 from rlprune_jax.files import write_atomically
 from rlprune_jax.graph.groups import Graph
@@ -22,7 +23,6 @@ from rlprune_jax.search import Archive, Environment
 from rlprune_jax.training.augmentation import Prepare
 from rlprune_jax.training.loops import evaluate
 from rlprune_jax.types import Apply, Gates, Variables
-from rlprune_jax.workflow.deliver import best_of, deliverable, equivalence
 
 STEPS_AT_ONCE = 60
 BATCHES = (1, 128)

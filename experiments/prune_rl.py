@@ -22,7 +22,7 @@ from deliver import BATCHES, Delivered, deliver_method, ship
 from page import write_page
 from problem import Jobs, Problem, make_jobs, make_problem
 from searching import Search, make_search_environment, score_units, search
-from settings import AGENT, Config, per_group, resolve, stage_key
+from settings import AGENT, Config, numbers_of, resolve, stage_key
 
 from rlprune_jax.costs import (
     Constraint,
@@ -90,7 +90,7 @@ def build(config: Config) -> tuple[Problem, tuple[Constraint, ...]]:
     constraints = constrain(network, parse_budgets(config.budget, config.budget_fn), options)
     least, multiples = (
         # One number reads better in an error than the same one for every group.
-        per_group(config, option, problem.graph.names)
+        numbers_of(config, option, problem.graph.names)
         if getattr(config, f"{option}_of")
         else getattr(config, option)
         for option in ("min_keep", "round_to")

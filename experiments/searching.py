@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from problem import Images, Jobs, Problem
+from rlprune_jax.costs.budget import Budget, cost_function, limits, search_costs
 from settings import (
     AGENT,
     BASELINES,
@@ -15,11 +16,10 @@ from settings import (
     Config,
     agent_config,
     informed,
-    per_group,
+    numbers_of,
     stage_key,
 )
 
-from rlprune_jax.costs import Constraint, estimate_costs, limits, search_costs
 from rlprune_jax.runs.compile_clock import CompileClock
 from rlprune_jax.runs.run_directory import RunDirectory
 from rlprune_jax.runs.stages import run_stage
@@ -62,13 +62,13 @@ def score_units(config: Config, problem: Problem, variables: Variables) -> Gates
 def make_search_environment(
     config: Config,
     problem: Problem,
-    constraints: Sequence[Constraint],
+    budgets: Sequence[Budget],
     scores: Gates,
     variables: Variables,
 ) -> Environment:
     """The constrained decision process of this network and these budgets."""
     graph = problem.graph
-    cost = estimate_costs(constraints)
+    cost = cost_function(graph, budgets)
 
     def mask_cost(masks: jax.Array) -> jax.Array:
         return cost(
@@ -82,16 +82,11 @@ def make_search_environment(
         dict(zip(graph.names, graph.sizes, strict=True)),
         {name: np.asarray(score) for name, score in scores.items()},
         layer_descriptors(graph),
-        limits(constraints),
-        min_keep={
-            name: min(least, size)
-            for (name, least), size in zip(
-                per_group(config, "min_keep", graph.names).items(), graph.sizes, strict=True
-            )
-        },
-        round_to=per_group(config, "round_to", graph.names),
+        limits(budgets),
+        min_keep=numbers_of(config, "min_keep", graph.names),
+        round_to=numbers_of(config, "round_to", graph.names),
         cost_fn=mask_cost,
-        measured=[constraint.is_measured for constraint in constraints],
+        measured=[budget.is_measured for budget in budgets],
     )
     return informed(env, graph, variables) if config.sparsity_informed else env
 
@@ -111,7 +106,7 @@ def search(
     jobs: Jobs,
     variables: Variables,
     env: Environment,
-    constraints: Sequence[Constraint],
+    budgets: Sequence[Budget],
     method: str,
     clock: CompileClock,
 ) -> Search:
@@ -130,7 +125,7 @@ def search(
         problem.prepare(held_out.images[:rewarded]),
         held_out.labels[:rewarded],
     )
-    costs_of = search_costs(constraints)
+    costs_of = search_costs(problem.graph, budgets)
 
     def costs(masks: np.ndarray) -> np.ndarray:
         return costs_of(masks_to_gates(env, jnp.asarray(masks)))

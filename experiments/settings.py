@@ -1,7 +1,6 @@
 """Settings of a pruning run: the options, their defaults by data set, and what is refused."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import tyro
 
 from rlprune_jax.costs import parse_budgets
 from rlprune_jax.graph.groups import Graph
+from rlprune_jax.per_group import per_group, read_overrides
 from rlprune_jax.search import Config as AgentConfig
 from rlprune_jax.search import Environment, Searcher, baselines, ppo_lagrangian
 from rlprune_jax.search.environment import project_ratios
@@ -141,8 +141,7 @@ def resolve(config: Config) -> Config:
         if getattr(config, option) < 1:
             raise ValueError(f"{option}={getattr(config, option)} must be at least 1")
     for option in ("min_keep_of", "round_to_of"):
-        for text in getattr(config, option):
-            _parse_override(option, text)
+        read_overrides(option, getattr(config, option))
     if min(config.tile) < 1:
         raise ValueError(f"tile={config.tile} must be two integers of at least 1")
     if not config.cost_seconds > 0:
@@ -186,32 +185,14 @@ def resolve(config: Config) -> Config:
     return config
 
 
-def _parse_override(option: str, text: str) -> tuple[re.Pattern[str], int]:
-    pattern, found, number = text.rpartition("=")
-    try:
-        if not found or int(number) < 1:
-            raise ValueError("N is an integer of at least 1")
-        return re.compile(pattern), int(number)
-    except (ValueError, re.error) as error:
-        raise ValueError(f"{option}={text!r} is not of the form REGEX=N: {error}") from None
-
-
-def per_group(config: Config, option: str, names: Sequence[str]) -> dict[str, int]:
-    """``min_keep`` or ``round_to`` of each group, the last override that names it counting.
+def numbers_of(config: Config, option: str, names: Sequence[str]) -> dict[str, int]:
+    """Return ``min_keep`` or ``round_to`` of each group, the last override counting.
 
     Raises:
-        ValueError: an override that names no group.
+        ValueError: an override that is not of the form REGEX=N or names no group.
     """
-    found = dict.fromkeys(names, getattr(config, option))
-    for text in getattr(config, f"{option}_of"):
-        pattern, number = _parse_override(f"{option}_of", text)
-        named = [name for name in names if pattern.search(name)]
-        if not named:
-            raise ValueError(
-                f"{option}_of={text!r} names no group; the groups are {', '.join(names)}"
-            )
-        found |= dict.fromkeys(named, number)
-    return found
+    overrides = read_overrides(f"{option}_of", getattr(config, f"{option}_of"))
+    return per_group(names, f"{option}_of", overrides, default=getattr(config, option))
 
 
 def agent_config(config: Config) -> AgentConfig:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from rlprune_jax.training.task import classification as classification
     from rlprune_jax.training.task import next_token as next_token
     from rlprune_jax.training.task import regression as regression
-    from rlprune_jax.units.rounding import round_gates as round_gates
+    from rlprune_jax.units.gates import round_gates as round_gates
     from rlprune_jax.workflow.config import PruneConfig as PruneConfig
     from rlprune_jax.workflow.delivery import deliver as deliver
     from rlprune_jax.workflow.learning import DenseRecipe as DenseRecipe
@@ -99,7 +99,7 @@ _HOMES = {
     "regression": "training.task",
     "replace_mask": "sparsity.updates",
     "respecialise": "graph.slim",
-    "round_gates": "units.rounding",
+    "round_gates": "units.gates",
     "run_study": "study.run",
     "sap": "sparsity.pruners",
     "ship": "workflow.shipping",

@@ -1,7 +1,7 @@
 """Constraints: budgets on the costs of one network."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,8 +15,9 @@ from rlprune_jax.costs.memo import remember
 from rlprune_jax.costs.options import CostOptions
 from rlprune_jax.costs.registry import COSTS
 from rlprune_jax.graph.groups import Graph
+from rlprune_jax.per_group import PerGroup
 from rlprune_jax.types import Gates, PyTree
-from rlprune_jax.units.rounding import PerGroup, round_gates
+from rlprune_jax.units.gates import round_gates, smallest_gates
 
 
 class Constraint(NamedTuple):
@@ -249,35 +250,10 @@ def satisfies(constraints: Sequence[Constraint], gates: Gates) -> bool:
     return all(each.measure(gates).upper <= each.budget.limit for each in in_order)
 
 
-def smallest_gates(graph: Graph, min_keep: int | Mapping[str, int] = 1) -> Gates:
-    """Return gates that keep just ``min_keep`` units of each group.
-
-    Args:
-        graph: of the network.
-        min_keep: for all groups or by group name; a smaller group keeps all.
-
-    Raises:
-        ValueError: ``min_keep`` is below 1, not an integer, or does not name the groups.
-    """
-    wanted = min_keep if isinstance(min_keep, Mapping) else dict.fromkeys(graph.names, min_keep)
-    if set(wanted) != set(graph.names):
-        unknown, missing = set(wanted) - set(graph.names), set(graph.names) - set(wanted)
-        raise ValueError(
-            f"min_keep must name the groups of the graph, {', '.join(graph.names)}; "
-            f"unknown: {sorted(unknown)}, missing: {sorted(missing)}"
-        )
-    if any(not isinstance(least, int | np.integer) or least < 1 for least in wanted.values()):
-        raise ValueError(f"min_keep={min_keep} must be an integer of at least 1")
-    return {
-        group.name: jnp.asarray(np.arange(group.size) < wanted[group.name], jnp.float32)
-        for group in graph.groups
-    }
-
-
 def check_reachable(
     graph: Graph,
     constraints: Sequence[Constraint],
-    min_keep: int | Mapping[str, int] = 1,
+    min_keep: PerGroup = 1,
     round_to: PerGroup = 1,
 ) -> None:
     """Refuse limits that no pruning can meet.

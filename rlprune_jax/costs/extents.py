@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.graph.groups import Graph, check_gates
+from rlprune_jax.graph.groups import Graph, check_gates, kept_mask
 from rlprune_jax.types import Gates
+from rlprune_jax.units.gates import kept_counts
 
 Axes = tuple[np.ndarray, ...]
 """For each axis of an array the unit that owns each index, int32[size], -1 for none."""
@@ -25,11 +26,10 @@ def alive_units(graph: Graph, gates: Gates | None = None) -> np.ndarray:
     Raises:
         ValueError: the gates do not fit the graph.
     """
-    alive = np.ones(graph.units + 1, bool)
-    if gates is not None:
-        check_gates(graph, gates)
-        alive[:-1] = np.concatenate([np.asarray(gates[name]) >= 0.5 for name in graph.names])
-    return alive
+    if gates is None:
+        return np.ones(graph.units + 1, bool)
+    check_gates(graph, gates)
+    return kept_mask(graph, gates)
 
 
 def exact_extents(
@@ -47,16 +47,6 @@ def exact_extents(
     """
     alive = alive_units(graph, gates)
     return [tuple(int(alive[axis].sum()) for axis in axes) for axes in arrays]
-
-
-def kept_counts(graph: Graph, gates: Gates) -> jax.Array:
-    """Return how many units of each group are kept, f32[groups].
-
-    Args:
-        graph: of the network.
-        gates: group name -> f32[units], may be traced; a unit counts as kept from 0.5.
-    """
-    return jnp.stack([jnp.sum(gates[name] >= 0.5).astype(jnp.float32) for name in graph.names])
 
 
 def traced_extents(graph: Graph, arrays: Sequence[Axes]) -> Callable[[Gates], jax.Array]:

@@ -16,8 +16,10 @@ import numpy as np
 from rlprune_jax.costs.cost import OWN_UNIT, Cost, CostFactory, NetworkLike, without_noise
 from rlprune_jax.costs.interpolation import interpolate_uniform
 from rlprune_jax.costs.options import CostOptions
-from rlprune_jax.graph.groups import Graph, check_gates, ones_gates
+from rlprune_jax.graph.groups import Graph, ones_gates
+from rlprune_jax.kept import is_kept
 from rlprune_jax.types import Gates
+from rlprune_jax.units.gates import widths
 
 UserFunction = Callable[[dict[str, int], dict[str, np.ndarray]], float]
 """``(widths, gates) -> cost``: units kept per group, and gates f32[units] per group."""
@@ -149,20 +151,6 @@ def source_digest(function: Callable[..., Any]) -> str:
     return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()[:10]
 
 
-def widths_of(graph: Graph, gates: Gates) -> dict[str, int]:
-    """Return how many units of each group the gates keep.
-
-    Args:
-        graph: of the network.
-        gates: group name -> f32[units], concrete; a unit counts as kept from 0.5.
-
-    Raises:
-        ValueError: the gates do not fit the graph.
-    """
-    check_gates(graph, gates)
-    return {name: int((np.asarray(gates[name]) >= 0.5).sum()) for name in graph.names}
-
-
 class FunctionCost:
     """Call a user's function, once per candidate."""
 
@@ -185,14 +173,14 @@ class FunctionCost:
         Raises:
             CostError: see ``call_checked``.
         """
-        widths = widths_of(self._graph, gates)
+        kept = widths(self._graph, gates)
         copies = {
-            name: (np.asarray(gates[name]) >= 0.5).astype(np.float32) for name in self._graph.names
+            name: is_kept(np.asarray(gates[name])).astype(np.float32) for name in self._graph.names
         }
         mark = b"".join(np.packbits(gate > 0).tobytes() for gate in copies.values())
         if mark not in self._seen:
             self._seen[mark] = call_checked(
-                self._name, lambda: self._function(dict(widths), copies), widths, self._time_limit
+                self._name, lambda: self._function(dict(kept), copies), kept, self._time_limit
             )
         return self._seen[mark]
 

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
-from rlprune_jax.costs.extents import kept_counts
 from rlprune_jax.costs.latency import Latency, fill, measure_in_turn, measure_latency
 from rlprune_jax.costs.options import LEVELS, CostOptions
 from rlprune_jax.costs.segments import (
@@ -35,10 +34,11 @@ from rlprune_jax.costs.segments import (
     slim_shape,
 )
 from rlprune_jax.costs.timings import Stopwatch, Timings
-from rlprune_jax.graph.groups import Graph, check_gates
+from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.matching import Matched, match
 from rlprune_jax.graph.slim import respecialise
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
+from rlprune_jax.units.gates import kept_counts, widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +81,7 @@ class LatencyTable:
         """
         counts = np.asarray(self.graph.sizes, np.float64)
         if gates is not None:
-            check_gates(self.graph, gates)
-            counts = np.array([(np.asarray(gates[n]) >= 0.5).sum() for n in self.graph.names])
+            counts = np.array(list(widths(self.graph, gates).values()), np.float64)
         return float(np.interp(self.sum_of(counts), self.sums, self.measured))
 
     def sum_of(self, counts: np.ndarray) -> float:

@@ -4,30 +4,17 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.costs.cost import Cost, Measured, NetworkLike
-from rlprune_jax.costs.host import call_checked, widths_of
+from rlprune_jax.costs.host import call_checked
 from rlprune_jax.costs.interpolation import interpolate_uniform
 from rlprune_jax.costs.latency import Latency, fill, measure_latency
 from rlprune_jax.costs.options import CostOptions
 from rlprune_jax.graph.groups import Graph, ones_gates
 from rlprune_jax.graph.slim import compact, respecialise
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
-
-
-def first_units(graph: Graph, widths: dict[str, int]) -> Gates:
-    """Return gates that keep the first units of each group.
-
-    Args:
-        graph: of the network.
-        widths: units kept by group name.
-    """
-    return {
-        group.name: jnp.asarray(np.arange(group.size) < widths[group.name], jnp.float32)
-        for group in graph.groups
-    }
+from rlprune_jax.units.gates import keep_first, widths
 
 
 class SlimLatency:
@@ -84,7 +71,7 @@ class SlimLatency:
         Raises:
             CostError: the network cannot be compiled or timed, or not in time.
         """
-        return self._measure(tuple(widths_of(self._graph, gates).values()))
+        return self._measure(tuple(widths(self._graph, gates).values()))
 
     def in_search(self, gates: Gates, estimate: Callable[[Gates], jax.Array]) -> float:
         """Return the median latency, measured at widths nearby.
@@ -97,7 +84,7 @@ class SlimLatency:
         Raises:
             CostError: the network cannot be compiled or timed, or not in time.
         """
-        wanted = tuple(widths_of(self._graph, gates).values())
+        wanted = tuple(widths(self._graph, gates).values())
         at = self._rounded(wanted)
         if at not in self.measured and len(self.measured) >= self._options.programs:
             known = np.log(np.array(list(self.measured), float))
@@ -115,7 +102,7 @@ class SlimLatency:
         )
 
     def _kept(self, widths: Sequence[int]) -> Gates:
-        return first_units(self._graph, dict(zip(self._graph.names, widths, strict=True)))
+        return keep_first(self._graph, dict(zip(self._graph.names, widths, strict=True)))
 
     def _measure(self, widths: tuple[int, ...]) -> Latency:
         if widths not in self.measured:
@@ -123,7 +110,7 @@ class SlimLatency:
             found: list[Latency] = []
 
             def measure() -> float:
-                gates = first_units(self._graph, named)
+                gates = keep_first(self._graph, named)
                 variables, inputs = fill(self._shapes)
                 slim = compact(self._graph, variables, gates)
                 function = jax.jit(respecialise(self._apply, self._graph, gates))

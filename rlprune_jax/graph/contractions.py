@@ -1,4 +1,4 @@
-"""Where units are made and summed: the nodes tied, and what a gate, a count or a name needs."""
+"""Where units are made and summed, and what a gate or a count needs of it."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,9 @@ from rlprune_jax.graph.rules import Axes, Context, fixed, fixed_axes, register
 
 
 class Contraction(NamedTuple):
-    """An equation that makes units or sums over them: a convolution, a dot or a lookup.
+    """Describe an equation that makes units or sums over them.
+
+    It is a convolution, a dot or a lookup.
 
     Attributes:
         equation: its number in the program.
@@ -95,7 +97,9 @@ def _convolution(context: Context, equation: Equation, axes: list[Axes], shapes:
 def contraction(
     number: int, equation: Equation, operands: list[Axes], tainted: list[bool], outputs: list[Axes]
 ) -> Contraction | None:
-    """Describe a convolution, dot or lookup of the input in weights; None of any other equation.
+    """Describe a convolution, dot or lookup of the input.
+
+    Any other equation gives None.
 
     Args:
         number: of the equation in its program.

@@ -1,4 +1,4 @@
-"""The masked network: every consumer reads its operand multiplied by the gates."""
+"""The masked network, whose consumers read their operands times the gates."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.graph.groups import Graph, check_gates
-from rlprune_jax.graph.matching import Matched, match
+from rlprune_jax.graph.matching import Matched, flat_arguments, match
 from rlprune_jax.graph.program import Call, Literal, evaluate
-from rlprune_jax.types import Apply, Gates, Variables
+from rlprune_jax.types import Apply, Gates, PyTree, Variables
 
 
 def gated(apply: Apply, graph: Graph) -> Apply:
-    """Mask a network by gates on what its consumers read, without touching its code.
+    """Mask a network by gates, without touching its code.
 
     Each convolution or dot that sums over units reads its operand times their gates. Whatever
     stands between a unit's producer and its consumers (bias, norm, activation, pooling, residual
@@ -25,16 +25,19 @@ def gated(apply: Apply, graph: Graph) -> Apply:
     for those of a function in whose body gated units are summed: it is differentiated as written.
 
     Args:
-        apply: pure function ``(variables, *inputs) -> outputs``; batch size, train mode and what
-            is returned may differ from what the graph was traced with.
+        apply: pure function ``(variables, *inputs, **keywords) -> outputs``; batch size, train mode
+            and what is returned may differ from what the graph was traced with.
         graph: of the network.
 
     Returns:
-        ``(variables, gates, *inputs) -> outputs``, with gates ``group name -> f32[units]``.
+        ``(variables, gates, *inputs, **keywords) -> outputs``, with gates ``group name ->
+        f32[units]``. Arrays among the keyword arguments (``rngs={"dropout": key}``) are traced,
+        everything else (``train=True``, ``mutable=["batch_stats"]``) is static.
 
     Raises:
-        ValueError: (on call) gates or variables do not fit the graph; concrete gates that are NaN
-            or outside [0, 1].
+        TypeError: (on call) gates are no dictionary of arrays.
+        ValueError: (on call) gates or variables do not fit the graph, or concrete gates are NaN or
+            outside [0, 1].
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -48,18 +51,22 @@ def gated(apply: Apply, graph: Graph) -> Apply:
         [[8.0, 8.0]]
     """
 
-    def masked(variables: Variables, gates: Gates, *inputs: Any) -> Any:
+    def masked(variables: Variables, gates: Gates, *inputs: PyTree, **keywords: Any) -> PyTree:
         check_gates(graph, gates)
-        matched = match(apply, graph, variables, inputs)
-        leaves = jax.tree.leaves((variables, *inputs))
-        outputs = _evaluate(matched, leaves, flat_gates(graph, gates))
+        matched = match(apply, graph, variables, inputs, keywords)
+        arguments = flat_arguments(variables, inputs, keywords)
+        outputs = _evaluate(matched, arguments, flat_gates(graph, gates))
         return jax.tree.unflatten(jax.tree.structure(matched.out_shape), outputs)
 
     return masked
 
 
 def flat_gates(graph: Graph, gates: Gates) -> jax.Array:
-    """Return f32[units + 1]: all gates in depth order, then a 1 for indices without a unit."""
+    """Return all gates in one row.
+
+    Returns:
+        f32[units + 1], the groups in depth order, then a 1 for indices without a unit.
+    """
     parts = [jnp.asarray(gates[name], jnp.float32) for name in graph.names]
     return jnp.concatenate([*parts, jnp.ones(1, jnp.float32)])
 

@@ -1,4 +1,4 @@
-"""What a graph is: groups of coupled units, what each unit owns, and what is frozen and why."""
+"""Groups of coupled units, what each unit owns, and what is frozen and why."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,6 +7,8 @@ from functools import cached_property
 import jax
 import numpy as np
 
+from rlprune_jax.graph.memo import Memo
+from rlprune_jax.kept import is_kept
 from rlprune_jax.types import Gates
 
 PRODUCER, FOLLOWER, CONSUMER = "producer", "follower", "consumer"
@@ -14,7 +16,7 @@ PRODUCER, FOLLOWER, CONSUMER = "producer", "follower", "consumer"
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """What the units of a group own of one axis of one variable.
+    """Hold what units own of one axis of a variable.
 
     Attributes:
         path: of the variable, as in ``"params/Conv_0/kernel"``.
@@ -32,7 +34,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that own the same slots: removing one removes all that it owns, in every slot.
+    """Hold units that own the same slots.
+
+    Removing a unit removes all that it owns, in every slot.
 
     Attributes:
         name: the path of the first weights that make the units, without collection and leaf name.
@@ -53,7 +57,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """An out-axis of weights of which ``size`` units are not pruned, and why (the first reason)."""
+    """Hold an out-axis whose units cannot be pruned, and why.
+
+    Attributes:
+        path: of the weights.
+        axis: of them.
+        size: how many of the axis' units are not pruned.
+        reason: the first that was met.
+    """
 
     path: str
     axis: int
@@ -63,7 +74,7 @@ class Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One contraction: a convolution or a dot.
+    """Describe one contraction, a convolution or a dot.
 
     Attributes:
         name: path of its weights without the leaf name; of a dot of activations ``"dot"``.
@@ -87,7 +98,9 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Groups of coupled units of a network; made by ``trace_graph``.
+    """Hold the groups of coupled units of a network.
+
+    Made by ``trace_graph``.
 
     Attributes:
         groups: in depth order.
@@ -97,6 +110,8 @@ class Graph:
         owners: path -> for each axis int32[size], the unit that owns each index, -1 for none.
         parameters: paths of the variables that count as parameters.
         batch: number of examples that the network was traced with.
+        programs: functions of the variables that were matched with the graph, so that none is
+            traced twice.
     """
 
     groups: tuple[Group, ...]
@@ -106,25 +121,26 @@ class Graph:
     owners: dict[str, tuple[np.ndarray, ...]]
     parameters: tuple[str, ...]
     batch: int
+    programs: Memo = field(default_factory=Memo, repr=False)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names of the groups in depth order."""
+        """Return the names of the groups in depth order."""
         return tuple(group.name for group in self.groups)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Number of units of each group in depth order."""
+        """Return the number of units of each group in depth order."""
         return tuple(group.size for group in self.groups)
 
     @cached_property
     def units(self) -> int:
-        """Number of units of all groups."""
+        """Return the number of units of all groups."""
         return sum(self.sizes)
 
     @cached_property
     def group_of_unit(self) -> np.ndarray:
-        """Number of the group that each unit belongs to, int32[units]."""
+        """Return int32[units], the number of each unit's group."""
         return np.repeat(np.arange(len(self.groups), dtype=np.int32), self.sizes)
 
     def group(self, name: str) -> Group:
@@ -174,7 +190,13 @@ def _short(path: str) -> str:
 
 
 def ones_gates(graph: Graph) -> Gates:
-    """Return gates that keep every unit: group name -> f32[units] of ones.
+    """Return gates that keep every unit.
+
+    Args:
+        graph: of the network.
+
+    Returns:
+        Group name -> f32[units] of ones.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -189,7 +211,9 @@ def ones_gates(graph: Graph) -> Gates:
 
 
 def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
-    """Check that ``gates`` fit ``graph``; values are looked at only where they are concrete.
+    """Check that gates fit a graph.
+
+    Values are looked at only where they are concrete.
 
     Args:
         graph: of the network.
@@ -197,7 +221,7 @@ def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
         binary: whether gates other than 0 and 1, and gates not known yet, are refused.
 
     Raises:
-        TypeError: not a dictionary, or, if ``binary``, a traced array.
+        TypeError: not a dictionary of arrays, or, if ``binary``, a traced array.
         ValueError: a group is missing or unknown, a shape is wrong, or a gate is NaN, below 0,
             above 1 or, if ``binary``, neither 0 nor 1.
     """
@@ -213,6 +237,11 @@ def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
         )
     for group in graph.groups:
         gate = gates[group.name]
+        if not hasattr(gate, "dtype"):
+            raise TypeError(
+                f"gates[{group.name!r}] is a {type(gate).__name__}; pass an array "
+                f"f32[{group.size}], as jax.numpy.asarray makes it"
+            )
         if np.shape(gate) != (group.size,):
             raise ValueError(
                 f"gates[{group.name!r}] has shape {np.shape(gate)}, needs ({group.size},)"
@@ -230,3 +259,18 @@ def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
             worst = values[~allowed][0]
             wanted = "0 or 1" if binary else "between 0 and 1"
             raise ValueError(f"gates[{group.name!r}] holds {worst}; every gate must be {wanted}")
+
+
+def kept_mask(graph: Graph, gates: Gates) -> np.ndarray:
+    """Return which units concrete gates keep.
+
+    Args:
+        graph: of the network.
+        gates: group name -> f32[units], concrete; soft ones keep from 0.5 (``is_kept``).
+
+    Returns:
+        bool[units + 1], all groups in depth order, then True for indices without a unit.
+    """
+    # On the host, for inside of jit even an operation on concrete arrays is traced.
+    rows = [is_kept(np.asarray(gates[name])) for name in graph.names]
+    return np.concatenate([*rows, np.ones(1, bool)])

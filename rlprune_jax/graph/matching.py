@@ -1,20 +1,25 @@
 """Finding a graph's units again in any function of the same variables."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from rlprune_jax.graph.groups import Graph
-from rlprune_jax.graph.program import Program, trace_program
-from rlprune_jax.graph.walk import Contraction, walk
+from rlprune_jax.graph.keywords import Keywords, split_keywords, with_keywords
+from rlprune_jax.graph.memo import call_key
+from rlprune_jax.graph.program import Literal, Program, trace_program
+from rlprune_jax.graph.walk import Contraction, Walk, walk
 from rlprune_jax.pytree import flatten_with_paths
-from rlprune_jax.types import Apply, Variables
+from rlprune_jax.types import Apply, PyTree, Variables
+
+Inputs = tuple[PyTree, ...]
+"""The positional arguments of a network after its variables."""
 
 
 class Matched(NamedTuple):
-    """A program in which every axis knows its units.
+    """Hold a program in which every axis knows its units.
 
     Attributes:
         program: of the function, traced on the dense variables.
@@ -24,28 +29,107 @@ class Matched(NamedTuple):
     """
 
     program: Program
-    out_shape: Any
+    out_shape: PyTree
     units: list[tuple[np.ndarray, ...]]
     contractions: list[Contraction]
 
 
-def match(apply: Apply, graph: Graph, variables: Variables, inputs: tuple[Any, ...]) -> Matched:
-    """Trace ``apply(variables, *inputs)`` and find the units of ``graph`` by the variables' paths.
+def match(
+    apply: Apply,
+    graph: Graph,
+    variables: Variables,
+    inputs: Inputs,
+    keywords: Mapping[str, Any] | None = None,
+) -> Matched:
+    """Trace a function and find a graph's units in it.
 
-    Batch size, train mode and what is returned may differ from the function that was traced.
+    Units are found by the variables' paths. Batch size, train mode and what is returned may differ
+    from the function that the graph was traced with. The graph remembers what it has matched
+    (``graph.programs``): a second call of the same function with the same shapes and static
+    arguments traces nothing. What closes over a tracer is not remembered.
+
+    Args:
+        apply: ``(variables, *inputs, **keywords) -> outputs``.
+        graph: of the network.
+        variables: dense, arrays or their ``jax.ShapeDtypeStruct``.
+        inputs: positional arguments, all traced.
+        keywords: keyword arguments; arrays among them are traced, everything else is static.
 
     Raises:
         ValueError: the variables are not those of the graph, or the function couples or reads units
             otherwise than the function that the graph was traced with.
     """
     check_variables(graph, variables)
-    program, out_shape = trace_program(apply, variables, *inputs)
+    split = split_keywords(keywords or {})
+    key = _key(variables, inputs, split)
+    found = None if key is None else graph.programs.get(apply, key)
+    if found is None:
+        found = _match(with_keywords(apply, split), graph, variables, inputs, split)
+        _remember(apply, graph, key, found)
+    return found
+
+
+def remember(
+    apply: Apply,
+    graph: Graph,
+    arguments: tuple[Variables, Inputs],
+    traced: tuple[Program, PyTree, Walk],
+) -> None:
+    """Let a graph remember the function that it was traced with.
+
+    Args:
+        apply: ``(variables, *inputs) -> outputs``.
+        graph: of the network.
+        arguments: variables and inputs.
+        traced: the program, what it returns and the walk over it.
+    """
+    program, out_shape, found = traced
+    slots = dict(zip(flatten_with_paths(arguments[0]), program.inputs, strict=False))
+    units = _units_of(graph, found, slots)
+    matched = Matched(program, out_shape, units, found.contractions)
+    _remember(apply, graph, _key(*arguments, split_keywords({})), matched)
+
+
+def _key(variables: Variables, inputs: Inputs, keywords: Keywords) -> Hashable | None:
+    return call_key((variables, inputs, keywords.arrays), (*keywords.static, keywords.structure))
+
+
+def _remember(apply: Apply, graph: Graph, key: Hashable | None, matched: Matched) -> None:
+    # A tracer that the function closed over must not outlive the transformation it belongs to.
+    if key is not None and not _holds_tracers(matched.program):
+        graph.programs.put(apply, key, matched)
+
+
+def flat_arguments(
+    variables: Variables, inputs: Inputs, keywords: Mapping[str, Any] | None = None
+) -> list[Any]:
+    """Return the arguments that a matched program takes, in its order."""
+    return jax.tree.leaves((variables, inputs, split_keywords(keywords or {}).arrays))
+
+
+def _match(
+    function: Apply, graph: Graph, variables: Variables, inputs: Inputs, keywords: Keywords
+) -> Matched:
+    program, out_shape = trace_program(function, variables, inputs, keywords.arrays)
     paths = list(flatten_with_paths(variables))
-    found = walk(_with_sizes(program, apply, variables, inputs), len(paths))
+    arguments = (inputs, keywords.arrays)
+    found = walk(_with_sizes(program, function, variables, arguments), len(paths))
+    units = _units_of(graph, found, dict(zip(paths, program.inputs, strict=False)))
+    return Matched(program, out_shape, units, found.contractions)
+
+
+def _units_of(graph: Graph, found: Walk, slots: dict[str, int]) -> list[tuple[np.ndarray, ...]]:
+    """Return the units of every axis of every value, by the variables that hold them.
+
+    Args:
+        graph: of the network.
+        found: a walk over a program of its variables.
+        slots: path of each variable -> its slot in the program.
+    """
     unit_of = np.full(len(found.nodes), -1, np.int32)
     held = [
         (path, ids, found.nodes.find(ids), owners)
-        for path, slot in zip(paths, program.inputs, strict=False)
+        for path, slot in slots.items()
         for ids, owners in zip(found.axes[slot], graph.owners[path], strict=True)
     ]
     for _, _, roots, owners in held:
@@ -65,16 +149,26 @@ def match(apply: Apply, graph: Graph, variables: Variables, inputs: tuple[Any, .
                 "function, or do this outside of it"
             )
     unit_of = unit_of[found.nodes.find(np.arange(len(found.nodes)))]
-    units = [tuple(unit_of[ids] for ids in axes) for axes in found.axes]
-    return Matched(program, out_shape, units, found.contractions)
+    return [tuple(unit_of[ids] for ids in axes) for axes in found.axes]
+
+
+def _holds_tracers(program: Program) -> bool:
+    values = list(program.constants.values())
+    values += [
+        atom.value
+        for equation in program.equations
+        for atom in equation.inputs
+        if isinstance(atom, Literal)
+    ]
+    return any(isinstance(value, jax.core.Tracer) for value in values)
 
 
 def _with_sizes(
-    program: Program, apply: Apply, variables: Variables, inputs: tuple[Any, ...]
+    program: Program, function: Apply, variables: Variables, arguments: tuple[PyTree, PyTree]
 ) -> Program:
-    """Return ``program``, or where an input's size is symbolic (``jax.export``) one traced with 2.
+    """Return ``program``, or where an input's size is symbolic one traced with 2.
 
-    Units do not depend on the batch, but a walk needs sizes.
+    Units do not depend on the batch, but a walk needs sizes (``jax.export`` gives none).
     """
 
     def sized(leaf: Any) -> Any:
@@ -83,10 +177,11 @@ def _with_sizes(
         shape = tuple(size if isinstance(size, int) else 2 for size in np.shape(leaf))
         return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
-    concrete = jax.tree.map(sized, inputs)
-    if all(a is b for a, b in zip(jax.tree.leaves(inputs), jax.tree.leaves(concrete), strict=True)):
+    concrete = jax.tree.map(sized, arguments)
+    pairs = zip(jax.tree.leaves(arguments), jax.tree.leaves(concrete), strict=True)
+    if all(a is b for a, b in pairs):
         return program
-    traced, _ = trace_program(apply, variables, *concrete)
+    traced, _ = trace_program(function, variables, *concrete)
     if [each.name for each in traced.equations] != [each.name for each in program.equations]:
         raise ValueError(
             "apply does something else for a batch of unknown size than for one of 2; "
@@ -96,7 +191,7 @@ def _with_sizes(
 
 
 def check_variables(graph: Graph, variables: Variables) -> None:
-    """Check that ``variables`` have the dense shapes that ``graph`` was traced with.
+    """Check that variables have the shapes of the graph.
 
     Raises:
         ValueError: naming the first path that is missing, unknown or of another shape.
@@ -112,7 +207,10 @@ def check_variables(graph: Graph, variables: Variables) -> None:
 
 
 def dense_variables(graph: Graph, variables: Variables) -> Variables:
-    """Return ``variables`` (of any widths) as a pytree of their dense ``jax.ShapeDtypeStruct``.
+    """Return the dense shapes of variables of any widths.
+
+    Returns:
+        ``variables`` with a ``jax.ShapeDtypeStruct`` in place of each leaf.
 
     Raises:
         ValueError: a path is missing or unknown.
@@ -127,7 +225,7 @@ def dense_variables(graph: Graph, variables: Variables) -> Variables:
 
 
 def check_paths(graph: Graph, paths: Iterable[str]) -> None:
-    """Check that ``paths`` are those of the graph's variables.
+    """Check that paths are those of the graph's variables.
 
     Raises:
         ValueError: naming the first that is missing or unknown.

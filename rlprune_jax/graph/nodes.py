@@ -1,4 +1,4 @@
-"""Union-find over the indices of array axes: which indices live and die together."""
+"""Union-find over the indices of array axes, which tells what goes together."""
 
 import numpy as np
 
@@ -10,7 +10,9 @@ _FREE = np.iinfo(np.int64).max
 
 
 class Nodes:
-    """Growing set of nodes, tied into classes; a class may be frozen for a reason.
+    """Grow a set of nodes, tied into classes.
+
+    A class may be frozen for a reason.
 
     An *id array* is an int64 array with one node per index of an array's axis. Node ``INPUT`` is
     frozen from the start and stands for batch, positions and everything else that is never pruned,
@@ -67,7 +69,10 @@ class Nodes:
         np.minimum.at(self._reason, self.find(before), self._reason[before])
 
     def freeze(self, ids: np.ndarray, reason: str) -> None:
-        """Forbid pruning of ``ids``; of a class's reasons the one that came up first is kept."""
+        """Forbid the pruning of nodes, for a reason.
+
+        Of a class's reasons the one that came up first is kept.
+        """
         roots = np.unique(self.find(ids))
         roots = roots[self._reason[roots] == _FREE]
         if roots.size:
@@ -76,7 +81,7 @@ class Nodes:
             self._reason[roots] = self._reasons.index(reason)
 
     def frozen(self, ids: np.ndarray) -> np.ndarray:
-        """Return bool array: which of ``ids`` must not be pruned."""
+        """Tell which nodes must not be pruned, bool[len(ids)]."""
         return self._reason[self.find(ids)] != _FREE
 
     def reason(self, node: int) -> str:

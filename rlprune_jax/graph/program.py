@@ -26,7 +26,9 @@ _KEPT = {
 
 
 class Equation(NamedTuple):
-    """One primitive application; operands are value slots, or literals carried in place.
+    """Hold one application of a primitive.
+
+    Operands are value slots, or literals carried in place.
 
     Without a source it is the identity, which gives values new slots.
     """
@@ -37,16 +39,16 @@ class Equation(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the primitive."""
+        """Return the name of the primitive."""
         return "identity" if self.source is None else self.source.primitive.name
 
     @property
     def params(self) -> dict[str, Any]:
-        """Static parameters of the primitive."""
+        """Return the static parameters of the primitive."""
         return {} if self.source is None else self.source.params
 
     def bind(self, *operands: Any, **changed: Any) -> list[Any]:
-        """Apply the primitive to ``operands``, with some of its parameters changed."""
+        """Apply the primitive, with some of its parameters changed."""
         if self.source is None:
             return list(operands)
         primitive = self.source.primitive
@@ -58,13 +60,15 @@ class Equation(NamedTuple):
 
 
 class Literal(NamedTuple):
-    """A scalar written into the program."""
+    """Hold a scalar written into the program."""
 
     value: Any
 
 
 class Call(NamedTuple):
-    """A call whose body is part of the program: ``body`` computes the same outputs.
+    """Hold a call whose body is part of the program.
+
+    The body computes the same outputs.
 
     Attributes:
         equation: the whole call.
@@ -80,12 +84,12 @@ class Call(NamedTuple):
 
     @property
     def is_remat(self) -> bool:
-        """Whether the call stands for ``jax.checkpoint``."""
+        """Tell whether the call stands for ``jax.checkpoint``."""
         return not self.equation.name.startswith("custom")
 
 
 class Program(NamedTuple):
-    """Straight-line program: slots are numbered values, ``avals[slot]`` their shape and dtype.
+    """Hold a straight-line program over numbered values, its slots.
 
     Attributes:
         inputs: slots of the arguments, in flattening order.
@@ -105,7 +109,7 @@ class Program(NamedTuple):
 
 
 def trace_program(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
-    """Trace ``function(*args)`` and inline its calls.
+    """Trace a function and inline its calls.
 
     Args:
         function: a pure function of pytrees of arrays.

@@ -1,4 +1,4 @@
-"""Nodes through reshapes: axes joined into one, and one axis split into several."""
+"""Nodes through reshapes, which join axes into one or split one into several."""
 
 import math
 
@@ -10,7 +10,9 @@ _AMBIGUOUS = "several prunable axes joined by a reshape"
 
 
 class Reshapes:
-    """Hands id arrays through reshapes, remembering joins whose meaning is not yet known.
+    """Hand id arrays through reshapes.
+
+    It remembers joins whose meaning is not yet known.
 
     Joining ``(height, width, channel)`` repeats the channel's nodes, as the others are fixed. Where
     more than one axis could be pruned (a kernel flattened before anything has read it), the joined
@@ -24,7 +26,7 @@ class Reshapes:
     def reshape(
         self, axes: tuple[np.ndarray, ...], shape: tuple[int, ...]
     ) -> tuple[np.ndarray, ...]:
-        """Return the id arrays of an array with ``axes`` reshaped to ``shape``."""
+        """Return the id arrays of a reshaped array."""
         sizes = tuple(len(ids) for ids in axes)
         for ids in axes:
             if len(ids) == 1:
@@ -72,7 +74,7 @@ class Reshapes:
         )
 
     def resolve(self) -> None:
-        """Tie each remembered join to the axis that its later use shows it to follow."""
+        """Tie each remembered join to the axis it follows."""
         pending = list(self._joins)
         progress = True
         while progress and pending:

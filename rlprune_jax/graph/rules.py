@@ -30,7 +30,10 @@ _OPAQUE = {
 
 
 class Context:
-    """What the rules write to: the nodes, and the joins of reshapes still to be resolved."""
+    """Hold what rules write to.
+
+    That is the nodes, and the joins of reshapes that are still to be resolved.
+    """
 
     def __init__(self) -> None:
         self.nodes = Nodes()
@@ -44,19 +47,22 @@ class Context:
 
 
 def fixed(count: int) -> np.ndarray:
-    """Return the id array of an axis that is never pruned."""
+    """Return the ids of an axis that is never pruned."""
     return np.full(count, INPUT, np.int64)
 
 
 def fixed_axes(shape: tuple[int, ...]) -> Axes:
-    """Return id arrays for an array none of whose axes is pruned."""
+    """Return the ids of an array that is never pruned."""
     return tuple(fixed(count) for count in shape)
 
 
 def propagate(
     context: Context, equation: Equation, axes: list[Axes], shapes: list[tuple[int, ...]]
 ) -> list[Axes]:
-    """Apply the rule of ``equation``; an unknown primitive freezes what passes through it."""
+    """Apply the rule of an equation.
+
+    A primitive without a rule freezes what passes through it.
+    """
     name = equation.name
     rule = RULES.get(name)
     if rule is None:

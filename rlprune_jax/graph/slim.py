@@ -1,4 +1,4 @@
-"""The slim network: variables cut to the kept units, and any function of them on the cut arrays."""
+"""The slim network, its cut variables and any function of them."""
 
 from typing import Any
 
@@ -6,7 +6,13 @@ import jax
 import numpy as np
 
 from rlprune_jax.graph.groups import Graph
-from rlprune_jax.graph.matching import Matched, check_variables, dense_variables, match
+from rlprune_jax.graph.matching import (
+    Matched,
+    check_variables,
+    dense_variables,
+    flat_arguments,
+    match,
+)
 from rlprune_jax.graph.program import Call, Literal, evaluate
 from rlprune_jax.graph.specialise import Alive, cut, is_cut, specialise, spread
 from rlprune_jax.graph.widths import check_widths, kept_units, widths_to_kept
@@ -23,16 +29,30 @@ def compact(graph: Graph, variables: Variables, gates: Gates, *, opt_state: PyTr
         gates: group name -> f32[units], concrete, every gate 0 or 1.
         opt_state: optionally an optimizer's state. A leaf whose path ends in that of a variable (or
             of one below ``"params"``), as moments do, is cut like it, along its last axes where it
-            has more (a history of gradients); others stay as they are.
+            has more (a history of gradients). Other leaves of at most one axis (counts, learning
+            rates) stay as they are.
 
     Returns:
         The slim variables, dense arrays of smaller shapes; with ``opt_state`` the pair
         ``(slim variables, slim opt_state)``.
 
     Raises:
+        TypeError: gates are traced, or no dictionary of arrays.
         ValueError: gates or variables do not fit the graph, a gate is neither 0 nor 1, a group
-            would lose all its units, or a leaf of ``opt_state`` goes with a variable that is cut
-            but has another shape (factored moments).
+            would lose all its units, a leaf of ``opt_state`` goes with a variable that is cut but
+            has another shape (factored moments), or one of two axes or more goes with no variable
+            (the state of another network).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from rlprune_jax import trace_graph
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["a"]) @ variables["b"]
+        >>> variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+        >>> graph = trace_graph(apply, variables, jnp.ones((1, 3)))
+        >>> slim = compact(graph, variables, {"a": jnp.array([1.0, 0.0, 0.0, 0.0, 1.0])})
+        >>> slim["a"].shape, slim["b"].shape
+        ((3, 2), (2, 2))
     """
     kept = kept_units(graph, gates)
     check_variables(graph, variables)
@@ -58,6 +78,11 @@ def _cut_state(graph: Graph, state: PyTree, kept: np.ndarray) -> PyTree:
     leaves = []
     for path, leaf in flatten_with_paths(state).items():
         variable = followed(path)
+        if variable is None and np.ndim(leaf) > 1:
+            raise ValueError(
+                f"opt_state leaf {path!r} of shape {np.shape(leaf)} goes with none of the "
+                "variables; pass the state of this network, or start the slim one with a fresh one"
+            )
         if variable is None or np.size(leaf) <= 1:
             leaves.append(leaf)
             continue
@@ -80,10 +105,12 @@ def respecialise(apply: Apply, graph: Graph, gates: Gates | None = None) -> Appl
     """Run any function of the dense variables on slim ones.
 
     The function is traced with dense shapes and its program evaluated on the slim arrays: shapes
-    written into the program follow the units that are kept.
+    written into the program follow the units that are kept. Inputs of other shapes than the graph
+    was traced with do, wherever the function itself takes them.
 
     Args:
-        apply: pure function ``(variables, *inputs) -> outputs``, in evaluation or train mode.
+        apply: pure function ``(variables, *inputs, **keywords) -> outputs``, in evaluation or train
+            mode.
         graph: of the network.
         gates: the gates the variables were cut with; only needed where a kept unit's place matters,
             that is for constants written into the function, random draws of the dense shape, and
@@ -92,22 +119,34 @@ def respecialise(apply: Apply, graph: Graph, gates: Gates | None = None) -> Appl
             its first units stand for those kept.
 
     Returns:
-        ``(slim variables, *inputs) -> outputs``, differentiable, for jit, vmap and export.
+        ``(slim variables, *inputs, **keywords) -> outputs``, differentiable, for jit, vmap and
+        export. Keyword arguments are passed on as those of ``gated``.
 
     Raises:
         ValueError: (on call) the variables have paths or widths that fit no choice of units, or
             ``gates`` are needed and not given.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from rlprune_jax import compact, trace_graph
+        >>> def apply(variables, x, shift=0):
+        ...     return jax.nn.relu(x @ variables["a"]) @ variables["b"] + shift
+        >>> variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+        >>> graph = trace_graph(apply, variables, jnp.ones((1, 3)))
+        >>> slim = compact(graph, variables, {"a": jnp.array([1.0, 0.0, 0.0, 0.0, 1.0])})
+        >>> respecialise(apply, graph)(slim, jnp.ones((1, 3)), shift=1).tolist()
+        [[7.0, 7.0]]
     """
 
-    def slim_apply(variables: Variables, *inputs: Any) -> Any:
+    def slim_apply(variables: Variables, *inputs: PyTree, **keywords: Any) -> PyTree:
         kept = widths_to_kept(graph, variables) if gates is None else kept_units(graph, gates)
         check_widths(graph, variables, kept)
-        matched = match(apply, graph, dense_variables(graph, variables), inputs)
+        matched = match(apply, graph, dense_variables(graph, variables), inputs, keywords)
         alive = [tuple(kept[each] for each in units) for units in matched.units]
         if gates is None:
             _check_places(matched, alive)
             _check_order(graph, matched, kept)
-        outputs = _evaluate(matched, jax.tree.leaves((variables, *inputs)), alive)
+        outputs = _evaluate(matched, flat_arguments(variables, inputs, keywords), alive)
         return jax.tree.unflatten(jax.tree.structure(matched.out_shape), outputs)
 
     return slim_apply

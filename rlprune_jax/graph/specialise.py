@@ -22,7 +22,7 @@ _CHANGED: dict[str, Specialised] = {}
 def specialise(
     equation: Equation, operands: list[Any], alive_in: list[Alive], alive_out: list[Alive]
 ) -> list[Any]:
-    """Evaluate ``equation`` on slim operands.
+    """Evaluate an equation on slim operands.
 
     Args:
         equation: of the dense program.
@@ -51,7 +51,7 @@ def is_cut(alive: Alive) -> bool:
 
 
 def cut(value: Any, alive: Alive) -> Any:
-    """Take from a dense array the indices that are still there."""
+    """Take the indices of an array that are still there."""
     for axis, each in enumerate(alive):
         if not each.all():
             places = np.flatnonzero(each)
@@ -64,7 +64,7 @@ def cut(value: Any, alive: Alive) -> Any:
 
 
 def spread(value: Any, alive: Alive) -> Any:
-    """Undo ``cut``; indices that are gone repeat one that is kept."""
+    """Undo a cut, repeating kept indices in place of gone ones."""
     for axis, each in enumerate(alive):
         if not each.all():
             value = jnp.take(value, np.maximum(np.cumsum(each) - 1, 0), axis=axis)
@@ -72,7 +72,10 @@ def spread(value: Any, alive: Alive) -> Any:
 
 
 def _sizes(alive: Alive, dense: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Sizes of a slim array; an axis that is not cut keeps its dense size, symbolic or not."""
+    """Return the sizes of a slim array.
+
+    An axis that is not cut keeps its dense size, symbolic or not.
+    """
     return tuple(
         size if each.all() else int(each.sum()) for each, size in zip(alive, dense, strict=True)
     )

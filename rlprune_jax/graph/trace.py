@@ -1,4 +1,4 @@
-"""From a function to its graph: trace it once, walk it, and gather coupled indices into groups."""
+"""From a function to its graph, by one trace and one walk over it."""
 
 import re
 from collections import Counter
@@ -10,26 +10,29 @@ import numpy as np
 
 from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import CONSUMER, FOLLOWER, PRODUCER, Frozen, Graph, Group, Layer, Slot
+from rlprune_jax.graph.matching import remember
 from rlprune_jax.graph.nodes import Nodes
 from rlprune_jax.graph.program import Literal, Program, trace_program
 from rlprune_jax.graph.walk import Walk, walk
-from rlprune_jax.pytree import flatten_with_paths
+from rlprune_jax.pytree import flatten_with_paths, is_key
 from rlprune_jax.types import Apply, Variables
 
 
 def trace_graph(
     apply: Apply, variables: Variables, *inputs: Any, ignore: Sequence[str] | str = ()
 ) -> Graph:
-    """Find which units of a network can be removed, and what each of them owns.
+    """Find the units of a network that can be removed.
 
-    The function is traced to a jaxpr and walked once; nothing is computed. Units are indices of
+    Start here with any network. The graph says what each unit owns, and what is frozen and why. The
+    function is traced to a jaxpr and walked once; nothing is computed. Units are indices of
     axes of variables that the program ties together: those that a unit's removal takes along.
 
     Args:
         apply: pure function ``(variables, *inputs) -> outputs``, in evaluation mode: every axis of
             an output is frozen, so it must return the predictions alone.
         variables: pytree of arrays, or of their ``jax.ShapeDtypeStruct``. With a top-level
-            ``"params"``, what is below counts as parameters; otherwise everything does.
+            ``"params"``, what is below counts as parameters; otherwise everything does but random
+            keys and counters (scalars of an integer type).
         *inputs: arrays or ``jax.ShapeDtypeStruct``; the first axis of the first is the batch. Any
             batch size does: the graph holds for others.
         ignore: regular expressions; variables whose path one of them matches from some place on
@@ -61,7 +64,7 @@ def trace_graph(
                 f"variables hold a {type(leaf).__name__} at {path!r}; pass arrays alone and let "
                 "apply put the rest back, as with equinox.partition or flax.nnx.split"
             )
-    program, _ = trace_program(apply, variables, *inputs)
+    program, out_shape = trace_program(apply, variables, *inputs)
     found = walk(program, len(structure))
     for atom in program.outputs:
         if not isinstance(atom, Literal):
@@ -75,6 +78,7 @@ def trace_graph(
         raise ValueError(
             "nothing in this network can be pruned: every axis is frozen\n" + str(graph)
         )
+    remember(apply, graph, (variables, inputs), (program, out_shape, found))
     return graph
 
 
@@ -164,13 +168,23 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
             path: tuple(owners(axis_ids[path, axis]) for axis in range(len(shape.shape)))
             for path, shape in shapes.items()
         },
-        parameters=tuple(path for path in shapes if path.startswith("params/")) or tuple(shapes),
+        parameters=_parameters(shapes),
         batch=batch,
     )
 
 
+def _parameters(shapes: dict[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
+    """Return the paths below ``"params"``, or else all but random keys and counters."""
+    below = tuple(path for path in shapes if path.startswith("params/"))
+    return below or tuple(
+        path
+        for path, shape in shapes.items()
+        if not is_key(shape) and (shape.shape or not jax.dtypes.issubdtype(shape.dtype, np.integer))
+    )
+
+
 class _Marks:
-    """Axes of variables that contractions produce and consume.
+    """Tell which axes of variables contractions produce and consume.
 
     Told by nodes, not classes: an axis keeps its own nodes through moves and casts.
     """

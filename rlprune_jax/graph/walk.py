@@ -1,4 +1,4 @@
-"""One walk over a program: the nodes of every value's axes, and where units are contracted."""
+"""One walk over a program, which finds the nodes of every value's axes."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,13 @@ from rlprune_jax.graph.rules import Axes, Context, fixed_axes, propagate
 
 
 class Walk(NamedTuple):
-    """Nodes of a program: ``axes[slot]`` has one id array per axis of the value in that slot."""
+    """Hold what a walk over a program found.
+
+    Attributes:
+        nodes: of all axes.
+        axes: for each slot, one id array per axis of its value.
+        contractions: where units are made and summed.
+    """
 
     nodes: Nodes
     axes: list[Axes]
@@ -19,7 +25,7 @@ class Walk(NamedTuple):
 
 
 def walk(program: Program, variable_count: int) -> Walk:
-    """Walk ``program``, whose first ``variable_count`` inputs are variables.
+    """Walk a program whose first inputs are variables.
 
     Axes of variables get nodes of their own; axes of all other inputs are fixed.
     """

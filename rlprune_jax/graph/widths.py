@@ -1,21 +1,25 @@
-"""Which units a slim network keeps, told by its gates or read off the shapes of its variables."""
+"""Which units a slim network keeps, told by its gates or by its variables."""
 
 import numpy as np
 
-from rlprune_jax.graph.groups import Graph, Slot, check_gates
+from rlprune_jax.graph.groups import Graph, Slot, check_gates, kept_mask
 from rlprune_jax.graph.matching import check_paths
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Gates, Variables
 
 
 def kept_units(graph: Graph, gates: Gates) -> np.ndarray:
-    """Return bool[units + 1]: which units gates of 0 and 1 keep; the last entry is True.
+    """Return which units gates of 0 and 1 keep.
+
+    Returns:
+        bool[units + 1], all groups in depth order, then True for indices without a unit.
 
     Raises:
+        TypeError: the gates are traced.
         ValueError: the gates do not fit, are not 0 or 1, or prune a whole group.
     """
     check_gates(graph, gates, binary=True)
-    kept = np.concatenate([*(np.asarray(gates[name]) > 0 for name in graph.names), [True]])
+    kept = kept_mask(graph, gates)
     for group in graph.groups:
         if not kept[group.first : group.first + group.size].any():
             raise ValueError(
@@ -26,7 +30,10 @@ def kept_units(graph: Graph, gates: Gates) -> np.ndarray:
 
 
 def widths_to_kept(graph: Graph, variables: Variables) -> np.ndarray:
-    """Return bool[units + 1] that keeps the first units of each group, as many as variables have.
+    """Keep as many first units of each group as variables have.
+
+    Returns:
+        bool[units + 1], as ``kept_units``.
 
     Raises:
         ValueError: a path is unknown or missing, a width is read off no axis, or a width is none
@@ -79,7 +86,7 @@ def _width(
 
 
 def check_widths(graph: Graph, variables: Variables, kept: np.ndarray) -> None:
-    """Check that slim variables have just the shapes that the kept units give.
+    """Check that slim variables have the shapes of the kept units.
 
     Raises:
         ValueError: naming the first path that is missing, unknown or of another shape.

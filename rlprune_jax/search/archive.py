@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlprune_jax.kept import is_kept
 from rlprune_jax.search.environment import Environment, feasible
 from rlprune_jax.search.searcher import check_positive, check_told, violation
 
@@ -78,7 +79,7 @@ def archive_update(
     usable = jnp.isfinite(rewards) & jnp.isfinite(costs).all(-1)
     good = feasible(costs, limits)
     numbers = archive.seen + jnp.arange(masks.shape[0], dtype=jnp.int32)
-    new = Entries(masks > 0.5, rewards, costs, usable & good, numbers)
+    new = Entries(is_kept(masks), rewards, costs, usable & good, numbers)
     near = new._replace(valid=usable & ~good)
     return Archive(
         _best(archive.feasible, new, lambda entries: entries.rewards),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rlprune_jax.kept import is_kept
 from rlprune_jax.search.ranking import fill_while, largest
 from rlprune_jax.types import Gates
 
@@ -142,7 +143,7 @@ def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> ja
     """Keep the next lower multiple of ``round_to`` units of each group, at least ``min_keep``.
 
     Units go in the order of rising priority and come back in that of falling priority, as in
-    ``graph.rounding.round_gates``; a group that is whole stays so.
+    ``units.round_gates``; a group that is whole stays so.
 
     Args:
         env: the problem.
@@ -155,7 +156,7 @@ def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> ja
     _check_trailing("masks", masks, (env.num_groups, env.num_units))
     if max(env.multiples) == 1:
         return masks
-    kept = (masks > 0.5) & env.alive
+    kept = is_kept(masks) & env.alive
     priorities = jnp.nan_to_num(priorities, nan=-1e30)  # above the -inf of what is left out
     counts = kept.sum(-1, dtype=jnp.int32)
     sizes, multiples = jnp.asarray(env.sizes), jnp.asarray(env.multiples)

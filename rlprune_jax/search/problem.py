@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from rlprune_jax.kept import rank
+from rlprune_jax.per_group import PerGroup, per_group
 from rlprune_jax.search.environment import CostFunction, Environment, project_ratios
 
 
@@ -17,11 +18,11 @@ def make_environment(
     scores: Mapping[str, ArrayLike] | Sequence[ArrayLike],
     descriptors: ArrayLike,
     limits: ArrayLike,
-    min_keep: int | Mapping[str, int] | Sequence[int] = 1,
+    min_keep: PerGroup = 1,
     cost_fn: CostFunction | None = None,
     initial_keep: ArrayLike | None = None,
     measured: Sequence[bool] | None = None,
-    round_to: int | Mapping[str, int] | Sequence[int] = 1,
+    round_to: PerGroup = 1,
 ) -> Environment:
     """Check a problem and pad it to rectangular arrays.
 
@@ -31,22 +32,25 @@ def make_environment(
             are ranked by index.
         descriptors: f32[G, F], what a policy sees of each group.
         limits: f32[K], or a scalar for one budget.
-        min_keep: least number of units kept, for all groups or per group.
+        min_keep: least number of units kept, for all groups or per group (``per_group``); a smaller
+            group keeps all. 0 is for problems without a network, where a group may go whole; to cut
+            a network takes at least 1.
         cost_fn: traceable ``masks f32[G, Cmax] -> f32[K]``, never falling when a unit is added.
         initial_keep: f32[G] or scalar in (0, 1]; by default the largest uniform ratio that meets
             every budget, or the square root of the tightest limit where costs are the host's.
         measured: per budget, whether ``cost_fn`` is but an estimate of a cost that the host is
             asked for; by default none is.
         round_to: every candidate keeps a multiple of so many units, or all of a group; for all
-            groups or per group. ``min_keep`` is raised to a multiple.
+            groups or per group (``per_group``). ``min_keep`` is raised to a multiple.
 
     Returns:
         The environment. Budgets below ``minimum_costs`` are not refused here: see ``reachable``.
 
     Raises:
-        ValueError: a wrong shape, a size below 1, a ``min_keep`` outside [0, size], a ``round_to``
-            below 1, a limit that is not above 0, a score or descriptor that is not finite,
-            ``measured`` not one per budget.
+        TypeError: ``min_keep`` or ``round_to`` is none of the kinds that ``per_group`` reads.
+        ValueError: a wrong shape, a size below 1, a ``min_keep`` below 0, a ``round_to`` below 1, a
+            number per group that is no integer or for a group that is not there, a limit that is
+            not above 0, a score or descriptor that is not finite, ``measured`` not one per budget.
 
     Example:
         >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.5,
@@ -63,25 +67,17 @@ def make_environment(
             f"sizes={dict(zip(names, counts, strict=True))}: "
             " needs at least one group, each of 1 unit or more"
         )
-    kept = _per_group("min_keep", min_keep, names)
-    for name, size, least in zip(names, counts, kept, strict=True):
-        if not 0 <= least <= size:
-            raise ValueError(
-                f"min_keep={least} for group {name!r} of {size} units: choose 0 to {size}"
-            )
-    multiples = _per_group("round_to", round_to, names)
-    if min(multiples) < 1:
-        raise ValueError(f"round_to={round_to} must be at least 1 for every group")
+    least = tuple(per_group(names, "min_keep", min_keep, least=0).values())
+    multiples = tuple(per_group(names, "round_to", round_to).values())
     kept = tuple(
-        min(-(-least // multiple) * multiple, size)
-        for least, multiple, size in zip(kept, multiples, counts, strict=True)
+        min(-(-number // multiple) * multiple, size)
+        for number, multiple, size in zip(least, multiples, counts, strict=True)
     )
     groups, width = len(counts), max(counts)
     ranks = np.full((groups, width), width, np.int32)
     padded = np.zeros((groups, width), np.float32)
     for index, values in enumerate(_scores_per_group(scores, names, counts)):
-        order = np.argsort(-values, kind="stable")
-        ranks[index, order] = np.arange(counts[index])
+        ranks[index, : counts[index]] = rank(values)
         padded[index, : counts[index]] = values
     shifted = padded - np.minimum(padded.min(1, keepdims=True), 0.0)
     shifted = np.where(ranks < width, shifted, 0.0)
@@ -129,24 +125,6 @@ def make_environment(
         start = jax.jit(project_ratios)(env, jnp.full(groups, 0.5))
         return dataclasses.replace(env, initial_keep=start)
     return env
-
-
-def _per_group(argument: str, value: Any, names: tuple[str, ...]) -> tuple[int, ...]:
-    """One integer per group from a number, a mapping by name or a sequence."""
-    if isinstance(value, Mapping):
-        unknown = set(value) - set(names)
-        if unknown:
-            raise ValueError(
-                f"{argument} names unknown groups {sorted(unknown)}: choose from {names}"
-            )
-        return tuple(int(value.get(name, 1)) for name in names)
-    if isinstance(value, Sequence):
-        if len(value) != len(names):
-            raise ValueError(
-                f"{argument} has {len(value)} entries: needs {len(names)}, one per group"
-            )
-        return tuple(map(int, value))
-    return (int(value),) * len(names)
 
 
 def _scores_per_group(

@@ -1,4 +1,4 @@
-"""What an agent sees of each group: its place, size, surroundings and share of the costs."""
+"""Features of groups that an agent sees: place, size, surroundings, part of the costs."""
 
 import math
 
@@ -21,10 +21,16 @@ FEATURES = (
 
 
 def layer_descriptors(graph: Graph) -> np.ndarray:
-    """Return f32[G, 9], one row per group in depth order: ``FEATURES``, scaled near 1.
+    """Describe each group by numbers near 1.
 
     Fan-in, kernel and positions are those of the first layer that makes the group's units; a
     group's share of a cost is what the dense network would save without the group.
+
+    Args:
+        graph: of the network.
+
+    Returns:
+        f32[G, 9], one row per group in depth order, one column per name in ``FEATURES``.
     """
     units = [np.arange(group.first, group.first + group.size) for group in graph.groups]
     params = _shares(graph, [graph.owners[path] for path in graph.parameters])

@@ -1,4 +1,7 @@
-"""Saliency of units: how much is lost, it is guessed, with each one."""
+"""Score the importance of units: magnitude, Taylor, random.
+
+Use Taylor to compare units of different groups; magnitudes only rank units within a group.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +20,17 @@ UNIT_SCORES = ("taylor", "magnitude", "random")
 
 
 def magnitude_scores(graph: Graph, variables: Variables) -> Gates:
-    """Return group name -> f32[units], the L2 norm of the weights that produce each unit.
+    """Score units by the norm of the weights that produce them.
 
     Groups with several producers (a residual stream) add up their squares. Filters' norms grow
     with fan-in, so across groups each is divided by the group's mean.
+
+    Args:
+        graph: of the network.
+        variables: dense.
+
+    Returns:
+        Group name -> f32[units], the L2 norm over the mean of its group.
 
     Reference:
         Li et al. 2017, "Pruning Filters for Efficient ConvNets" (with L1).
@@ -41,7 +51,7 @@ def magnitude_scores(graph: Graph, variables: Variables) -> Gates:
 def taylor_scores(
     apply: Apply, graph: Graph, variables: Variables, images: jax.Array, labels: jax.Array
 ) -> Gates:
-    """Return group name -> f32[units], the mean squared first-order change of the loss.
+    """Score units by what the loss loses with them.
 
     The derivative of the cross-entropy by a unit's gate, squared and averaged over minibatches,
     is what the loss loses with the unit to first order; it compares units across groups.
@@ -52,6 +62,9 @@ def taylor_scores(
         variables: dense.
         images: f32[M, B, ...], M minibatches.
         labels: i32[M, B].
+
+    Returns:
+        Group name -> f32[units], the mean squared first-order change of the loss.
 
     Reference:
         Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", eq. 8 with gates.
@@ -69,7 +82,15 @@ def taylor_scores(
 
 
 def random_scores(graph: Graph, key: jax.Array) -> Gates:
-    """Return group name -> f32[units], uniform in [0, 1): the control of every other score."""
+    """Score units at random, the control of every other score.
+
+    Args:
+        graph: of the network.
+        key: typed random key.
+
+    Returns:
+        Group name -> f32[units], uniform in [0, 1).
+    """
     keys = jax.random.split(key, len(graph.groups))
     return {
         group.name: jax.random.uniform(group_key, (group.size,))
@@ -78,5 +99,14 @@ def random_scores(graph: Graph, key: jax.Array) -> Gates:
 
 
 def group_scores(graph: Graph, scores: Gates, reduce: Callable[[Any], Any] = jnp.sum) -> jax.Array:
-    """Return f32[G], the units' scores reduced over each group, in depth order."""
+    """Reduce the scores of units to one per group.
+
+    Args:
+        graph: of the network.
+        scores: group name -> f32[units].
+        reduce: ``f32[units] -> f32[]``.
+
+    Returns:
+        f32[G], in depth order.
+    """
     return jnp.stack([reduce(scores[name]) for name in graph.names])

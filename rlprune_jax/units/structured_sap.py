@@ -1,4 +1,4 @@
-"""Sparsity-informed pruning of whole units: the PQ Index of a group's unit norms says how many go.
+"""Sparsity-informed pruning of whole units, by the PQ Index of their norms.
 
 The result are gates, cut by ``compact`` like any others. What is a weight to the paper's SAP is a
 unit here, and a layer is a group of coupled units.
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rlprune_jax.graph.groups import Graph, check_gates, ones_gates
+from rlprune_jax.kept import is_kept, rank
+from rlprune_jax.per_group import PerGroup, per_group
 from rlprune_jax.sparsity.pqi import pq_bound, pq_index
 from rlprune_jax.sparsity.pruners import sap
 from rlprune_jax.types import Gates, Variables
@@ -18,7 +20,12 @@ from rlprune_jax.units.scores import magnitude_scores
 
 
 class GroupSparsity(NamedTuple):
-    """Of G groups in order ``pq_index`` f32[G] and ``keep_ratio`` f32[G], the bound over d."""
+    """Hold the sparsity of G groups in depth order.
+
+    Attributes:
+        pq_index: f32[G], of the norms of each group's kept units.
+        keep_ratio: f32[G], the fraction of them that SAP keeps at most (the bound over d).
+    """
 
     pq_index: jax.Array
     keep_ratio: jax.Array
@@ -35,39 +42,38 @@ def structured_sap(
     gamma: ArrayLike = 1.0,
     beta: ArrayLike = 0.9,
     scope: str = "layer",
-    min_keep: int = 1,
+    min_keep: PerGroup = 1,
 ) -> Gates:
-    """Close the gates of as many units of small norm as the norms' PQ Index says.
+    """Prune units of small norm by their PQ Index.
 
     Jittable and vmappable over the variables, the gates and every number.
 
     Args:
         graph: of the network.
         variables: dense, as traced.
-        gates: group name -> f32[units], 0 where a unit has gone before.
+        gates: group name -> f32[units]; a unit that they do not keep (``is_kept``) stays pruned.
         p, q, eta_r, gamma, beta: as in ``sap``.
         scope: ``"layer"``, every group by itself, or ``"global"``, all units together, their norms
             over the mean of their group.
-        min_keep: units that each group keeps, at least 1; a smaller group keeps all.
+        min_keep: units that each group keeps, at least 1; a smaller group keeps all it has.
 
     Returns:
-        Gates, 0 or 1, with at most the units open that were so.
+        Gates, 0 or 1, that keep at most the units that were kept.
 
     Raises:
-        ValueError: gates that do not fit the graph, a number out of its range, ``min_keep`` below
-            1, or a scope other than the two.
+        ValueError: gates or ``min_keep`` that do not fit the graph, a number out of its range, or a
+            scope other than the two.
 
     Reference:
         Diao et al., ICLR 2023, Algorithm 1, on units in place of weights; ours.
     """
-    if min_keep < 1:
-        raise ValueError(f"min_keep={min_keep} must be at least 1: a group cannot go whole")
     if scope not in ("layer", "global"):
         raise ValueError(f"scope={scope!r} is unknown for units; choose from layer, global")
     check_gates(graph, gates)
+    least = per_group(graph.names, "min_keep", min_keep)
     norms = magnitude_scores(graph, variables)
-    mask = {name: gates[name] > 0 for name in norms}
-    spared = {name: _greatest(norms[name], mask[name], min_keep) for name in norms}
+    mask = {name: is_kept(gates[name]) for name in norms}
+    spared = {name: _greatest(norms[name], mask[name], least[name]) for name in norms}
     # Spared units go last, so that they cost the others nothing; then they come back.
     scores = {name: jnp.where(spared[name], jnp.inf, norms[name]) for name in norms}
     pruner = sap(p, q, eta_r, gamma, beta, scope)
@@ -86,11 +92,12 @@ def structured_sap_scores(
     beta: ArrayLike = 0.9,
     steps: int = 30,
 ) -> Gates:
-    """How long structured SAP keeps each unit: the score to cut by where a budget says how far.
+    """Score units by how long structured SAP keeps them.
 
-    Steps of ``structured_sap`` on every group by itself, without training between them. A unit
-    scores the steps it outlives, and below 1 for its place by norm among those of its group that
-    the same step removes, so that a threshold between two steps takes like shares of all groups.
+    Cut by this score where a budget says how far. It takes steps of ``structured_sap`` on every
+    group by itself, without training between them. A unit scores the steps it outlives, and below 1
+    for its place by norm among those of its group that the same step removes, so that a threshold
+    between two steps takes about the same fraction of all groups.
 
     Args:
         graph, variables, p, q, eta_r, gamma, beta: as in ``structured_sap``.
@@ -135,16 +142,18 @@ def group_sparsity(
     q: ArrayLike = 1.0,
     eta_r: ArrayLike = 0.0,
 ) -> GroupSparsity:
-    """PQ Index of the norms of each group's open units, and the share of them that SAP keeps.
+    """Return the PQ Index of each group's unit norms.
+
+    With it comes the fraction of the units that SAP would keep.
 
     Args:
         graph: of the network.
         variables: dense.
-        gates: which units count; all by default.
+        gates: which units count, those kept (``is_kept``); all by default.
         p, q, eta_r: as in ``pq_bound``.
 
     Returns:
-        The index and the keep ratio of every group, f32[G] each; a group without open units has 0
+        The index and the keep ratio of every group, f32[G] each; a group without kept units has 0
         and 1.
 
     Raises:
@@ -154,7 +163,7 @@ def group_sparsity(
     if gates is not None:
         check_gates(graph, gates)
     mask = {
-        name: jnp.ones(len(norm), bool) if gates is None else gates[name] > 0
+        name: jnp.ones(len(norm), bool) if gates is None else is_kept(gates[name])
         for name, norm in norms.items()
     }
     index = pq_index(norms, mask, p=p, q=q, scope="layer")
@@ -166,7 +175,5 @@ def group_sparsity(
 
 
 def _greatest(norms: jax.Array, live: jax.Array, count: int) -> jax.Array:
-    """Flags of the ``count`` live units of greatest norm, or of all live ones."""
-    count = min(count, len(norms))
-    _, places = jax.lax.top_k(jnp.where(live, norms, -jnp.inf), count)
-    return jnp.zeros(len(norms), bool).at[places].set(True) & live
+    """Return flags of the ``count`` live units of greatest norm, or of all live ones."""
+    return (rank(jnp.where(live, norms, -jnp.inf)) < count) & live

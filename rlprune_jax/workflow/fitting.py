@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.costs.constraints import Constraint, exact_costs, satisfies
+from rlprune_jax.kept import is_kept, rank
 from rlprune_jax.search.archive import Archive
 from rlprune_jax.search.environment import (
     Environment,
@@ -45,7 +46,7 @@ def fit_to_budgets(
     Args:
         env: the problem, with traceable costs.
         constraints: to respect, on the network whose groups are those of ``env``.
-        mask: f32[G, Cmax] or bool.
+        mask: f32[G, Cmax] or bool; what is soft keeps from 0.5 (``is_kept``).
         fill: whether room that is left is filled.
 
     Returns:
@@ -54,14 +55,15 @@ def fit_to_budgets(
     Raises:
         ValueError: no mask meets the budgets (``check_reachable`` says so before a search).
     """
-    mask = round_masks(env, jnp.asarray(mask, jnp.float32), env.raw_scores)
+    mask = is_kept(jnp.asarray(mask)).astype(jnp.float32)
+    mask = round_masks(env, mask, env.raw_scores)
     counted = [constraint for constraint in constraints if not constraint.is_measured]
     gates = _concrete(masks_to_gates(env, mask))
     if not satisfies(counted, gates):
         mask = ratios_to_masks(env, _project_ratios(env, masks_to_ratios(env, mask)))
     # Kept units come first, then the pruned ones, each by score.
-    standing = jnp.argsort(jnp.argsort(env.raw_scores.reshape(-1))).reshape(env.raw_scores.shape)
-    priorities = mask + standing / env.raw_scores.size
+    standing = 1 - rank(env.raw_scores.reshape(-1)).reshape(mask.shape) / mask.size
+    priorities = mask + standing
     kept = np.array(_project_priorities(env, priorities) if fill else mask)
     gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
     # float32 costs can sit on the limit: drop the least important units until integers agree.
@@ -74,7 +76,7 @@ def fit_to_budgets(
         if kept[group, unit] and count > env.min_keep[group]:
             fewer = (count - 1) // env.multiples[group] * env.multiples[group]
             inside = np.where(kept[group] > 0, np.asarray(priorities)[group], -np.inf)
-            kept[group] = np.argsort(np.argsort(-inside, kind="stable")) < fewer
+            kept[group] = rank(inside) < fewer
             gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
     if fill and max(env.multiples) > 1:
         kept = _fill(env, counted, kept, np.asarray(priorities))
@@ -112,8 +114,7 @@ def _fill(
         if full.all():
             return mask
         inside = np.where(np.asarray(env.alive), priorities + 2 * mask, -np.inf)
-        places = np.argsort(np.argsort(-inside, axis=-1, kind="stable"), axis=-1)
-        added = (places < wider[:, None]) & (mask == 0)
+        added = (rank(inside) < wider[:, None]) & (mask == 0)
         worth = (added * priorities).sum(-1) / np.maximum(added.sum(-1), 1)
         group = int(np.argmax(np.where(full, -np.inf, worth)))
         grown = mask.copy()
@@ -149,8 +150,7 @@ def _shrink(
         counts = np.where(whole, counts, counts // multiples * multiples)
         least = np.maximum(counts, np.asarray(env.min_keep))
         inside = np.where(np.asarray(env.alive), priorities, -np.inf)
-        ranks = np.argsort(np.argsort(-inside, axis=-1, kind="stable"), axis=-1)
-        return gates_of(ranks < least[:, None])
+        return gates_of(rank(inside) < least[:, None])
 
     for start in starts:
         gates = gates_of(start)

@@ -21,12 +21,12 @@ from rlprune_jax.costs.constraints import (
     measured_costs,
     satisfies,
     search_costs,
-    smallest_gates,
 )
 from rlprune_jax.costs.cost import Cost, without_noise
 from rlprune_jax.costs.latency import Latency
 from rlprune_jax.costs.options import CostOptions, Tile
 from rlprune_jax.costs.registry import COSTS, UNITS
+from rlprune_jax.units.gates import smallest_gates
 
 APPLY, GRAPH, VARIABLES, X = branching()
 NETWORK = network_of(APPLY, GRAPH, VARIABLES, X)

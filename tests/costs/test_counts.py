@@ -11,8 +11,8 @@ from rlprune_jax.costs.counts import (
     params_ratio,
     weight_bytes_ratio,
 )
-from rlprune_jax.costs.extents import kept_counts
 from rlprune_jax.models import create_model, model_functions
+from rlprune_jax.units.gates import kept_counts
 
 
 class Valid(nn.Module):

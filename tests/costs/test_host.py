@@ -14,8 +14,8 @@ from rlprune_jax.costs.host import (
     FunctionCost,
     import_function,
     source_digest,
-    widths_of,
 )
+from rlprune_jax.units.gates import widths
 
 GRAPH = branching()[1]
 
@@ -34,7 +34,7 @@ def test_a_function_sees_widths_and_gates_and_is_called_once_per_candidate():
 
     asked = cost(energy)
     gates = draw(GRAPH, 0)
-    assert asked(gates) == asked(gates) == sum(widths_of(GRAPH, gates).values())
+    assert asked(gates) == asked(gates) == sum(widths(GRAPH, gates).values())
     assert asked(ones_gates(GRAPH)) == GRAPH.units
     assert len(calls) == 2
 

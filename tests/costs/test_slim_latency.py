@@ -13,7 +13,8 @@ from rlprune_jax.costs.counts import macs_ratio
 from rlprune_jax.costs.host import CostError, CostTimeout
 from rlprune_jax.costs.latency import Latency
 from rlprune_jax.costs.options import CostOptions
-from rlprune_jax.costs.slim_latency import SlimLatency, first_units
+from rlprune_jax.costs.slim_latency import SlimLatency
+from rlprune_jax.units.gates import keep_first
 
 APPLY, GRAPH, VARIABLES, X = branching()
 
@@ -36,8 +37,8 @@ def test_a_search_compiles_each_width_once(monkeypatch):
     gates = draw(GRAPH, 0)
     assert latency.exact(gates) == latency.exact(gates)
     assert len(seen) == 1
-    narrow = first_units(GRAPH, dict.fromkeys(GRAPH.names, 1))
-    half = first_units(
+    narrow = keep_first(GRAPH, dict.fromkeys(GRAPH.names, 1))
+    half = keep_first(
         GRAPH, {name: size // 2 for name, size in zip(GRAPH.names, GRAPH.sizes, strict=True)}
     )
     estimate = macs_ratio(GRAPH)

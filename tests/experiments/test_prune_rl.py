@@ -211,7 +211,10 @@ def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, moment):
         ({"round_to": 0}, "round_to=0"),
         ({"round_to_of": ("Conv=two",)}, "round_to_of='Conv=two' is not of the form REGEX=N"),
         ({"min_keep_of": ("(=3",)}, r"min_keep_of=.*is not of the form REGEX=N"),
-        ({"min_keep_of": ("nowhere=3",)}, "min_keep_of='nowhere=3' names no group; the groups are"),
+        (
+            {"min_keep_of": ("nowhere=3",)},
+            "min_keep_of has the key 'nowhere', .* in no group; the groups are",
+        ),
         ({"round_to": 256}, r"round_to=256 leave .* lower min_keep or round_to"),
         ({"model": "transformer"}, "'transformer' is unknown"),
         ({"dataset": "imagenet"}, "choose from digits"),
@@ -262,11 +265,11 @@ def test_a_run_is_named_by_the_code_of_its_functions_too(tmp_path, monkeypatch):
 
 def test_a_number_per_group_is_the_last_that_names_it(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    from settings import Config, per_group
+    from settings import Config, numbers_of
 
     config = Config(round_to=8, round_to_of=("Conv=4", "_1$=2"))
     names = ["Conv_0", "Conv_1", "Dense_0"]
-    assert per_group(config, "round_to", names) == {"Conv_0": 4, "Conv_1": 2, "Dense_0": 8}
+    assert numbers_of(config, "round_to", names) == {"Conv_0": 4, "Conv_1": 2, "Dense_0": 8}
 
 
 def test_a_function_of_the_user_that_fails_is_named(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 from networks import assert_close, assert_masked_equals_slim, random_gates
 
-from rlprune_jax import compact, gated, respecialise, trace_graph
+from rlprune_jax import compact, count_params, gated, respecialise, trace_graph
+from rlprune_jax.pytree import flatten_with_paths, is_key
 
 
 def groups_of(graph):
@@ -53,6 +54,53 @@ def test_nnx_through_split_in_both_modes():
     gates = random_gates(graph, 0)
     for function in (apply, train):
         assert_masked_equals_slim(function, graph, variables, gates, x, gradient=False)
+
+
+def test_nnx_state_with_its_random_keys_and_counters():
+    class Noisy(nnx.Module):
+        def __init__(self, rngs):
+            self.up = nnx.Linear(3, 8, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            self.head = nnx.Linear(8, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.dropout(nnx.relu(self.up(x))))
+
+    definition, variables = nnx.split(Noisy(nnx.Rngs(0)))
+
+    def module(variables, train):
+        found = nnx.merge(definition, variables)
+        (found.train if train else found.eval)()
+        return found
+
+    def apply(variables, x):
+        return module(variables, False)(x)
+
+    def train(variables, x):
+        found = module(variables, True)
+        return found(x), nnx.state(found, nnx.RngState)
+
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    graph = trace_graph(apply, variables, x)
+    assert groups_of(graph) == {"up": 8}
+    # The key and its counter are variables but no parameters.
+    assert len(graph.variables) == len(graph.parameters) + 2 == 6
+    assert count_params(graph) == 3 * 8 + 8 + 8 * 2 + 2
+    gates = random_gates(graph, 0)
+    slim = compact(graph, variables, gates)
+    before, after = flatten_with_paths(variables), flatten_with_paths(slim)
+    (key,) = (path for path, leaf in before.items() if is_key(leaf))
+    assert (jax.random.key_data(after[key]) == jax.random.key_data(before[key])).all()
+    (count,) = (path for path, leaf in before.items() if leaf.dtype == jnp.uint32)
+    assert after[count].dtype == jnp.uint32
+    assert_close(
+        respecialise(apply, graph)(slim, x), gated(apply, graph)(variables, gates, x), 1e-5
+    )
+    masked, state = jax.jit(gated(train, graph))(variables, gates, x)
+    found, slim_state = jax.jit(respecialise(train, graph, gates))(slim, x)
+    assert_close(found, masked, 1e-5)
+    assert [int(leaf) for leaf in jax.tree.leaves(slim_state) if not is_key(leaf)] == [1]
+    assert jax.tree.structure(slim_state) == jax.tree.structure(state)
 
 
 class Attention(eqx.Module):

@@ -87,6 +87,104 @@ def test_a_second_call_traces_nothing(network):
     assert count == 1
 
 
+def counted(function):
+    """Return a function and the list that grows with every call of it."""
+    calls = []
+
+    def call(*args, **keywords):
+        calls.append(keywords)
+        return function(*args, **keywords)
+
+    return call, calls
+
+
+def test_a_graph_remembers_the_functions_it_was_matched_with(small):
+    graph, variables, x = small
+    function, calls = counted(two_layers)
+    gates = {"a": jnp.array([1.0, 0, 1, 0, 1])}
+    expected = gated(function, graph)(variables, gates, x)
+    assert len(calls) == 1
+    # Another masked network, other arrays, inside of jit, grad and vmap: the shapes are the same.
+    assert_close(gated(function, graph)(variables, gates, x), expected, 1e-6)
+    masked = gated(function, graph)
+    assert_close(jax.jit(masked)(variables, gates, x), expected, 1e-6)
+    jax.grad(lambda v: masked(v, gates, x).sum())(variables)
+    several = jax.vmap(masked, (None, 0, None))(variables, {"a": jnp.ones((2, 5))}, x)
+    assert_close(several[0], two_layers(variables, x), 1e-5)
+    assert len(calls) == 1
+    masked(variables, gates, x[:2])
+    assert len(calls) == 2
+    masked(variables, gates, x)
+    assert len(calls) == 2
+
+
+def test_what_the_graph_was_traced_with_is_remembered_too(small):
+    _, variables, x = small
+    function, calls = counted(two_layers)
+    graph = trace_graph(function, variables, x)
+    gated(function, graph)(variables, ones_gates(graph), x)
+    assert len(calls) == 1
+
+
+def test_precision_is_that_of_the_call(small):
+    graph, variables, x = small
+    masked = gated(two_layers, graph)
+    with jax.default_matmul_precision("highest"):
+        masked(variables, ones_gates(graph), x)
+    jaxpr = jax.make_jaxpr(masked)(variables, ones_gates(graph), x)
+    dots = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert [eqn.params["precision"] for eqn in dots] == [None, None]
+
+
+def test_what_closes_over_a_tracer_is_not_remembered(small):
+    graph, variables, x = small
+    gates = ones_gates(graph)
+    before = len(graph.programs)
+
+    @jax.jit
+    def shifted(shift):
+        def function(variables, x):
+            return two_layers(variables, x) + shift
+
+        found = gated(function, graph)(variables, gates, x)
+        assert len(graph.programs) == before
+        return found, gated(function, graph)(variables, gates, x)
+
+    with jax.checking_leaks():
+        for shift in (0.0, 1.0):
+            first, second = shifted(shift)
+            assert_close(first, two_layers(variables, x) + shift, 1e-5)
+            assert_close(second, first, 1e-6)
+
+
+def test_ever_new_functions_do_not_pile_up(small):
+    graph, variables, x = small
+    for number in range(3):
+        gated(lambda v, x, n=number: two_layers(v, x) + n, graph)(variables, ones_gates(graph), x)
+    assert len(graph.programs) <= 1
+
+
+def test_keywords_are_passed_on(small):
+    graph, variables, x = small
+
+    def function(variables, x, *, shift, key, negative=False):
+        assert isinstance(negative, bool)
+        x = -x if negative else x
+        return {"y": two_layers(variables, x) + shift, "noise": jax.random.normal(key, (2,))}
+
+    function, calls = counted(function)
+    masked = jax.jit(gated(function, graph), static_argnames="negative")
+    for seed, negative in ((0, True), (1, True), (0, False)):
+        keywords = {"shift": jnp.float32(seed), "key": jax.random.key(seed), "negative": negative}
+        found = masked(variables, ones_gates(graph), x, **keywords)
+        expected = function(variables, x, **keywords)
+        jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), found, expected)
+    assert len(calls) == 3 + 2  # traced once for each static argument
+    inputs = {"shift": 1, "key": jax.random.key(0)}
+    by_name = gated(function, graph)(variables, ones_gates(graph), x=x, **inputs)
+    assert_close(by_name["y"], two_layers(variables, x) + 1, 1e-5)
+
+
 def test_no_tracer_leaks(small):
     graph, variables, x = small
     with jax.checking_leaks():
@@ -187,6 +285,8 @@ def test_bad_gates_are_refused(small, gates, message):
         gated(two_layers, graph)(variables, gates, x)
     with pytest.raises(TypeError, match="gates must be a dict"):
         gated(two_layers, graph)(variables, np.ones(5), x)
+    with pytest.raises(TypeError, match=r"gates\['a'\] is a list; pass an array f32\[5\]"):
+        gated(two_layers, graph)(variables, {"a": [1.0] * 5}, x)
 
 
 def test_foreign_variables_are_refused(small):

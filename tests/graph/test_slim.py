@@ -1,8 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze
 from networks import (
     DenseNetwork,
     NormedNetwork,
@@ -63,6 +65,41 @@ def test_linen_masked_equals_slim(module):
         assert_masked_equals_slim(function, graph, variables, gates, x, gradient=function is train)
 
 
+class NoisyNetwork(nn.Module):
+    """Batch statistics and dropout: what Linen takes keyword arguments for."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
+        x = nn.Dropout(0.5, deterministic=not train)(jnp.tanh(x))
+        return nn.Dense(3)(x)
+
+
+def test_linen_is_passed_without_a_wrapper():
+    """Keyword arguments of Linen pass through both, and its variables may be frozen."""
+    module, x = NoisyNetwork(), jax.random.normal(jax.random.key(0), (4, 5))
+    variables = random_variables(module, x)
+
+    def options(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return {"train": True, "mutable": ["batch_stats"], "rngs": rngs}
+
+    for given in (variables, freeze(variables)):
+        graph = trace_graph(module.apply, given, x)
+        gates = random_gates(graph, 0)
+        slim = compact(graph, given, gates)
+        assert type(slim) is type(given)
+        masked, thin = gated(module.apply, graph), respecialise(module.apply, graph, gates)
+        assert_close(thin(slim, x), masked(given, gates, x))
+        dense_outputs, updates = masked(given, gates, x, **options(3))
+        outputs, slim_updates = thin(slim, x, **options(3))
+        assert_close(outputs, dense_outputs)
+        cut = compact(graph, {**given, **updates}, gates)
+        assert_close(dict(slim_updates), {"batch_stats": cut["batch_stats"]})
+        other, _ = thin(slim, x, **options(4))
+        assert np.abs(other - outputs).max() > 1e-3
+
+
 def two_layers(variables, x):
     return jnp.tanh(x @ variables["a"] + 1) @ variables["b"]
 
@@ -121,6 +158,32 @@ def test_respecialise_without_gates_reads_the_widths(small):
         assert_close(jax.jit(function)(slim, x), masked, 1e-6)
         several = jax.vmap(function, (None, 0))(slim, jnp.stack([x, x]))
         assert_close(several[1], masked, 1e-6)
+
+
+def test_inputs_of_other_shapes_do_where_the_function_takes_them(small):
+    graph, variables, _ = small
+    x = jax.random.normal(jax.random.key(3), (2, 7, 3))
+    slim = compact(graph, variables, GATES)
+    masked = gated(two_layers, graph)(variables, GATES, x)
+    assert masked.shape == (2, 7, 2)
+    assert_close(respecialise(two_layers, graph, GATES)(slim, x), masked, 1e-6)
+
+
+def test_slim_networks_of_the_same_function_are_traced_once(small):
+    graph, variables, x = small
+    count = 0
+
+    def counted(variables, x):
+        nonlocal count
+        count += 1
+        return two_layers(variables, x)
+
+    for gate in ([1, 1, 0, 0, 0], [1, 0, 1, 0, 1]):
+        gates = {"a": jnp.array(gate, jnp.float32)}
+        slim = compact(graph, variables, gates)
+        found = respecialise(counted, graph, gates)(slim, x)
+        assert_close(found, gated(two_layers, graph)(variables, gates, x), 1e-6)
+    assert count == 1
 
 
 def test_widths_are_told_apart_in_a_concatenation():
@@ -281,6 +344,13 @@ def test_factored_moments_are_refused_not_left_dense(small):
         compact(graph, variables, GATES, opt_state=state)
     kept = {"count": jnp.zeros(()), "other": jnp.ones(7)}
     assert_close(compact(graph, variables, GATES, opt_state=kept)[1], kept, 0)
+
+
+def test_the_state_of_another_network_is_refused(small):
+    graph, variables, _ = small
+    other = optax.adam(0.1).init({"c": jnp.ones((4, 6)), "bias": jnp.ones(6)})
+    with pytest.raises(ValueError, match=r"leaf '0/mu/c' of shape \(4, 6\) goes with none of the"):
+        compact(graph, variables, GATES, opt_state=other)
 
 
 def test_histories_are_cut_like_the_variables_they_remember(small):

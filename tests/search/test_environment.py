@@ -23,7 +23,7 @@ from rlprune_jax.search import (
     reachable,
 )
 from rlprune_jax.search.environment import project_logits, round_masks
-from rlprune_jax.units.rounding import round_gates
+from rlprune_jax.units.gates import round_gates
 
 SIZES = (8, 16, 5)
 SCORES = [np.arange(size, dtype=np.float32) for size in SIZES]
@@ -132,6 +132,13 @@ def test_rounding_raises_min_keep_and_is_refused_below_one(env):
         rounding_environment(env.cost_fn, 0)
 
 
+def test_a_smaller_group_than_min_keep_keeps_all():
+    scores = [np.ones(size) for size in SIZES]
+    for least in (6, {"group": 6}, [6, 6, 99]):
+        env = make_environment(SIZES, scores, FEATURES, 0.5, min_keep=least)
+        assert env.min_keep == (6, 6, 5)
+
+
 def test_gates_and_masks_are_inverse(env):
     masks = ratios_to_masks(env, jax.random.uniform(jax.random.key(0), (4, 3)))
     gates = masks_to_gates(env, masks)
@@ -218,10 +225,10 @@ def test_start_is_the_uniform_ratio_on_the_budget(env):
         ({"limits": 0.0}, "limits="),
         ({"limits": [0.5, -1.0]}, "limits="),
         ({"limits": float("nan")}, "limits="),
-        ({"min_keep": 9}, "min_keep=9"),
         ({"min_keep": -1}, "min_keep=-1"),
         ({"min_keep": {"nowhere": 1}}, "nowhere"),
-        ({"min_keep": [1, 1]}, "min_keep"),
+        ({"min_keep": [1, 1]}, "min_keep has 2 entries but there are 3 groups"),
+        ({"round_to": 3.5}, "round_to=3.5 must be an integer of at least 1"),
         ({"descriptors": np.zeros((2, 1))}, "descriptors"),
         ({"descriptors": np.full((3, 1), np.nan)}, "descriptors"),
         ({"scores": SCORES[:2]}, "scores"),

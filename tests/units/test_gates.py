@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlprune_jax import count_params, round_gates, trace_graph
+from rlprune_jax import compact, count_params, round_gates, trace_graph
+from rlprune_jax.units.gates import keep_best, keep_first, kept_counts, smallest_gates, widths
 
 
 def apply(v, x):
@@ -27,6 +28,76 @@ def gates_of(a, b):
 
 def counts(gates):
     return {name: int(gate.sum()) for name, gate in gates.items()}
+
+
+SOFT = {"a": jnp.array([1.0, 1, 0.5] + [0.3] * 7), "b": jnp.array([0.49] * 6 + [1])}
+
+
+def test_soft_gates_count_as_what_they_are_rounded_to():
+    assert widths(GRAPH, SOFT) == {"a": 3, "b": 1}
+    np.testing.assert_array_equal(jax.jit(lambda g: kept_counts(GRAPH, g))(SOFT), [3, 1])
+    assert counts(round_gates(GRAPH, SOFT)) == {"a": 3, "b": 1}
+    assert count_params(GRAPH, SOFT) == 3 * 3 + 3 * 1 + 1 * 2
+    variables = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
+    slim = compact(GRAPH, variables, round_gates(GRAPH, SOFT))
+    assert sum(map(np.size, slim.values())) == count_params(GRAPH, SOFT)
+    with pytest.raises(ValueError, match="every gate must be 0 or 1"):
+        compact(GRAPH, variables, SOFT)
+
+
+def test_widths_are_told_inside_of_jit_for_gates_that_are_known():
+    assert jax.jit(lambda x: x + widths(GRAPH, SOFT)["a"])(1) == 4
+
+
+def test_counts_of_many_candidates():
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), gates_of(3, 2), gates_of(5, 7))
+    np.testing.assert_array_equal(kept_counts(GRAPH, stacked), [[3, 2], [5, 7]])
+
+
+@given(st.integers(0, 12), st.integers(0, 12))
+def test_first_units(a, b):
+    gates = keep_first(GRAPH, {"a": a, "b": b})
+    assert widths(GRAPH, gates) == {"a": min(a, 10), "b": min(b, 7)}
+    jax.tree.map(np.testing.assert_array_equal, gates, gates_of(a, b))
+
+
+@given(
+    st.lists(st.floats(-2, 2, width=16), min_size=10, max_size=10),
+    st.integers(0, 12),
+)
+def test_best_units(scores, count):
+    # A stable sort by falling score is the oracle: the first of equals is kept.
+    order = sorted(range(10), key=lambda unit: (-scores[unit], unit))
+    given_scores = {"a": jnp.asarray(scores), "b": jnp.arange(7.0)}
+    gates = keep_best(GRAPH, given_scores, {"a": count, "b": 2})
+    assert sorted(order[:count]) == np.flatnonzero(gates["a"]).tolist()
+    assert np.flatnonzero(gates["b"]).tolist() == [5, 6]
+
+
+def test_best_units_of_traced_scores():
+    scores = {"a": jnp.array([3.0, jnp.nan, 5] + [1] * 7), "b": jnp.ones(7)}
+    found = jax.jit(lambda scores: keep_best(GRAPH, scores, 3))(scores)
+    assert np.flatnonzero(found["a"]).tolist() == [0, 2, 3]
+    assert np.flatnonzero(found["b"]).tolist() == [0, 1, 2]
+
+
+def test_fewest_units():
+    assert widths(GRAPH, smallest_gates(GRAPH)) == {"a": 1, "b": 1}
+    assert widths(GRAPH, smallest_gates(GRAPH, 8)) == {"a": 8, "b": 7}
+    assert widths(GRAPH, smallest_gates(GRAPH, {"^b": 99})) == {"a": 1, "b": 7}
+    with pytest.raises(ValueError, match="min_keep=0 must be at least 1"):
+        smallest_gates(GRAPH, 0)
+
+
+def test_widths_and_scores_that_do_not_fit():
+    with pytest.raises(ValueError, match="widths leaves out b"):
+        keep_first(GRAPH, {"a": 3})
+    with pytest.raises(ValueError, match="widths=-1 must be at least 0"):
+        keep_first(GRAPH, -1)
+    with pytest.raises(ValueError, match="scores must name the groups of the graph, a, b; got a"):
+        keep_best(GRAPH, {"a": jnp.ones(10)}, 1)
+    with pytest.raises(ValueError, match=r"scores\['b'\] has shape \(8,\), needs \(7,\)"):
+        keep_best(GRAPH, {"a": jnp.ones(10), "b": jnp.ones(8)}, 1)
 
 
 @given(
@@ -59,6 +130,9 @@ def test_numbers_per_group():
     assert counts(round_gates(GRAPH, gates, min_keep={"b": 5})) == {"a": 7, "b": 5}
     assert counts(round_gates(GRAPH, gates, round_to=4, towards="more")) == {"a": 8, "b": 4}
     assert counts(round_gates(GRAPH, gates, round_to=16)) == {"a": 10, "b": 7}
+    # More than a group has means all of it.
+    assert counts(round_gates(GRAPH, gates, min_keep=999)) == {"a": 10, "b": 7}
+    assert counts(round_gates(GRAPH, gates, min_keep=[9, 1])) == {"a": 9, "b": 3}
 
 
 def test_priorities_say_who_goes_and_who_comes():
@@ -90,10 +164,17 @@ def test_many_candidates_in_one_program():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"round_to": 0}, "round_to=0 of group 'a' must be an integer of at least 1"),
-        ({"min_keep": {"b": 2.5}}, "min_keep=2.5 of group 'b' must be"),
-        ({"round_to": {"z": 2}}, "round_to names z; the graph has the groups a, b"),
+        ({"round_to": 0}, "round_to=0 must be at least 1"),
+        ({"min_keep": {"b": 2.5}}, r"min_keep\['b'\]=2.5 must be an integer"),
+        (
+            {"round_to": {"z": 2}},
+            "round_to has the key 'z', which is found in no group; the groups are a, b",
+        ),
         ({"towards": "less"}, "towards='less' must be 'fewer' or 'more'"),
+        (
+            {"priorities": {"a": jnp.ones(10), "b": jnp.full(7, jnp.nan)}},
+            r"priorities\['b'\] holds NaN; give every unit a number",
+        ),
         ({"priorities": {"a": jnp.ones(10)}}, "priorities must name the groups"),
         (
             {"priorities": {"a": jnp.ones(3), "b": jnp.ones(7)}},
