@@ -22,8 +22,9 @@ from command_line import enable_compilation_cache
 from settings import Config as RunConfig
 
 from rlprune_jax.export.export import load_weights
+from rlprune_jax.search import ConstraintHandling, Granularity
 
-WAYS = [
+WAYS: list[tuple[Granularity, ConstraintHandling]] = [
     ("coarse", "projection"),
     ("coarse", "multiplier"),
     ("fine", "projection"),

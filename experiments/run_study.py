@@ -42,8 +42,7 @@ from rlprune_jax.costs.budget import check_reachable, parse_budgets
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.runs.progress import progress
 from rlprune_jax.runs.run_directory import COSMETIC, RunDirectory, config_hash, open_run
-from rlprune_jax.search import Config as AgentConfig
-from rlprune_jax.search import HParams
+from rlprune_jax.search import AgentConfig, ConstraintHandling, Granularity, HParams
 from rlprune_jax.study import (
     Choice,
     LogUniform,
@@ -65,7 +64,7 @@ PLACE = (*COSMETIC, "coordinator", "num_processes", "process_id", "worker")
 
 SPACE: dict[str, Uniform | LogUniform | Choice] = {
     "unit_learning_rate": LogUniform(0.02, 0.8),
-    "table_learning_rate": LogUniform(0.005, 0.5),
+    "group_learning_rate": LogUniform(0.005, 0.5),
     "learning_rate": LogUniform(1e-4, 1e-2),
     "clip_epsilon": Uniform(0.05, 1.0),
     "target_kl": LogUniform(0.005, 0.5),
@@ -104,9 +103,9 @@ class Common:
     """Steps of training the dense network."""
     reward_images: int = 256
     """Held-out images a candidate is rewarded on."""
-    granularity: str = "fine"
+    granularity: Granularity = "fine"
     """coarse: a keep ratio per group; fine: every unit by itself."""
-    constraint: str = "projection"
+    constraint: ConstraintHandling = "projection"
     """multiplier, projection, both."""
     strategy: str = "auto"
     """vmap, map (one cell after the other), or auto: the faster, measured once."""

@@ -95,7 +95,7 @@ def test_nothing_heavy_is_loaded():
     assert done.returncode == 0, done.stderr
 
 
-BASE = {"types", "pytree", "files", "devices"}
+BASE = {"types", "pytree", "files", "devices", "checks"}
 
 MAY_IMPORT = {
     "graph": BASE,
