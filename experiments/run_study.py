@@ -46,8 +46,8 @@ from rlprune_jax.search import AgentConfig, ConstraintHandling, Granularity, HPa
 from rlprune_jax.study import (
     Choice,
     LogUniform,
-    Settings,
     StudyResult,
+    StudySettings,
     Uniform,
     grid,
     initialize,
@@ -250,7 +250,7 @@ def check(config: Common) -> None:
         raise ValueError(f"candidates={config.candidates}: a correlation needs at least 3")
 
 
-def study_settings(config: Common, cost: str) -> Settings:
+def study_settings(config: Common, cost: str) -> StudySettings:
     """The settings of a study that does not come from Optuna."""
     if isinstance(config, Search):
         rows = [default_setting(config)]

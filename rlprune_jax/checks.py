@@ -98,6 +98,7 @@ def require_key(argument: str, key: object) -> None:
         ValueError: an integer, an old-style key or an array of keys.
 
     Example:
+        >>> import jax
         >>> require_key("key", jax.random.key(0))
     """
     single = is_key(key) and getattr(key, "shape", None) == ()

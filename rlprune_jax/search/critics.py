@@ -22,7 +22,7 @@ class InitCritics(Protocol):
 
 
 class Values(Protocol):
-    """Predict the reward and the costs that an episode will end with."""
+    """Predict the reward and the costs of an episode."""
 
     def __call__(self, params: PyTree, observations: jax.Array, /) -> jax.Array:
         """Return f32[G, N, 1 + K] of observations f32[G, N, F'], reward first."""

@@ -41,7 +41,7 @@ MakeSearcher = Callable[..., Searcher]
 
 @struct.dataclass
 class SearchMethod:
-    """Hold a way to search that is not yet bound to a problem.
+    """Hold a way to search without its problem.
 
     Call it with an environment for a `Searcher`. It is a pytree: ``make`` and ``options`` are
     static and found by equality, ``arrays`` are leaves. A program that takes method and
