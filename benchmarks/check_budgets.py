@@ -19,11 +19,12 @@ import numpy as np
 import prune_rl
 import tyro
 from command_line import enable_compilation_cache
+from rlprune_jax.export.export import load_weights
 from settings import Config as RunConfig
 
-from rlprune_jax.export import load_weights
+from rlprune_jax.search import ConstraintHandling, Granularity
 
-WAYS = [
+WAYS: list[tuple[Granularity, ConstraintHandling]] = [
     ("coarse", "projection"),
     ("coarse", "multiplier"),
     ("fine", "projection"),

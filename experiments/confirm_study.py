@@ -23,8 +23,9 @@ from command_line import run_resumable
 from run_study import Search, make_task, metric_of
 
 from rlprune_jax.devices import describe_device, versions
-from rlprune_jax.runs import open_run, show_progress
-from rlprune_jax.study import Settings, one_device_per_core, run_study
+from rlprune_jax.runs.progress import progress
+from rlprune_jax.runs.run_directory import open_run
+from rlprune_jax.study import StudySettings, one_device_per_core, run_study
 from rlprune_jax.study.results import summarise
 
 
@@ -44,7 +45,7 @@ class Config:
     """Where the run directory goes."""
 
 
-def load(path: Path) -> tuple[Search, Settings, np.ndarray]:
+def load(path: Path) -> tuple[Search, StudySettings, np.ndarray]:
     """Configuration, settings and metric f64[H, S] of a finished search study.
 
     Raises:
@@ -64,7 +65,7 @@ def load(path: Path) -> tuple[Search, Settings, np.ndarray]:
     config = Search(**known | {"runs_dir": Path(content["runs_dir"])})
     columns = {name: tuple(rows[name][:: config.seeds]) for name in config.vary}
     values = np.asarray(rows[metric_of(config)]).reshape(-1, config.seeds)
-    return config, Settings(columns), values
+    return config, StudySettings(columns), values
 
 
 def _tuple(value: Any) -> Any:
@@ -107,9 +108,7 @@ def confirm(config: Config) -> Path:
         for path, (study, *_) in zip(config.studies, loaded, strict=True):
             with open_run(run.path, path.name, study) as own:
                 task = make_task(study, own)
-                with show_progress(
-                    f"{study.dataset} {study.model}", len(places) * len(seeds)
-                ) as tick:
+                with progress(f"{study.dataset} {study.model}", len(places) * len(seeds)) as tick:
                     result = run_study(
                         task.job,
                         settings,

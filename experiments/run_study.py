@@ -25,6 +25,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import tyro
 from command_line import run_resumable
+from rlprune_jax.costs.budget import check_reachable, parse_budgets
 from settings import Config as RunConfig
 from study_page import write_page
 from study_problem import (
@@ -38,16 +39,15 @@ from study_problem import (
     shared_arrays,
 )
 
-from rlprune_jax.costs import Constraint, check_reachable, parse_budgets
 from rlprune_jax.devices import describe_device, versions
-from rlprune_jax.runs import COSMETIC, RunDirectory, config_hash, open_run, show_progress
-from rlprune_jax.search import Config as AgentConfig
-from rlprune_jax.search import HParams
+from rlprune_jax.runs.progress import progress
+from rlprune_jax.runs.run_directory import COSMETIC, RunDirectory, config_hash, open_run
+from rlprune_jax.search import AgentConfig, ConstraintHandling, Granularity, HParams
 from rlprune_jax.study import (
     Choice,
     LogUniform,
-    Settings,
     StudyResult,
+    StudySettings,
     Uniform,
     grid,
     initialize,
@@ -64,7 +64,7 @@ PLACE = (*COSMETIC, "coordinator", "num_processes", "process_id", "worker")
 
 SPACE: dict[str, Uniform | LogUniform | Choice] = {
     "unit_learning_rate": LogUniform(0.02, 0.8),
-    "table_learning_rate": LogUniform(0.005, 0.5),
+    "group_learning_rate": LogUniform(0.005, 0.5),
     "learning_rate": LogUniform(1e-4, 1e-2),
     "clip_epsilon": Uniform(0.05, 1.0),
     "target_kl": LogUniform(0.005, 0.5),
@@ -103,9 +103,9 @@ class Common:
     """Steps of training the dense network."""
     reward_images: int = 256
     """Held-out images a candidate is rewarded on."""
-    granularity: str = "fine"
+    granularity: Granularity = "fine"
     """coarse: a keep ratio per group; fine: every unit by itself."""
-    constraint: str = "projection"
+    constraint: ConstraintHandling = "projection"
     """multiplier, projection, both."""
     strategy: str = "auto"
     """vmap, map (one cell after the other), or auto: the faster, measured once."""
@@ -234,14 +234,9 @@ def check(config: Common) -> None:
         if config.around is not None and not config.around > 1:
             raise ValueError(f"around={config.around}: a factor above 1")
     if isinstance(config, Budgets):
-        (budget,) = parse_budgets([config.budget])
+        name = parse_budgets([config.budget])[0].name
         for limit in config.limits:
-            (other,) = parse_budgets([f"{budget.name}={limit}"])
-            if other.relative != budget.relative:
-                raise ValueError(
-                    f"limits: {limit} is not in the unit of budget={config.budget!r}; give both as "
-                    "fractions of dense, or neither"
-                )
+            parse_budgets([f"{name}={limit}"])
         known = ("agent", "random_search", "cross_entropy")
         if unknown := sorted(set(config.methods) - set(known)):
             raise ValueError(f"methods={unknown}: choose from {', '.join(known)}")
@@ -255,7 +250,7 @@ def check(config: Common) -> None:
         raise ValueError(f"candidates={config.candidates}: a correlation needs at least 3")
 
 
-def study_settings(config: Common, cost: str) -> Settings:
+def study_settings(config: Common, cost: str) -> StudySettings:
     """The settings of a study that does not come from Optuna."""
     if isinstance(config, Search):
         rows = [default_setting(config)]
@@ -311,9 +306,8 @@ def make_task(config: Common, run_directory: RunDirectory) -> Task:
     prepared = prepare(run_config(config), run_directory)
     if isinstance(config, Budgets):
         for limit in config.limits:
-            (budget,) = parse_budgets([f"{prepared.constraint.budget.name}={limit}"])
-            constraint = Constraint(budget=budget, cost=prepared.constraint.cost)
-            check_reachable(prepared.problem.graph, [constraint], prepared.config.min_keep)
+            budgets = parse_budgets([f"{prepared.cost}={limit}"])
+            check_reachable(prepared.problem.graph, budgets, prepared.config.min_keep)
     dense = float(prepared.jobs.dense_accuracy(prepared.variables, prepared.problem.test))
     task = make_job(config, prepared)
     return task._replace(dense_accuracy=dense)
@@ -321,7 +315,7 @@ def make_task(config: Common, run_directory: RunDirectory) -> Task:
 
 def make_job(config: Common, prepared: Prepared) -> Task:
     """The job on a network that is trained."""
-    shared, cost = shared_arrays(prepared), prepared.constraint.budget.name
+    shared, cost = shared_arrays(prepared), prepared.cost
     if isinstance(config, Proxy):
         shared["masks"] = random_candidates(prepared, config.candidates)
         return Task(proxy_job(prepared, config.finetune_steps), shared, ("candidate",), cost=cost)
@@ -362,7 +356,7 @@ def run(config: Common, task: Task, directory: Path) -> StudyResult:
     if config.optuna:
         from rlprune_jax.study.optuna_workers import run_worker
 
-        with show_progress("trials", config.trials) as advance:
+        with progress("trials", config.trials) as advance:
             return run_worker(
                 task.job,
                 search_space(config, task.cost),
@@ -377,7 +371,7 @@ def run(config: Common, task: Task, directory: Path) -> StudyResult:
                 **options,
             )
     settings = study_settings(config, task.cost)
-    with show_progress("cells", len(settings) * config.seeds) as advance:
+    with progress("cells", len(settings) * config.seeds) as advance:
         return run_study(
             task.job,
             settings,

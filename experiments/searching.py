@@ -27,15 +27,17 @@ from rlprune_jax.search import (
     Archive,
     Environment,
     HParams,
-    archive_init,
     make_environment,
     masks_to_gates,
     ppo_lagrangian,
     run_search_host,
+    search_method,
+    start_search,
 )
 from rlprune_jax.types import Gates, Variables
 from rlprune_jax.units.descriptors import layer_descriptors
 from rlprune_jax.units.scores import magnitude_scores, random_scores, taylor_scores
+from rlprune_jax.units.structured_sap import group_sparsity
 from rlprune_jax.workflow.candidates import CandidateData
 
 ARCHIVE_SIZE = 16
@@ -88,7 +90,10 @@ def make_search_environment(
         cost_fn=mask_cost,
         measured=[budget.is_measured for budget in budgets],
     )
-    return informed(env, graph, variables) if config.sparsity_informed else env
+    if not config.sparsity_informed:
+        return env
+    sparsity = group_sparsity(graph, variables)
+    return informed(env, sparsity.pq_index, sparsity.keep_ratio)
 
 
 class Search(NamedTuple):
@@ -112,10 +117,10 @@ def search(
 ) -> Search:
     """Run one method for ``evaluations`` candidates, or all it has where these are fewer."""
     iterations = 1 if method in DETERMINISTIC else config.evaluations // config.candidates
-    searcher = (
-        ppo_lagrangian(env, agent_config(config))
+    searching = (
+        search_method(ppo_lagrangian, config=agent_config(config))
         if method == AGENT
-        else BASELINES[method](env, config, problem.graph, variables)
+        else BASELINES[method](config, problem.graph, variables)
     )
     key = stage_key(config, "search")
     held_out, train = problem.held_out, problem.train
@@ -140,55 +145,40 @@ def search(
         return evaluate
 
     def advance(state: Any, start: int, count: int) -> tuple[Any, list]:
-        inner, found = state
+        standing, rewards, paid = state
         rows = []
         for iteration in range(start, start + count):
             began, compiled = time.perf_counter(), clock.seconds
             stair = config.reward_finetune[iteration * len(config.reward_finetune) // iterations]
-            result = run_search_host(
-                searcher,
-                evaluate_with(stair),
-                costs,
-                env.limits,
-                inner,
-                found.archive,
-                1,
-                key,
-                iteration,
+            standing, metrics, history = run_search_host(
+                searching, env, evaluate_with(stair), standing, 1, costs
             )
-            inner = result.state
-            found = Search(
-                result.archive,
-                found.rewards.at[iteration].set(result.history.rewards[0]),
-                found.costs.at[iteration].set(result.history.costs[0]),
-            )
-            values: dict[str, Any] = {
-                name: np.asarray(value[0]) for name, value in result.metrics.items()
-            }
-            best = np.asarray(result.archive.feasible.rewards[0])
+            rewards = rewards.at[iteration].set(history.rewards[0])
+            paid = paid.at[iteration].set(history.costs[0])
+            values: dict[str, Any] = {name: value[0] for name, value in metrics.items()}
+            best = np.asarray(standing.archive.feasible.rewards[0])
             values |= {
                 "best": best,
                 "seconds": time.perf_counter() - began,
                 "compile_seconds": clock.seconds - compiled,
             }
             rows.append((iteration + 1, values))
-        return (inner, found), rows
+        return (standing, rewards, paid), rows
 
     count = 1 if method == "uniform" else config.candidates
-    empty = Search(
-        archive_init(env, ARCHIVE_SIZE),
+    begin = (
+        start_search(searching, env, HParams(), ARCHIVE_SIZE, key),
         jnp.full((iterations, count), jnp.nan),
         jnp.full((iterations, count, env.num_budgets), jnp.nan),
     )
-    inner = searcher.init(HParams(), jax.random.fold_in(key, 2**30))
-    _, found = run_stage(
+    standing, rewards, paid = run_stage(
         run,
         f"search-{method}",
-        (inner, empty),
+        begin,
         iterations,
         advance,
         chunk=1,
         save_seconds=config.save_seconds,
         note=lambda values: f"best {float(values['best']):.4f}",
     )
-    return found
+    return Search(standing.archive, rewards, paid)

@@ -1,6 +1,7 @@
 """Settings of a pruning run: the options, their defaults by data set, and what is refused."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
+from rlprune_jax.costs.budget import parse_budgets
 
-from rlprune_jax.costs import parse_budgets
 from rlprune_jax.graph.groups import Graph
-from rlprune_jax.per_group import per_group, read_overrides
-from rlprune_jax.search import Config as AgentConfig
-from rlprune_jax.search import Environment, Searcher, baselines, ppo_lagrangian
+from rlprune_jax.search import (
+    AgentConfig,
+    ConstraintHandling,
+    DualRule,
+    Environment,
+    Granularity,
+    Searcher,
+    SearchMethod,
+    baselines,
+    ppo_lagrangian,
+    search_method,
+)
 from rlprune_jax.search.environment import project_ratios
 from rlprune_jax.types import Variables
 from rlprune_jax.units.scores import UNIT_SCORES
@@ -27,11 +37,11 @@ class Config:
     """Settings of a run; all but the directories decide the run's name."""
 
     budget: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Limit as NAME=LIMIT, any number of times. Fractions of the dense network or counts:
-    params=0.1, params=50k, macs=1.5M, tiled_macs (see --tile), weight_bytes=100kB,
-    activation_memory=2MiB (peak, one image). In ms: latency_table=2.5 (predicted from a network's
-    pieces, each timed once on this device) and latency=2.5 (the slim network itself, timed again
-    and again). Of every cost a fraction of dense: latency=0.5x, latency=50%."""
+    """Limit as NAME=LIMIT, any number of times. As fractions of the dense network: params=0.1,
+    macs=0.3, weight_bytes, activation_memory (peak, one image), tiled_macs (see --tile). In ms:
+    latency_table=2.5 (foretold from a network's pieces, each timed once on this device) and
+    latency=2.5 (the slim network itself, timed again and again); or as fractions of dense:
+    latency=0.5x."""
     budget_fn: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Limit on any Python function of a candidate, as module:function=LIMIT in the function's own
     unit (or 0.5x of dense): function(widths, gates) -> number of at least 0, with widths the units
@@ -71,13 +81,13 @@ class Config:
     """Peak learning rate of that (SGD with momentum, cosine)."""
     batch_size: int = 128
     """Images a step, in training and finetuning."""
-    granularity: str = "fine"
+    granularity: Granularity = "fine"
     """coarse: a keep ratio per group of channels; fine: every channel by itself."""
-    constraint: str | None = None
+    constraint: ConstraintHandling | None = None
     """multiplier: Lagrangian; projection: every candidate is put on the budgets; both. By default
     projection; with latency or a function among the budgets, whose place in the projection is
     taken by an estimate, both."""
-    dual: str = "pid"
+    dual: DualRule = "pid"
     """Update of the multipliers: pid, projected_gradient, adam_clip, softplus_adam."""
     evaluations: int = 768
     """Candidates that the agent, and each baseline, may evaluate."""
@@ -141,7 +151,8 @@ def resolve(config: Config) -> Config:
         if getattr(config, option) < 1:
             raise ValueError(f"{option}={getattr(config, option)} must be at least 1")
     for option in ("min_keep_of", "round_to_of"):
-        read_overrides(option, getattr(config, option))
+        for text in getattr(config, option):
+            _parse_override(option, text)
     if min(config.tile) < 1:
         raise ValueError(f"tile={config.tile} must be two integers of at least 1")
     if not config.cost_seconds > 0:
@@ -178,21 +189,39 @@ def resolve(config: Config) -> Config:
         widths = (32, 64, 128, 256)
     filled["widths"] = widths
     if config.constraint is None:
-        asked = any(each.is_function or each.name == "latency" for each in budgets)
+        asked = any(budget.is_measured for budget in budgets)
         filled["constraint"] = "both" if asked else "projection"
     config = dataclasses.replace(config, **filled)
     agent_config(config)
     return config
 
 
-def numbers_of(config: Config, option: str, names: Sequence[str]) -> dict[str, int]:
-    """Return ``min_keep`` or ``round_to`` of each group, the last override counting.
+def _parse_override(option: str, text: str) -> tuple[re.Pattern[str], int]:
+    pattern, found, number = text.rpartition("=")
+    try:
+        if not found or int(number) < 1:
+            raise ValueError("N is an integer of at least 1")
+        return re.compile(pattern), int(number)
+    except (ValueError, re.error) as error:
+        raise ValueError(f"{option}={text!r} is not of the form REGEX=N: {error}") from None
+
+
+def per_group(config: Config, option: str, names: Sequence[str]) -> dict[str, int]:
+    """``min_keep`` or ``round_to`` of each group, the last override that names it counting.
 
     Raises:
-        ValueError: an override that is not of the form REGEX=N or names no group.
+        ValueError: an override that names no group.
     """
-    overrides = read_overrides(f"{option}_of", getattr(config, f"{option}_of"))
-    return per_group(names, f"{option}_of", overrides, default=getattr(config, option))
+    found = dict.fromkeys(names, getattr(config, option))
+    for text in getattr(config, f"{option}_of"):
+        pattern, number = _parse_override(f"{option}_of", text)
+        named = [name for name in names if pattern.search(name)]
+        if not named:
+            raise ValueError(
+                f"{option}_of={text!r} names no group; the groups are {', '.join(names)}"
+            )
+        found |= dict.fromkeys(named, number)
+    return found
 
 
 def agent_config(config: Config) -> AgentConfig:
@@ -207,49 +236,67 @@ def agent_config(config: Config) -> AgentConfig:
     )
 
 
-Method = Callable[[Environment, Config, Graph, Variables], Searcher]
-"""``(env, config, graph, dense variables) -> searcher``."""
+Method = Callable[[Config, Graph, Variables], SearchMethod]
+"""``(config, graph, dense variables) -> method``."""
 
 
-def structured_sap(
-    env: Environment, config: Config, graph: Graph, variables: Variables
-) -> Searcher:
+def structured_sap(config: Config, graph: Graph, variables: Variables) -> SearchMethod:
     """Structured SAP down to the budgets, with (p, q) from the paper's (0.5, 1) to its (1, 2)."""
     p = jnp.linspace(0.5, 1.0, config.candidates)
     scores = jax.vmap(lambda p: structured_sap_scores(graph, variables, p=p, q=2 * p))(p)
-    return baselines.ranked(env, scores)
+    return search_method(baselines.ranked, scores=scores)
 
 
-def informed(env: Environment, graph: Graph, variables: Variables) -> Environment:
+def informed(env: Environment, pq_index: jax.Array, keep_ratio: jax.Array) -> Environment:
     """The environment with the PQ Index of each group in its descriptors and its start.
 
-    An agent sees the index and the share of units that it says are enough, and starts from these
-    shares, shifted onto the budgets.
+    An agent sees the index and the fraction of units that it says are enough, and starts from
+    these fractions, shifted onto the budgets.
     """
-    sparsity = group_sparsity(graph, variables)
-    start = jnp.clip(sparsity.keep_ratio, 0.02, 1.0)
+    start = jnp.clip(keep_ratio, 0.02, 1.0)
     return dataclasses.replace(
         env,
-        descriptors=jnp.column_stack([env.descriptors, sparsity.pq_index, sparsity.keep_ratio]),
+        descriptors=jnp.column_stack([env.descriptors, pq_index, keep_ratio]),
         initial_keep=jax.jit(project_ratios)(env, start),
     )
 
 
+def informed_agent(
+    env: Environment, *, config: AgentConfig, pq_index: jax.Array, keep_ratio: jax.Array
+) -> Searcher:
+    """The agent in the informed environment."""
+    return ppo_lagrangian(informed(env, pq_index, keep_ratio), config)
+
+
+def sparsity_informed(config: Config, graph: Graph, variables: Variables) -> SearchMethod:
+    """The informed agent as a method."""
+    sparsity = group_sparsity(graph, variables)
+    return search_method(
+        informed_agent,
+        config=agent_config(config),
+        pq_index=sparsity.pq_index,
+        keep_ratio=sparsity.keep_ratio,
+    )
+
+
+def sampling(make: Callable[..., Searcher], granularity: Granularity | None = None) -> Method:
+    """A baseline that draws candidates, of the run's granularity unless told."""
+    return lambda config, *_: search_method(
+        make, num_candidates=config.candidates, granularity=granularity or config.granularity
+    )
+
+
 BASELINES: dict[str, Method] = {
-    "uniform": lambda env, *_: baselines.uniform(env, 1),
-    "global_threshold": lambda env, config, *_: baselines.global_threshold(env, config.candidates),
+    "uniform": lambda *_: search_method(baselines.uniform, num_candidates=1),
+    "global_threshold": lambda config, *_: search_method(
+        baselines.global_threshold, num_candidates=config.candidates
+    ),
     "structured_sap": structured_sap,
-    "random_search": lambda env, config, *_: baselines.random_search(
-        env, config.candidates, config.granularity
-    ),
-    "cross_entropy": lambda env, config, *_: baselines.cross_entropy(
-        env, config.candidates, granularity=config.granularity
-    ),
-    "random_search_coarse": lambda env, config, *_: baselines.random_search(env, config.candidates),
-    "cross_entropy_coarse": lambda env, config, *_: baselines.cross_entropy(env, config.candidates),
-    "agent_sparsity_informed": lambda env, config, graph, variables: ppo_lagrangian(
-        informed(env, graph, variables), agent_config(config)
-    ),
+    "random_search": sampling(baselines.random_search),
+    "cross_entropy": sampling(baselines.cross_entropy),
+    "random_search_coarse": sampling(baselines.random_search, "coarse"),
+    "cross_entropy_coarse": sampling(baselines.cross_entropy, "coarse"),
+    "agent_sparsity_informed": sparsity_informed,
 }
 
 

@@ -14,9 +14,7 @@ from settings import Config, resolve, stage_key
 from rlprune_jax.costs import Constraint
 from rlprune_jax.runs.run_directory import RunDirectory
 from rlprune_jax.search import (
-    Config as AgentConfig,
-)
-from rlprune_jax.search import (
+    AgentConfig,
     Environment,
     HParams,
     archive_best,

@@ -95,7 +95,7 @@ def test_nothing_heavy_is_loaded():
     assert done.returncode == 0, done.stderr
 
 
-BASE = {"types", "pytree", "kept", "per_group", "files", "devices"}
+BASE = {"types", "pytree", "kept", "per_group", "files", "devices", "checks", "lazy"}
 
 MAY_IMPORT = {
     "graph": BASE,

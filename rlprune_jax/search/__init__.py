@@ -1,35 +1,111 @@
-"""Search over masks under budgets: the constrained agent, its baselines, and the archive."""
+"""Search for masks under budgets.
 
-from rlprune_jax.search.archive import Archive as Archive
-from rlprune_jax.search.archive import Entries as Entries
-from rlprune_jax.search.archive import archive_best as archive_best
-from rlprune_jax.search.archive import archive_init as archive_init
-from rlprune_jax.search.archive import archive_update as archive_update
-from rlprune_jax.search.baselines import cross_entropy as cross_entropy
-from rlprune_jax.search.baselines import global_threshold as global_threshold
-from rlprune_jax.search.baselines import random_search as random_search
-from rlprune_jax.search.baselines import ranked as ranked
-from rlprune_jax.search.baselines import uniform as uniform
-from rlprune_jax.search.config import Config as Config
-from rlprune_jax.search.config import HParams as HParams
-from rlprune_jax.search.environment import Environment as Environment
-from rlprune_jax.search.environment import candidate_costs as candidate_costs
-from rlprune_jax.search.environment import feasible as feasible
-from rlprune_jax.search.environment import gates_to_masks as gates_to_masks
-from rlprune_jax.search.environment import masks_to_gates as masks_to_gates
-from rlprune_jax.search.environment import masks_to_ratios as masks_to_ratios
-from rlprune_jax.search.environment import minimum_costs as minimum_costs
-from rlprune_jax.search.environment import project_priorities as project_priorities
-from rlprune_jax.search.environment import project_ratios as project_ratios
-from rlprune_jax.search.environment import ratios_to_masks as ratios_to_masks
-from rlprune_jax.search.environment import reachable as reachable
-from rlprune_jax.search.loop import History as History
-from rlprune_jax.search.loop import SearchResult as SearchResult
-from rlprune_jax.search.loop import run_search as run_search
-from rlprune_jax.search.loop import run_search_host as run_search_host
-from rlprune_jax.search.ppo_lagrangian import AgentState as AgentState
-from rlprune_jax.search.ppo_lagrangian import ppo_lagrangian as ppo_lagrangian
-from rlprune_jax.search.problem import make_environment as make_environment
-from rlprune_jax.search.searcher import Candidates as Candidates
-from rlprune_jax.search.searcher import Metrics as Metrics
-from rlprune_jax.search.searcher import Searcher as Searcher
+`make_environment` states the problem, `ppo_lagrangian` and the baselines search it through the
+same three functions (`Searcher`), `run_search` and `run_search_host` drive them, and an `Archive`
+keeps the best masks. Nothing here knows networks.
+"""
+
+from rlprune_jax.search.archive import (
+    Archive,
+    EmptyArchiveError,
+    Entries,
+    archive_best,
+    archive_init,
+    archive_is_empty,
+    archive_update,
+    check_archive,
+)
+from rlprune_jax.search.baselines import (
+    cross_entropy,
+    global_threshold,
+    random_search,
+    ranked,
+    uniform,
+)
+from rlprune_jax.search.config import (
+    AgentConfig,
+    ConstraintHandling,
+    DualRule,
+    Granularity,
+    HParams,
+    Shaping,
+)
+from rlprune_jax.search.environment import (
+    CostFunction,
+    Environment,
+    candidate_costs,
+    feasible,
+    gates_to_masks,
+    masks_to_gates,
+    masks_to_ratios,
+    minimum_costs,
+    project_priorities,
+    project_ratios,
+    ratios_to_masks,
+    reachable,
+)
+from rlprune_jax.search.loop import (
+    Evaluate,
+    History,
+    HostCosts,
+    SearchMethod,
+    SearchResult,
+    SearchState,
+    run_search,
+    run_search_host,
+    search_method,
+    start_search,
+)
+from rlprune_jax.search.ppo_lagrangian import AgentState, ppo_lagrangian
+from rlprune_jax.search.problem import make_environment
+from rlprune_jax.search.searcher import Candidates, Metrics, Searcher
+
+__all__ = [
+    "AgentConfig",
+    "AgentState",
+    "Archive",
+    "Candidates",
+    "ConstraintHandling",
+    "CostFunction",
+    "DualRule",
+    "EmptyArchiveError",
+    "Entries",
+    "Environment",
+    "Evaluate",
+    "Granularity",
+    "HParams",
+    "History",
+    "HostCosts",
+    "Metrics",
+    "SearchMethod",
+    "SearchResult",
+    "SearchState",
+    "Searcher",
+    "Shaping",
+    "archive_best",
+    "archive_init",
+    "archive_is_empty",
+    "archive_update",
+    "candidate_costs",
+    "check_archive",
+    "cross_entropy",
+    "feasible",
+    "gates_to_masks",
+    "global_threshold",
+    "make_environment",
+    "masks_to_gates",
+    "masks_to_ratios",
+    "minimum_costs",
+    "ppo_lagrangian",
+    "project_priorities",
+    "project_ratios",
+    "random_search",
+    "ranked",
+    "ratios_to_masks",
+    "reachable",
+    "run_search",
+    "run_search_host",
+    "search_method",
+    "start_search",
+    "uniform",
+]

@@ -1,4 +1,7 @@
-"""Advantages: how much better an outcome was than expected. Time axis first, pure functions."""
+"""Compute advantages, how much better an outcome was than expected.
+
+Time axis first, pure functions.
+"""
 
 import chex
 import jax
@@ -7,14 +10,26 @@ from jax.typing import ArrayLike
 
 
 def terminal_rewards(reward: jax.Array, num_steps: int) -> jax.Array:
-    """Reward f32[...] of finished episodes as f32[T, ...]: zero until the last of T steps."""
+    """Spread the reward of finished episodes over their steps.
+
+    Use it where a step wants a reward of its own. Zero until the last of T steps.
+
+    Args:
+        reward: f32[...].
+        num_steps: T.
+
+    Returns:
+        f32[T, ...].
+    """
     return jnp.zeros((num_steps, *reward.shape), reward.dtype).at[-1].set(reward)
 
 
 def generalized_advantage_estimation(
     r_t: jax.Array, discount_t: jax.Array, lambda_: ArrayLike, values: jax.Array
 ) -> jax.Array:
-    """Generalised advantages by one backward scan (Schulman et al. 2016, arXiv 1506.02438).
+    """Estimate generalised advantages by one backward scan.
+
+    Use it with learned critics; without them `leave_one_out` needs no value function.
 
     ``A_t = delta_t + discount_t * lambda * A_{t+1}`` with
     ``delta_t = r_t + discount_t * v_{t+1} - v_t``.
@@ -44,7 +59,7 @@ def generalized_advantage_estimation(
 def episode_advantages(
     reward: jax.Array, values: jax.Array, gamma: ArrayLike, lambda_: ArrayLike
 ) -> jax.Array:
-    """Advantages f32[T, N] of episodes with one reward f32[N] at their end.
+    """Estimate advantages of episodes rewarded at their end.
 
     Args:
         reward: f32[N].
@@ -60,7 +75,9 @@ def episode_advantages(
 
 
 def leave_one_out(reward: jax.Array) -> jax.Array:
-    """Each reward of f32[N, ...] less the mean of the others: an unbiased baseline.
+    """Subtract from each reward the mean of the others.
+
+    Use it as an unbiased baseline of f32[N, ...] where no critic is learned.
 
     With one candidate there are no others, and the advantage is 0.
     """
@@ -83,13 +100,15 @@ def normalise(advantage: jax.Array, centre_only: bool = False) -> jax.Array:
 
 
 def rank_utilities(advantage: jax.Array, elite_fraction: float | None = None) -> jax.Array:
-    """Replace f32[N] by utilities of its ranks, mean 0 and standard deviation 1; ties share.
+    """Replace advantages by utilities of their ranks.
+
+    Utilities have mean 0 and standard deviation 1, and ties get the same.
 
     Ranks do not see outliers, so one collapsed network cannot drown the rest of a batch.
 
     Args:
         advantage: f32[N].
-        elite_fraction: None for evenly spaced utilities; else the share of candidates that get
+        elite_fraction: None for evenly spaced utilities; else the fraction of candidates that gets
             the logarithmic weights of CMA-ES (Hansen 2016, arXiv 1604.00772), the rest equal.
     """
     chex.assert_rank(advantage, 1)

@@ -1,17 +1,25 @@
-"""The best masks seen so far, in arrays of fixed size: what can be delivered, and near misses."""
+"""Keep the best masks seen so far.
 
+Arrays of fixed size, so that an archive goes through a scan.
+
+Feasible masks can be delivered; infeasible ones are near misses.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from rlprune_jax.checks import require_count
 from rlprune_jax.kept import is_kept
 from rlprune_jax.search.environment import Environment, feasible
-from rlprune_jax.search.searcher import check_positive, check_told, violation
+from rlprune_jax.search.searcher import check_told, violation
 
 
 class Entries(NamedTuple):
-    """M masks, best first.
+    """Hold M masks, best first.
 
     Attributes:
         masks: bool[M, G, Cmax].
@@ -29,26 +37,32 @@ class Entries(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """What a search has found.
+    """Hold what a search has found.
 
     Attributes:
         feasible: masks within every budget, by falling reward.
         infeasible: masks over some budget, by rising violation: the fall-back for projection.
         seen: i32, evaluations so far.
+        missing: i32, those of them whose reward was NaN or infinite.
     """
 
     feasible: Entries
     infeasible: Entries
     seen: jax.Array
+    missing: jax.Array
+
+
+class EmptyArchiveError(ValueError):
+    """Raised where a search found nothing that could be used."""
 
 
 def archive_init(env: Environment, capacity: int, num_budgets: int | None = None) -> Archive:
-    """An empty archive for M = ``capacity`` feasible and as many infeasible masks.
+    """Make an empty archive.
 
     Raises:
         ValueError: capacity below 1.
     """
-    check_positive("capacity", capacity)
+    capacity = require_count("capacity", capacity)
     budgets = env.num_budgets if num_budgets is None else num_budgets
     empty = Entries(
         masks=jnp.zeros((capacity, env.num_groups, env.num_units), bool),
@@ -57,13 +71,15 @@ def archive_init(env: Environment, capacity: int, num_budgets: int | None = None
         valid=jnp.zeros(capacity, bool),
         evaluations=jnp.full(capacity, -1, jnp.int32),
     )
-    return Archive(empty, empty, jnp.int32(0))
+    return Archive(feasible=empty, infeasible=empty, seen=jnp.int32(0), missing=jnp.int32(0))
 
 
 def archive_update(
     archive: Archive, masks: jax.Array, rewards: jax.Array, costs: jax.Array, limits: jax.Array
 ) -> Archive:
-    """Enter N evaluated masks; keep the best M, each mask once, with the reward it first got.
+    """Enter evaluated masks and keep the best.
+
+    Each mask is kept once, with the reward that it first got.
 
     A reward or cost that is not finite never enters. The first reward of a mask stands, since
     the largest of several noisy ones would flatter it.
@@ -79,21 +95,80 @@ def archive_update(
     usable = jnp.isfinite(rewards) & jnp.isfinite(costs).all(-1)
     good = feasible(costs, limits)
     numbers = archive.seen + jnp.arange(masks.shape[0], dtype=jnp.int32)
-    new = Entries(is_kept(masks), rewards, costs, usable & good, numbers)
+    new = Entries(
+        masks=is_kept(masks),
+        rewards=rewards,
+        costs=costs,
+        valid=usable & good,
+        evaluations=numbers,
+    )
     near = new._replace(valid=usable & ~good)
+    missing = jnp.sum(~jnp.isfinite(rewards), dtype=jnp.int32)
     return Archive(
-        _best(archive.feasible, new, lambda entries: entries.rewards),
-        _best(archive.infeasible, near, lambda entries: -violation(entries.costs, limits)),
-        archive.seen + masks.shape[0],
+        feasible=_best(archive.feasible, new, _rewards),
+        infeasible=_best(archive.infeasible, near, lambda found: -violation(found.costs, limits)),
+        seen=archive.seen + masks.shape[0],
+        missing=archive.missing + missing,
     )
 
 
 def archive_best(archive: Archive) -> Entries:
-    """The feasible mask of highest reward, without the leading axis; check its ``valid``."""
+    """Return the feasible mask of highest reward.
+
+    Use it to read a finished search. The leading axis is dropped; check ``valid`` before using it.
+    """
     return jax.tree.map(lambda leaf: leaf[0], archive.feasible)
 
 
-def _best(old: Entries, new: Entries, merit) -> Entries:
+def archive_is_empty(archive: Archive) -> jax.Array:
+    """Return whether a search has found nothing at all.
+
+    bool[], true where no mask, within budgets or over them, had a finite reward and finite costs.
+    """
+    return ~(archive.feasible.valid.any() | archive.infeasible.valid.any())
+
+
+def check_archive(archive: Archive) -> None:
+    """Refuse an archive in which nothing was found.
+
+    Use it after a search and before delivering; it reads values, so not under ``jax.jit``.
+
+    Raises:
+        EmptyArchiveError: no mask is held; the message says whether rewards or costs are missing.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2], [[1.0, 2.0]], [[0.0]], limits=0.5)
+        >>> archive = archive_init(env, capacity=4)
+        >>> masks = jnp.ones((3, 1, 2))
+        >>> archive = archive_update(archive, masks, jnp.full(3, jnp.nan), jnp.ones((3, 1)),
+        ...                          env.limits)
+        >>> check_archive(archive)
+        Traceback (most recent call last):
+        rlprune_jax.search.archive.EmptyArchiveError: every reward was NaN or infinite, of all 3 \
+candidates; look at what evaluates them, such as the metric, its data or the learning rate
+    """
+    if not bool(archive_is_empty(archive)):
+        return
+    seen, missing = int(np.asarray(archive.seen)), int(np.asarray(archive.missing))
+    if seen == 0:
+        raise EmptyArchiveError("no candidate was evaluated; run the search first")
+    if missing == seen:
+        raise EmptyArchiveError(
+            f"every reward was NaN or infinite, of all {seen} candidates; look at what evaluates "
+            "them, such as the metric, its data or the learning rate"
+        )
+    raise EmptyArchiveError(
+        f"no candidate of {seen} has both a finite reward and finite costs ({missing} rewards are "
+        "missing); look at what measures the costs"
+    )
+
+
+def _rewards(entries: Entries) -> jax.Array:
+    return entries.rewards
+
+
+def _best(old: Entries, new: Entries, merit: Callable[[Entries], jax.Array]) -> Entries:
     """The first M of both by falling merit, duplicates and invalid ones last."""
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, new)
     marks = fingerprint(both.masks)
@@ -114,7 +189,10 @@ def _best(old: Entries, new: Entries, merit) -> Entries:
 
 
 def fingerprint(masks: jax.Array) -> jax.Array:
-    """Two independent 32-bit hashes u32[M, 2] of masks bool[M, G, Cmax], to tell them apart."""
+    """Hash masks to tell them apart.
+
+    Two independent 32-bit hashes, u32[M, 2], of masks bool[M, G, Cmax].
+    """
     flat = masks.reshape(masks.shape[0], -1).astype(jnp.uint32)
     words = jax.random.bits(jax.random.key(0), (flat.shape[1], 2), jnp.uint32)
     return jnp.sum(flat[:, :, None] * words[None], axis=1, dtype=jnp.uint32)

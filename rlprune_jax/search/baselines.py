@@ -1,15 +1,16 @@
-"""Searches without learning of a policy, on the same seam: what an agent has to beat.
+"""Search without learning a policy, as rivals of the agent.
 
 Where the environment has traceable costs, every candidate is projected onto the budgets.
 ``init(hparams, key)`` ignores ``hparams``, so that a baseline stands wherever an agent does.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from rlprune_jax.checks import require, require_choice, require_count, require_range
+from rlprune_jax.search.config import CHOICES, Granularity
 from rlprune_jax.search.environment import (
     Environment,
     best_units,
@@ -28,7 +29,6 @@ from rlprune_jax.search.searcher import (
     Metrics,
     Searcher,
     batch_metrics,
-    check_positive,
     check_told,
     violation,
     worst_for_missing,
@@ -38,41 +38,54 @@ from rlprune_jax.types import Gates, PyTree
 
 
 class Nothing(NamedTuple):
-    """State of a search that does not learn: i32 iterations seen."""
+    """Count iterations where nothing is learned.
+
+    Attributes:
+        iteration: i32, tells seen.
+    """
 
     iteration: jax.Array
 
 
 class Distribution(NamedTuple):
-    """State of the cross-entropy method: mean and deviation of its logits, same shape."""
+    """Hold the distribution of the cross-entropy method.
+
+    Attributes:
+        mean: f32[G] or f32[G, Cmax], of its logits.
+        std: same shape, their standard deviation.
+    """
 
     mean: jax.Array
     std: jax.Array
 
 
 def uniform(env: Environment, num_candidates: int) -> Searcher:
-    """The same keep ratio in every group: the largest that meets the budgets.
+    """Try the same keep ratio in every group.
+
+    The plainest rival. The first candidate has the largest ratio that meets the budgets.
 
     Further candidates try smaller ratios, evenly spaced down to half of it.
     """
-    check_positive("num_candidates", num_candidates)
-    share = jnp.linspace(1.0, 0.5, num_candidates)
+    require_count("num_candidates", num_candidates)
+    scale = jnp.linspace(1.0, 0.5, num_candidates)
 
     def propose(state: Nothing, key: jax.Array) -> jax.Array:
         ratios = jnp.full(env.num_groups, 0.5)
         ratios = project_ratios(env, ratios) if env.cost_fn else env.initial_keep
-        return ratios_to_masks(env, share[:, None] * ratios)
+        return ratios_to_masks(env, scale[:, None] * ratios)
 
     return _without_learning(env, propose)
 
 
 def global_threshold(env: Environment, num_candidates: int) -> Searcher:
-    """One threshold on the scores of all units, as low as the budgets allow.
+    """Cut all units at one threshold on their scores.
+
+    The threshold is as low as the budgets allow. Use it where scores compare across groups.
 
     The first candidate compares raw scores; further ones divide them by their group's mean to a
     power that rises to 1, since layers score on scales of their own.
     """
-    check_positive("num_candidates", num_candidates)
+    require_count("num_candidates", num_candidates)
     power = jnp.linspace(0.0, 1.0, num_candidates)[:, None, None]
 
     def propose(state: Nothing, key: jax.Array) -> jax.Array:
@@ -85,7 +98,10 @@ def global_threshold(env: Environment, num_candidates: int) -> Searcher:
 
 
 def ranked(env: Environment, scores: Gates) -> Searcher:
-    """One threshold on given scores of all units, as low as the budgets allow.
+    """Cut all units at one threshold on given scores.
+
+    Use it to turn any ranking of units, such as structured SAP's, into a rival. The threshold is as
+    low as the budgets allow.
 
     Args:
         env: the problem.
@@ -95,8 +111,12 @@ def ranked(env: Environment, scores: Gates) -> Searcher:
     return _without_learning(env, lambda state, key: _thresholded(env, priorities))
 
 
-def random_search(env: Environment, num_candidates: int, granularity: str = "coarse") -> Searcher:
-    """Random candidates on the budgets, from a mixture that covers near and far.
+def random_search(
+    env: Environment, num_candidates: int, granularity: Granularity = "coarse"
+) -> Searcher:
+    """Draw random candidates on the budgets.
+
+    They come from a mixture that covers near and far, which makes a hard rival to beat.
 
     Coarse: keep ratios around the uniform one in logit space, with a deviation drawn per
     candidate between 0.1 and 2. Fine: units kept by score plus logistic noise, with a slope
@@ -105,8 +125,8 @@ def random_search(env: Environment, num_candidates: int, granularity: str = "coa
     Raises:
         ValueError: ``num_candidates`` below 1 or an unknown granularity.
     """
-    check_positive("num_candidates", num_candidates)
-    _check_granularity(granularity)
+    require_count("num_candidates", num_candidates)
+    require_choice("granularity", granularity, CHOICES["granularity"])
 
     def propose(state: Nothing, key: jax.Array) -> jax.Array:
         width_key, ratio_key, slope_key, unit_key = jax.random.split(key, 4)
@@ -127,13 +147,15 @@ def cross_entropy(
     env: Environment,
     num_candidates: int,
     elite_fraction: float = 0.25,
-    granularity: str = "coarse",
+    granularity: Granularity = "coarse",
     smoothing: float | None = None,
     initial_std: float = 0.7,
     minimum_std: float = 0.05,
     sharpness: float = 6.0,
 ) -> Searcher:
-    """The cross-entropy method (Rubinstein 1999): move a distribution to the best candidates.
+    """Move a distribution towards the best candidates.
+
+    The cross-entropy method (Rubinstein 1999), a rival that learns without a gradient.
 
     Coarse: a Gaussian over logits of keep ratios. Fine: a Bernoulli per unit, started from the
     scores with slope ``sharpness``. Feasible candidates rank above infeasible ones.
@@ -141,7 +163,7 @@ def cross_entropy(
     Args:
         env: the problem.
         num_candidates: N.
-        elite_fraction: share of the candidates that are followed.
+        elite_fraction: fraction of the candidates that are followed.
         granularity: "coarse" or "fine".
         smoothing: how far the distribution moves to the elites per iteration, in (0, 1]; by
             default 0.5 coarse and 0.3 fine, the best of a sweep.
@@ -150,23 +172,28 @@ def cross_entropy(
         sharpness: of the fine starting logits.
 
     Raises:
-        ValueError: ``num_candidates`` below 1, a fraction outside (0, 1], unknown granularity.
+        ValueError: ``num_candidates`` below 1, a fraction outside (0, 1], a negative deviation,
+            unknown granularity.
     """
-    check_positive("num_candidates", num_candidates)
-    _check_granularity(granularity)
+    require_count("num_candidates", num_candidates)
+    require_choice("granularity", granularity, CHOICES["granularity"])
     if smoothing is None:
         smoothing = 0.5 if granularity == "coarse" else 0.3
     for argument, value in (("elite_fraction", elite_fraction), ("smoothing", smoothing)):
-        if not 0.0 < value <= 1.0:
-            raise ValueError(f"{argument}={value}: needs a number in (0, 1]")
+        require(0.0 < value <= 1.0, argument, value, "above 0 and at most 1")
+    for argument, value in (("initial_std", initial_std), ("minimum_std", minimum_std)):
+        require_range(argument, value, 0.0)
+    require_range("sharpness", sharpness, 0.0)
     elites = max(1, round(elite_fraction * num_candidates))
     coarse = granularity == "coarse"
 
     def init(hparams: PyTree, key: jax.Array) -> Distribution:
         if coarse:
-            return Distribution(starting_logits(env), jnp.full(env.num_groups, initial_std))
+            return Distribution(
+                mean=starting_logits(env), std=jnp.full(env.num_groups, initial_std)
+            )
         start = sharpness * _score_logits(env, env.initial_keep)
-        return Distribution(start, jnp.zeros_like(start))
+        return Distribution(mean=start, std=jnp.zeros_like(start))
 
     def ask(state: Distribution, key: jax.Array) -> tuple[Candidates, Distribution]:
         shape = (num_candidates, *state.mean.shape)
@@ -196,17 +223,24 @@ def cross_entropy(
         else:
             old = jax.nn.sigmoid(state.mean)
             # Probabilities stop short of 0 and 1, so that no unit is lost for good.
-            share = jnp.clip((1.0 - smoothing) * old + smoothing * best.mean(0), 0.01, 0.99)
-            return Distribution(logit(share), state.std), metrics
-        blend = lambda old, new: (1.0 - smoothing) * old + smoothing * new  # noqa: E731
-        return Distribution(blend(state.mean, mean), blend(state.std, std)), metrics
+            kept = jnp.clip((1.0 - smoothing) * old + smoothing * best.mean(0), 0.01, 0.99)
+            return Distribution(mean=logit(kept), std=state.std), metrics
+        return Distribution(
+            mean=(1.0 - smoothing) * state.mean + smoothing * mean,
+            std=(1.0 - smoothing) * state.std + smoothing * std,
+        ), metrics
 
-    return Searcher(init, ask, tell)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
 
 
-def _without_learning(
-    env: Environment, propose: Callable[[Nothing, jax.Array], jax.Array]
-) -> Searcher:
+class Propose(Protocol):
+    """Propose candidates without having learned."""
+
+    def __call__(self, state: Nothing, key: jax.Array, /) -> jax.Array:
+        """Return masks f32[N, G, Cmax]."""
+
+
+def _without_learning(env: Environment, propose: Propose) -> Searcher:
     def init(hparams: PyTree, key: jax.Array) -> Nothing:
         return Nothing(jnp.int32(0))
 
@@ -220,7 +254,7 @@ def _without_learning(
         metrics = batch_metrics(rewards, costs, env.limits)
         return Nothing(state.iteration + 1), metrics
 
-    return Searcher(init, ask, tell)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
 
 
 def _thresholded(env: Environment, priorities: jax.Array) -> jax.Array:
@@ -233,11 +267,6 @@ def _thresholded(env: Environment, priorities: jax.Array) -> jax.Array:
     best = env.ranks < jnp.asarray(env.min_keep)[:, None]
     masks = (env.alive & ((priorities >= cut) | best)).astype(jnp.float32)
     return round_masks(env, masks, jnp.where(best, jnp.inf, priorities))
-
-
-def _check_granularity(granularity: str) -> None:
-    if granularity not in ("coarse", "fine"):
-        raise ValueError(f"granularity={granularity!r}: choose 'coarse' or 'fine'")
 
 
 def _log_uniform(key: jax.Array, count: int, low: float, high: float) -> jax.Array:

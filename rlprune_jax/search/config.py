@@ -1,50 +1,80 @@
-"""Structure and numbers of the constrained policy gradient."""
+"""Hold the structure and the numbers of the agent."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from rlprune_jax.search.searcher import check_positive
+from rlprune_jax.checks import require, require_choice, require_count, require_range
 
-CHOICES = {
-    "granularity": ("coarse", "fine"),
-    "constraint": ("multiplier", "projection", "both"),
-    "dual": ("pid", "projected_gradient", "adam_clip", "softplus_adam"),
-    "shaping": ("standardise", "rank", "elite"),
+Granularity = Literal["coarse", "fine"]
+"""A keep ratio per group, or one Bernoulli per unit."""
+
+ConstraintHandling = Literal["multiplier", "projection", "both"]
+"""How budgets are met: a multiplier learns it, every candidate is put on them, or both."""
+
+DualRule = Literal["pid", "projected_gradient", "adam_clip", "softplus_adam"]
+"""The rule that moves the multipliers, a function of ``search.multipliers``."""
+
+Shaping = Literal["standardise", "rank", "elite"]
+"""What the policy learns from: the combined advantage, its ranks, or the best of its ranks."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "granularity": get_args(Granularity),
+    "constraint": get_args(ConstraintHandling),
+    "dual": get_args(DualRule),
+    "shaping": get_args(Shaping),
 }
+"""The choices of each field of `AgentConfig`, as its types state them."""
+
+POSITIVE = ("clip_epsilon", "target_kl", "max_grad_norm", "initial_std")
+FRACTIONS = ("gamma", "gae_lambda")
+ANY_SIGN = ("action_clip_slope",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What shapes the program; every number that may vary without compiling is in ``HParams``.
+class AgentConfig:
+    """Choose the structure of the agent's program.
+
+    Every number that may vary without compiling is in `HParams`.
 
     Attributes:
         granularity: "coarse", a keep ratio per group, or "fine", one Bernoulli per unit.
         constraint: "multiplier" learns to meet the budgets; "projection" puts every candidate on
             them; "both" projects, while multipliers hold the unprojected policy near them.
-        candidates: N per iteration.
+        candidates: N per iteration; at least 2 without a critic, since one candidate alone has
+            nothing to be better than.
         epochs: passes over a batch of candidates.
         minibatches: parts of a batch, must divide ``candidates``.
-        hidden_sizes: of the policy and the critics.
+        hidden_sizes: of the policy and the critics; () makes both linear.
         dual: rule of the multipliers.
         critic: learn values as baselines; else the mean of the other candidates.
-        shaping: of the combined advantage: as it is, by rank, or by the best share of ranks.
+        shaping: of the combined advantage: as it is, by rank, or by the best part of the ranks.
         standardise_cost: divide cost advantages by their deviation; else only centre them.
         normalise_observations: by running mean and deviation.
         normalise_returns: critics learn rewards and costs over their running deviation.
         iterations: length of the run, for the action-clip and deviation schedules; None for none.
+
+    Raises:
+        ValueError: an unknown choice, a count below its least value, parts that do not divide.
+
+    Example:
+        >>> AgentConfig(granularity="fine", candidates=32).constraint
+        'projection'
     """
 
-    granularity: str = "coarse"
-    constraint: str = "projection"
+    granularity: Granularity = "coarse"
+    constraint: ConstraintHandling = "projection"
     candidates: int = 16
     epochs: int = 8
     minibatches: int = 1
     hidden_sizes: tuple[int, ...] = (64, 64)
-    dual: str = "pid"
+    dual: DualRule = "pid"
     critic: bool = False
-    shaping: str = "standardise"
+    shaping: Shaping = "standardise"
     standardise_cost: bool = True
     normalise_observations: bool = False
     normalise_returns: bool = True
@@ -52,29 +82,45 @@ class Config:
 
     def __post_init__(self) -> None:
         for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ValueError(f"{field}={getattr(self, field)!r}: choose one of {choices}")
+            require_choice(field, getattr(self, field), choices)
         for field in ("candidates", "epochs", "minibatches"):
-            check_positive(field, getattr(self, field))
+            require_count(field, getattr(self, field))
         if self.iterations is not None:
-            check_positive("iterations", self.iterations)
-        if self.candidates % self.minibatches:
-            raise ValueError(
-                f"minibatches={self.minibatches} must divide candidates={self.candidates}"
-            )
-        if self.critic and self.shaping != "standardise":
-            raise ValueError(f"shaping={self.shaping!r} ranks whole candidates: set critic=False")
+            require_count("iterations", self.iterations)
+        for width in self.hidden_sizes:
+            require_count("hidden_sizes", width)
+        # A list would do, but a configuration is part of what compiled programs are found by.
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        require(
+            self.candidates % self.minibatches == 0,
+            "minibatches",
+            self.minibatches,
+            f"a divisor of candidates={self.candidates}",
+        )
+        require(
+            self.candidates > 1 or self.critic,
+            "candidates",
+            self.candidates,
+            "at least 2; one alone has nothing to be better than, unless critic=True",
+        )
+        require(
+            not self.critic or self.shaping == "standardise",
+            "shaping",
+            self.shaping,
+            "'standardise' with a critic; ranks are of whole candidates, so set critic=False",
+        )
 
 
 class HParams(NamedTuple):
-    """Every number of the agent, each a scalar (or traced, or batched by vmap).
+    """Hold every number of the agent.
 
-    The rates, the clip, the divergence and the sharpness were found by studies on two data sets
-    (README, "The agent's defaults").
+    Each is a scalar, and may be traced or batched by ``jax.vmap``. The rates, the clip, the
+    divergence and the sharpness were found by studies on two data sets (README, "The agent's
+    defaults").
 
     Attributes:
         learning_rate: of the networks (Adam).
-        table_learning_rate: of the learned offset per group.
+        group_learning_rate: of the learned number per group.
         unit_learning_rate: of the learned number per unit.
         std_learning_rate: of the coarse log deviation.
         clip_epsilon: PPO's clip of the likelihood ratio.
@@ -96,10 +142,14 @@ class HParams(NamedTuple):
         multiplier_max: cap of each multiplier.
         action_clip_start: largest prune ratio at the start; 1 for no clip.
         action_clip_slope: added to it over the run.
+
+    Example:
+        >>> HParams(unit_learning_rate=0.2).group_learning_rate
+        0.087
     """
 
     learning_rate: ArrayLike = 1.3e-3
-    table_learning_rate: ArrayLike = 0.087
+    group_learning_rate: ArrayLike = 0.087
     unit_learning_rate: ArrayLike = 0.11
     std_learning_rate: ArrayLike = 0.02
     clip_epsilon: ArrayLike = 0.53
@@ -120,3 +170,29 @@ class HParams(NamedTuple):
     multiplier_max: ArrayLike = 100.0
     action_clip_start: ArrayLike = 1.0
     action_clip_slope: ArrayLike = 0.0
+
+
+def check_hparams(hparams: HParams) -> HParams:
+    """Return the agent's numbers as float32 scalars, checked.
+
+    Values that are traced are taken as they come, since they are not known yet.
+
+    Raises:
+        ValueError: a number that is none, not a scalar, or out of its range; the message names it.
+    """
+    require(isinstance(hparams, HParams), "hparams", hparams, "HParams(...)")
+    checked = {}
+    for name, value in zip(hparams._fields, hparams, strict=True):
+        require(np.ndim(value) == 0, f"hparams.{name}", value, "a scalar; batch it by jax.vmap")
+        if not isinstance(value, jax.core.Tracer):
+            low = -np.inf if name in ANY_SIGN else 0.0
+            high = 1.0 if name in FRACTIONS else np.inf
+            number = require_range(f"hparams.{name}", _plain(value), low, high)
+            require(name not in POSITIVE or number > 0, f"hparams.{name}", number, "above 0")
+        checked[name] = jnp.asarray(value, jnp.float32)
+    return HParams(**checked)
+
+
+def _plain(value: ArrayLike) -> object:
+    """Show an array as the number it is."""
+    return value.item() if isinstance(value, jax.Array | np.ndarray | np.generic) else value

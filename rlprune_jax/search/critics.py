@@ -1,34 +1,52 @@
-"""Critics of the reward and of each cost, and the running statistics that scale what they learn."""
+"""Learn values of the reward and of each cost.
 
-from collections.abc import Callable
-from typing import NamedTuple
+With the running statistics that scale what critics learn.
+"""
+
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from rlprune_jax.search.config import Config
+from rlprune_jax.search.config import AgentConfig
 from rlprune_jax.search.environment import Environment
 from rlprune_jax.search.policy import Mlp, observation_size
 from rlprune_jax.types import PyTree
 
 
+class InitCritics(Protocol):
+    """Draw the critics' parameters."""
+
+    def __call__(self, key: jax.Array, /) -> PyTree:
+        """Return parameters."""
+
+
+class Values(Protocol):
+    """Predict the reward and the costs of an episode."""
+
+    def __call__(self, params: PyTree, observations: jax.Array, /) -> jax.Array:
+        """Return f32[G, N, 1 + K] of observations f32[G, N, F'], reward first."""
+
+
 class Critics(NamedTuple):
-    """Value functions; without critics their parameters are empty and their values 0.
+    """Bundle the value functions of reward and costs.
+
+    Without critics their parameters are empty and their values 0.
 
     Attributes:
         init: ``(key) -> params``.
         values: ``(params, observations f32[G, N, F']) -> f32[G, N, 1 + K]``, reward first.
     """
 
-    init: Callable[[jax.Array], PyTree]
-    values: Callable[[PyTree, jax.Array], jax.Array]
+    init: InitCritics
+    values: Values
 
 
-def make_critics(env: Environment, config: Config) -> Critics:
-    """One network for the reward and one for the costs, as ``config`` asks."""
+def make_critics(env: Environment, config: AgentConfig) -> Critics:
+    """Make one network for the reward and one for costs."""
     outputs = 1 + env.num_budgets
     if not config.critic:
-        return Critics(lambda key: {}, lambda _, x: jnp.zeros((*x.shape[:-1], outputs)))
+        return Critics(init=lambda key: {}, values=lambda _, x: jnp.zeros((*x.shape[:-1], outputs)))
     reward_net = Mlp(config.hidden_sizes, 1, 1.0)
     cost_net = Mlp(config.hidden_sizes, env.num_budgets, 1.0)
 
@@ -42,11 +60,17 @@ def make_critics(env: Environment, config: Config) -> Critics:
         cost = jnp.asarray(cost_net.apply(params["cost"], observations))
         return jnp.concatenate([reward, cost], axis=-1)
 
-    return Critics(init, values)
+    return Critics(init=init, values=values)
 
 
 class Running(NamedTuple):
-    """Running statistics: size of the sample, mean f32[F], summed squared deviation f32[F]."""
+    """Hold running statistics of a stream of vectors.
+
+    Attributes:
+        size: f32[], vectors seen.
+        mean: f32[F].
+        squares: f32[F], summed squared deviations.
+    """
 
     size: jax.Array
     mean: jax.Array
@@ -54,25 +78,31 @@ class Running(NamedTuple):
 
 
 def running_init(size: int) -> Running:
-    """Statistics of nothing yet."""
-    return Running(jnp.zeros(()), jnp.zeros(size), jnp.zeros(size))
+    """Return statistics of nothing yet."""
+    return Running(size=jnp.zeros(()), mean=jnp.zeros(size), squares=jnp.zeros(size))
 
 
 def running_update(running: Running, batch: jax.Array) -> Running:
-    """Add a batch f32[B, F] (Chan et al. 1979, the parallel form of Welford's update)."""
+    """Add a batch to running statistics.
+
+    The parallel form of Welford's update (Chan et al. 1979) of a batch f32[B, F].
+    """
     size = batch.shape[0]
     mean = batch.mean(0)
     squares = jnp.sum((batch - mean) ** 2, axis=0)
     total = running.size + size
     delta = mean - running.mean
     return Running(
-        total,
-        running.mean + delta * size / total,
-        running.squares + squares + delta**2 * running.size * size / total,
+        size=total,
+        mean=running.mean + delta * size / total,
+        squares=running.squares + squares + delta**2 * running.size * size / total,
     )
 
 
 def running_std(running: Running) -> jax.Array:
-    """Standard deviation f32[F]; 1 before anything was seen and where nothing varies."""
+    """Return the standard deviation of what was seen.
+
+    f32[F], 1 before anything was seen and where nothing varies.
+    """
     variance = running.squares / jnp.maximum(running.size, 1.0)
     return jnp.where(variance > 1e-12, jnp.sqrt(jnp.maximum(variance, 1e-12)), 1.0)

@@ -1,23 +1,28 @@
-"""The constrained Markov decision process: groups of units in depth order, budgets, projection.
+"""Describe a constrained decision process over groups of units.
 
 Nothing here knows networks. A group is a number of units that are kept or pruned together with
 a rank for each; a cost is any traceable function of the masks that grows with them.
 Shapes: G groups, C units of the largest group (``Cmax``), F features, K budgets, N candidates.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rlprune_jax.kept import is_kept
 from rlprune_jax.search.ranking import fill_while, largest
 from rlprune_jax.types import Gates
 
-CostFunction = Callable[[jax.Array], jax.Array]
-"""``masks f32[G, Cmax] -> costs f32[K]``, traceable, as ratios to the dense network."""
+
+class CostFunction(Protocol):
+    """Price one mask, traceably."""
+
+    def __call__(self, masks: jax.Array, /) -> jax.Array:
+        """Return costs f32[K] of a mask f32[G, Cmax], such as ratios to the dense network."""
+
 
 SHIFT_BOUND = 30.0  # sigmoid(logit(1e-6) + 30) is 1 and sigmoid(logit(1 - 1e-6) - 30) is 0
 BISECTION_STEPS = 26  # 60 / 2**26 < 1e-6 in logit space, finer than one unit of 100,000
@@ -25,7 +30,10 @@ BISECTION_STEPS = 26  # 60 / 2**26 < 1e-6 in logit space, finer than one unit of
 
 @struct.dataclass
 class Environment:
-    """One pruning problem, as a pytree whose numbers are leaves and whose structure is static.
+    """Describe one pruning problem.
+
+    A pytree whose numbers are leaves and whose structure is static, so that another problem of the
+    same structure runs in the program that is compiled. Make it with `make_environment`.
 
     Attributes:
         descriptors: f32[G, F], features of each group, around [0, 1].
@@ -57,32 +65,36 @@ class Environment:
 
     @property
     def num_groups(self) -> int:
-        """G."""
+        """Return G, the number of groups."""
         return len(self.sizes)
 
     @property
     def num_units(self) -> int:
-        """Cmax, the units of the largest group."""
+        """Return Cmax, the units of the largest group."""
         return max(self.sizes)
 
     @property
     def num_budgets(self) -> int:
-        """K."""
+        """Return K, the number of budgets."""
         return self.limits.shape[-1]
 
     @property
     def multiples(self) -> tuple[int, ...]:
-        """``round_to``, 1 where any number of units may be kept."""
+        """Return ``round_to``, 1 where any number may be kept."""
         return self.round_to or (1,) * self.num_groups
 
     @property
     def alive(self) -> jax.Array:
-        """bool[G, Cmax], False on padding."""
+        """Return bool[G, Cmax], False on padding."""
         return jnp.arange(self.num_units) < jnp.asarray(self.sizes)[:, None]
 
 
 def masks_to_gates(env: Environment, masks: jax.Array) -> Gates:
-    """Masks f32[..., G, Cmax] as a dictionary of gates f32[..., size], padding dropped."""
+    """Return masks as a dictionary of gates.
+
+    Use it to evaluate candidates on a network. Padding of f32[..., G, Cmax] is dropped, and a group
+    of ``size`` units becomes f32[..., size].
+    """
     _check_trailing("masks", masks, (env.num_groups, env.num_units))
     return {
         name: masks[..., index, :size]
@@ -91,7 +103,9 @@ def masks_to_gates(env: Environment, masks: jax.Array) -> Gates:
 
 
 def gates_to_masks(env: Environment, gates: Gates) -> jax.Array:
-    """Gates, a dictionary of f32[..., size], as masks f32[..., G, Cmax] padded with zeros.
+    """Return a dictionary of gates as padded masks.
+
+    Undoes `masks_to_gates`: each f32[..., size] becomes a row of f32[..., G, Cmax].
 
     Raises:
         ValueError: unknown or missing group, wrong size, or NaN where the values are known.
@@ -102,14 +116,16 @@ def gates_to_masks(env: Environment, gates: Gates) -> jax.Array:
     for name, size in zip(env.names, env.sizes, strict=True):
         row = jnp.asarray(gates[name], jnp.float32)
         _check_trailing(f"gates[{name!r}]", row, (size,))
-        if not isinstance(row, jax.core.Tracer) and bool(jnp.isnan(row).any()):
+        if not isinstance(row, jax.core.Tracer) and np.isnan(np.asarray(row)).any():
             raise ValueError(f"gates[{name!r}] holds NaN: a gate is 1 (kept) or 0 (pruned)")
         rows.append(jnp.pad(row, [(0, 0)] * (row.ndim - 1) + [(0, env.num_units - size)]))
     return jnp.stack(rows, axis=-2)
 
 
 def ratios_to_masks(env: Environment, keep_ratio: jax.Array) -> jax.Array:
-    """Keep the best ``round(ratio * size)`` units of each group, at least ``min_keep``.
+    """Keep the best units of each group by ratio.
+
+    ``round(ratio * size)`` units stay, at least ``min_keep``.
 
     Where the environment rounds, the nearest allowed number of units.
 
@@ -119,13 +135,18 @@ def ratios_to_masks(env: Environment, keep_ratio: jax.Array) -> jax.Array:
 
     Returns:
         Masks f32[..., G, Cmax] with exactly that many ones per group, whatever ties in score.
+
+    Raises:
+        ValueError: a wrong shape, or known ratios outside [0, 1]. Where they are traced, what is
+            outside is clipped and NaN keeps ``min_keep``.
     """
-    _check_trailing("keep_ratio", keep_ratio, (env.num_groups,))
+    _check_ratios(env, keep_ratio)
     return _counts_to_masks(env, _counts(env, keep_ratio))
 
 
 def _counts(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     sizes, least = jnp.asarray(env.sizes), jnp.asarray(env.min_keep)
+    keep_ratio = jnp.clip(jnp.nan_to_num(keep_ratio, nan=0.0), 0.0, 1.0)
     counts = jnp.round(keep_ratio * sizes).astype(jnp.int32)
     if max(env.multiples) > 1:
         multiples = jnp.asarray(env.multiples)
@@ -140,7 +161,9 @@ def _counts_to_masks(env: Environment, counts: jax.Array) -> jax.Array:
 
 
 def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> jax.Array:
-    """Keep the next lower multiple of ``round_to`` units of each group, at least ``min_keep``.
+    """Keep the next lower multiple of units per group.
+
+    The multiple is ``round_to``; at least ``min_keep`` units stay.
 
     Units go in the order of rising priority and come back in that of falling priority, as in
     ``units.round_gates``; a group that is whole stays so.
@@ -170,13 +193,18 @@ def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> ja
 
 
 def masks_to_ratios(env: Environment, masks: jax.Array) -> jax.Array:
-    """Kept fraction f32[..., G] of each group of masks f32[..., G, Cmax]."""
+    """Return the kept fraction of each group.
+
+    f32[..., G] of masks f32[..., G, Cmax].
+    """
     _check_trailing("masks", masks, (env.num_groups, env.num_units))
     return masks.sum(-1) / jnp.asarray(env.sizes, jnp.float32)
 
 
 def candidate_costs(env: Environment, masks: jax.Array) -> jax.Array:
-    """Costs f32[..., K] of masks f32[..., G, Cmax] by the environment's own function.
+    """Return the costs of masks by the environment's function.
+
+    f32[..., K] of masks f32[..., G, Cmax].
 
     Raises:
         ValueError: the environment has no traceable costs.
@@ -188,22 +216,33 @@ def candidate_costs(env: Environment, masks: jax.Array) -> jax.Array:
 
 
 def feasible(costs: jax.Array, limits: jax.Array) -> jax.Array:
-    """bool[...]: every cost of f32[..., K] finite and within its limit f32[K]."""
+    """Return whether every cost is within its limit.
+
+    Costs are f32[..., K], limits f32[K]; a cost that is not finite is not within.
+    """
     return jnp.all(jnp.isfinite(costs) & (costs <= limits), axis=-1)
 
 
 def minimum_costs(env: Environment) -> jax.Array:
-    """Costs f32[K] when every group keeps ``min_keep`` units: the least that can be reached."""
+    """Return the least costs that can be reached.
+
+    f32[K], those of a mask that keeps ``min_keep`` units of every group.
+    """
     return candidate_costs(env, ratios_to_masks(env, jnp.zeros(env.num_groups)))
 
 
 def reachable(env: Environment) -> jax.Array:
-    """bool[K]: which budgets some mask can meet."""
+    """Return which budgets some mask can meet.
+
+    bool[K]. Use it before a search, which cannot meet the others.
+    """
     return minimum_costs(env) <= env.limits
 
 
 def project_ratios(env: Environment, keep_ratio: jax.Array) -> jax.Array:
-    """Shift all keep ratios together, in logit space, until the budgets are just met.
+    """Shift all keep ratios together onto the budgets.
+
+    The shift is in logit space.
 
     A candidate below its budgets grows and one above shrinks; small ratios scale alike and none
     passes 1. Where no shift is enough, every group falls back to ``min_keep``.
@@ -215,13 +254,19 @@ def project_ratios(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     Returns:
         Ratios f32[..., G] of whole units, so that no rounding can undo the projection:
         their ``ratios_to_masks`` meets every reachable budget.
+
+    Raises:
+        ValueError: a wrong shape, known ratios outside [0, 1], or no traceable costs. Where ratios
+            are traced, what is outside is clipped and NaN counts as a half.
     """
-    _check_trailing("keep_ratio", keep_ratio, (env.num_groups,))
+    _check_ratios(env, keep_ratio)
     return masks_to_ratios(env, project_logits(env, logit(jnp.nan_to_num(keep_ratio, nan=0.5)))[0])
 
 
 def project_logits(env: Environment, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest shift of all logits of keep ratios that meets the budgets, by bisection.
+    """Find the largest shift of logits within the budgets.
+
+    By bisection; `project_ratios` is the same on ratios.
 
     Args:
         env: the problem, with traceable costs.
@@ -232,7 +277,7 @@ def project_logits(env: Environment, logits: jax.Array) -> tuple[jax.Array, jax.
     """
     _check_trailing("logits", logits, (env.num_groups,))
 
-    def narrow(_: Any, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def narrow(_: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, counts = carry
         middle = 0.5 * (low + high)
         tried = _counts(env, jax.nn.sigmoid(logits + middle[..., None]))
@@ -249,22 +294,26 @@ def project_logits(env: Environment, logits: jax.Array) -> tuple[jax.Array, jax.
 
 
 def logit(ratio: jax.Array) -> jax.Array:
-    """Inverse of the sigmoid, finite on [0, 1]."""
+    """Return the inverse of the sigmoid, finite on [0, 1]."""
     ratio = jnp.clip(ratio, 1e-6, 1.0 - 1e-6)
     return jnp.log(ratio) - jnp.log1p(-ratio)
 
 
 def starting_logits(env: Environment) -> jax.Array:
-    """Logits f32[G] of ``initial_keep``, held off 0 and 1 so that a Gaussian there can explore."""
+    """Return logits of ``initial_keep`` that can explore.
+
+    f32[G], held off 0 and 1 so that a Gaussian there moves both ways.
+    """
     return logit(jnp.clip(env.initial_keep, 0.02, 0.98))
 
 
 def project_priorities(env: Environment, priorities: jax.Array) -> jax.Array:
-    """Keep the units of highest priority, over all groups, that the budgets allow.
+    """Keep the units of highest priority that budgets allow.
 
-    The best ``min_keep`` units of every group are always kept. Equal priorities go by index and
-    NaN comes last. Where the environment rounds, each group keeps of its share what makes a
-    multiple. No sort: the threshold is found bit by bit (``ranking``).
+    The fine counterpart of `project_ratios`: units of all groups compete. The best ``min_keep``
+    units of every group are always kept. Equal priorities go by index and NaN comes last. Where
+    the environment rounds, each group then drops to a multiple. No sort: the threshold is found
+    bit by bit (``ranking``).
 
     Args:
         env: the problem, with traceable costs.
@@ -278,7 +327,10 @@ def project_priorities(env: Environment, priorities: jax.Array) -> jax.Array:
 
 
 def best_units(env: Environment, priorities: jax.Array) -> jax.Array:
-    """bool[..., G, Cmax]: the ``min_keep`` units of highest priority in each group."""
+    """Return the ``min_keep`` best units of each group.
+
+    bool[..., G, Cmax] of priorities f32[..., G, Cmax].
+    """
     return largest(jnp.where(env.alive, priorities, -jnp.inf), jnp.asarray(env.min_keep))
 
 
@@ -291,6 +343,15 @@ def _project_one(env: Environment, priorities: jax.Array) -> jax.Array:
 
     kept = fill_while(priorities, env.alive, best_units(env, priorities), within)
     return rounded(kept)
+
+
+def _check_ratios(env: Environment, keep_ratio: jax.Array) -> None:
+    _check_trailing("keep_ratio", keep_ratio, (env.num_groups,))
+    if isinstance(keep_ratio, jax.core.Tracer):
+        return
+    known = np.asarray(keep_ratio)
+    if not ((known >= 0) & (known <= 1)).all():  # so that NaN fails too
+        raise ValueError(f"keep_ratio={known.tolist()} must be ratios from 0 to 1")
 
 
 def _check_trailing(argument: str, array: jax.Array, shape: tuple[int, ...]) -> None:

@@ -1,4 +1,6 @@
-"""Dual updates: one Lagrange multiplier per budget, from how far the mean cost is off its limit.
+"""Update Lagrange multipliers from costs.
+
+One multiplier per budget, from how far the mean cost is off its limit.
 
 Each rule is an ``(init, update)`` pair of pure functions in the manner of optax; hyper-parameters
 may be traced arrays, and the state holds arrays only. K budgets are updated at once.
@@ -6,8 +8,7 @@ With ``relative`` the error is ``(cost - limit) / limit``, so that the gains car
 unit of cost to another; else it is ``cost - limit``, as in the published codes.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import chex
 import jax
@@ -15,9 +16,25 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from rlprune_jax.types import PyTree
+
+
+class InitDual(Protocol):
+    """Start a rule."""
+
+    def __call__(self, num_budgets: int, /) -> PyTree:
+        """Return the state for K budgets."""
+
+
+class UpdateDual(Protocol):
+    """Move the multipliers once."""
+
+    def __call__(self, state: PyTree, cost: jax.Array, limit: jax.Array, /) -> PyTree:
+        """Return the next state, from mean costs f32[K] and limits f32[K]."""
+
 
 class DualUpdate(NamedTuple):
-    """A rule for the multipliers.
+    """Bundle a rule for the multipliers.
 
     Attributes:
         init: ``(num_budgets) -> state``.
@@ -25,12 +42,15 @@ class DualUpdate(NamedTuple):
             f32[K], never negative.
     """
 
-    init: Callable[[int], Any]
-    update: Callable[[Any, jax.Array, jax.Array], Any]
+    init: InitDual
+    update: UpdateDual
 
 
 class PidState(NamedTuple):
-    """State of ``pid``: all f32[K] but ``past``, f32[delay, K], oldest first."""
+    """Hold the state of `pid`.
+
+    All f32[K] but ``past``, f32[delay, K], oldest first.
+    """
 
     multiplier: jax.Array
     integral: jax.Array
@@ -40,13 +60,16 @@ class PidState(NamedTuple):
 
 
 class GradientState(NamedTuple):
-    """State of ``projected_gradient``."""
+    """Hold the state of `projected_gradient`."""
 
     multiplier: jax.Array
 
 
 class AdamState(NamedTuple):
-    """State of the Adam rules: ``parameter`` f32[K] is what Adam moves."""
+    """Hold the state of the Adam rules.
+
+    ``parameter`` f32[K] is what Adam moves.
+    """
 
     multiplier: jax.Array
     parameter: jax.Array
@@ -71,7 +94,10 @@ def pid(
     derivative_of_error: bool = False,
     relative: bool = True,
 ) -> DualUpdate:
-    """Proportional, integral and derivative control (Stooke et al. 2020, arXiv 2007.03964).
+    """Control multipliers by proportional, integral and derivative terms.
+
+    The default rule of the agent: steady where a gradient rule swings (Stooke et al. 2020,
+    arXiv 2007.03964).
 
     ``multiplier = clip(Kp * e + I + Kd * max(0, rise), 0, maximum)`` with
     ``I = clip(I + Ki * e, 0, maximum)``: the integral cannot wind up past what can be used, nor
@@ -93,7 +119,13 @@ def pid(
     def init(num_budgets: int) -> PidState:
         zeros = jnp.zeros(num_budgets)
         start = jnp.full(num_budgets, initial, jnp.float32)
-        return PidState(start, start, zeros, zeros, jnp.zeros((delay, num_budgets)))
+        return PidState(
+            multiplier=start,
+            integral=start,
+            smooth_error=zeros,
+            smooth_cost=zeros,
+            past=jnp.zeros((delay, num_budgets)),
+        )
 
     def update(state: PidState, cost: jax.Array, limit: jax.Array) -> PidState:
         error = _error(cost, limit, relative)
@@ -109,9 +141,15 @@ def pid(
         wanted = proportional_gain * smooth_error + integral + derivative_gain * rise
         past = jnp.concatenate([state.past[1:], smooth_cost[None]])
         multiplier = jnp.clip(wanted, 0.0, maximum)
-        return PidState(multiplier, integral, smooth_error, smooth_cost, past)
+        return PidState(
+            multiplier=multiplier,
+            integral=integral,
+            smooth_error=smooth_error,
+            smooth_cost=smooth_cost,
+            past=past,
+        )
 
-    return DualUpdate(init, update)
+    return DualUpdate(init=init, update=update)
 
 
 def projected_gradient(
@@ -120,7 +158,10 @@ def projected_gradient(
     initial: ArrayLike = 0.0,
     relative: bool = True,
 ) -> DualUpdate:
-    """Projected gradient ascent: ``multiplier = clip(multiplier + rate * e, 0, maximum)``."""
+    """Raise multipliers by projected gradient ascent.
+
+    ``multiplier = clip(multiplier + rate * e, 0, maximum)``. Use it as the textbook rule.
+    """
 
     def init(num_budgets: int) -> GradientState:
         return GradientState(jnp.full(num_budgets, initial, jnp.float32))
@@ -129,7 +170,7 @@ def projected_gradient(
         step = learning_rate * _error(cost, limit, relative)
         return GradientState(jnp.clip(state.multiplier + step, 0.0, maximum))
 
-    return DualUpdate(init, update)
+    return DualUpdate(init=init, update=update)
 
 
 def adam_clip(
@@ -138,21 +179,24 @@ def adam_clip(
     initial: ArrayLike = 0.001,
     relative: bool = True,
 ) -> DualUpdate:
-    """Adam on the multiplier itself, clipped at zero, as in OmniSafe's PPO-Lagrangian.
+    """Move multipliers by Adam, clipped at zero.
+
+    As in OmniSafe's PPO-Lagrangian.
 
     Adam divides by the size of the error, so a large violation is answered like a small one.
     """
 
     def init(num_budgets: int) -> AdamState:
         start = jnp.full(num_budgets, initial, jnp.float32)
-        return AdamState(start, start, optax.scale_by_adam().init(start))
+        moments = optax.scale_by_adam().init(start)
+        return AdamState(multiplier=start, parameter=start, moments=moments)
 
     def update(state: AdamState, cost: jax.Array, limit: jax.Array) -> AdamState:
         ascent, moments = optax.scale_by_adam().update(_error(cost, limit, relative), state.moments)
         parameter = jnp.clip(state.parameter + learning_rate * ascent, 0.0, maximum)
-        return AdamState(parameter, parameter, moments)
+        return AdamState(multiplier=parameter, parameter=parameter, moments=moments)
 
-    return DualUpdate(init, update)
+    return DualUpdate(init=init, update=update)
 
 
 def softplus_adam(
@@ -162,7 +206,9 @@ def softplus_adam(
     minimum: ArrayLike = 0.0,
     relative: bool = True,
 ) -> DualUpdate:
-    """Adam on x with ``multiplier = softplus(x)``: what constrained-RL pruning used.
+    """Move multipliers by Adam through a softplus.
+
+    Adam moves x with ``multiplier = softplus(x)``, which constrained-RL pruning used.
 
     The published runs took a learning rate of 1 and absolute errors (arXiv 2110.08558).
     """
@@ -172,7 +218,8 @@ def softplus_adam(
 
     def init(num_budgets: int) -> AdamState:
         start = jnp.full(num_budgets, inverse(initial))
-        return AdamState(jax.nn.softplus(start), start, optax.scale_by_adam().init(start))
+        moments = optax.scale_by_adam().init(start)
+        return AdamState(multiplier=jax.nn.softplus(start), parameter=start, moments=moments)
 
     def update(state: AdamState, cost: jax.Array, limit: jax.Array) -> AdamState:
         slope = jax.nn.sigmoid(state.parameter) * _error(cost, limit, relative)
@@ -180,6 +227,7 @@ def softplus_adam(
         # Above 20 softplus is the identity to float32, and exp would overflow for a large cap.
         top = jnp.where(jnp.asarray(maximum) > 20.0, maximum, inverse(jnp.minimum(maximum, 20.0)))
         parameter = jnp.clip(state.parameter + learning_rate * ascent, inverse(minimum), top)
-        return AdamState(jax.nn.softplus(parameter), parameter, moments)
+        multiplier = jax.nn.softplus(parameter)
+        return AdamState(multiplier=multiplier, parameter=parameter, moments=moments)
 
-    return DualUpdate(init, update)
+    return DualUpdate(init=init, update=update)

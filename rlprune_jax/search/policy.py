@@ -1,4 +1,6 @@
-"""Stochastic policies over masks, and critics. The only module that imports distrax.
+"""Draw masks from stochastic policies.
+
+The only module that imports distrax.
 
 A policy describes an action per group and step: a keep ratio (coarse) or one Bernoulli per unit
 (fine). Both answer the same few functions, so another granularity is one more ``Policy``: a ratio
@@ -7,8 +9,8 @@ continuous distribution.
 Shapes: actions and log-probabilities are f32[G, N, D], D actions per group (1, or Cmax units).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import distrax
 import flax.linen as nn
@@ -34,8 +36,10 @@ Credit = Literal["sampled", "projected", "sampled_of_projected"]
 """Execute the sampled mask, or its projection; let the sample or the projection take the credit."""
 
 
-class Settings(NamedTuple):
-    """Numbers that a policy reads besides its parameters, all scalars that may be traced.
+class PolicySettings(NamedTuple):
+    """Hold the numbers that a policy reads besides parameters.
+
+    All are scalars that may be traced.
 
     Attributes:
         initial_std: standard deviation of the coarse action before learning, in logit space.
@@ -51,7 +55,9 @@ class Settings(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What was observed and done in N episodes of G steps.
+    """Hold observations and actions of N episodes.
+
+    Each episode has G steps.
 
     Attributes:
         observations: f32[G, N, F'], for the networks and the critics.
@@ -72,7 +78,10 @@ class Trajectory(NamedTuple):
 
 
 class Normaliser(NamedTuple):
-    """Mean and standard deviation f32[F'] taken off observations."""
+    """Standardise observations by mean and deviation.
+
+    Both are f32[F'].
+    """
 
     mean: jax.Array
     std: jax.Array
@@ -82,8 +91,45 @@ class Normaliser(NamedTuple):
         return jnp.clip((observations - self.mean) / self.std, -10.0, 10.0)
 
 
+class InitPolicy(Protocol):
+    """Draw a policy's parameters."""
+
+    def __call__(self, key: jax.Array, /) -> PyTree:
+        """Return parameters."""
+
+
+class Act(Protocol):
+    """Sample N episodes."""
+
+    def __call__(
+        self, params: PyTree, settings: PolicySettings, normaliser: Normaliser, key: jax.Array, /
+    ) -> tuple[jax.Array, Trajectory]:
+        """Return masks f32[N, G, Cmax] and how they came about."""
+
+
+class Describe(Protocol):
+    """Describe the distribution of actions that were taken, differentiably."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        settings: PolicySettings,
+        normaliser: Normaliser,
+        trajectory: Trajectory,
+        /,
+    ) -> tuple[jax.Array, ...]:
+        """Return the parameters of the distribution of ``trajectory.actions``."""
+
+
+class MakeDistribution(Protocol):
+    """Make a distribution from its parameters."""
+
+    def __call__(self, parameters: tuple[jax.Array, ...], /) -> distrax.Distribution:
+        """Return one of batch shape [G, N, D]."""
+
+
 class Policy(NamedTuple):
-    """A policy as pure functions.
+    """Bundle a policy as pure functions.
 
     Attributes:
         init: ``(key) -> params``.
@@ -95,39 +141,50 @@ class Policy(NamedTuple):
         num_live: actions per episode that are not padding.
     """
 
-    init: Callable[[jax.Array], PyTree]
-    act: Callable[..., tuple[jax.Array, Trajectory]]
-    describe: Callable[..., tuple[jax.Array, ...]]
-    distribution: Callable[[tuple[jax.Array, ...]], Any]
+    init: InitPolicy
+    act: Act
+    describe: Describe
+    distribution: MakeDistribution
     live: jax.Array
     num_live: int
 
     def log_prob(self, parameters: tuple[jax.Array, ...], actions: jax.Array) -> jax.Array:
-        """Log-probability f32[G, N, D] of actions, 0 on padding."""
+        """Return the log-probability of actions.
+
+        f32[G, N, D], 0 on padding.
+        """
         return jnp.where(self.live, self.distribution(parameters).log_prob(actions), 0.0)
 
     def entropy(self, parameters: tuple[jax.Array, ...]) -> jax.Array:
-        """Mean entropy of the live actions, nats."""
+        """Return the mean entropy of live actions in nats."""
         return self.mean_live(self.distribution(parameters).entropy())
 
     def divergence(self, old: tuple[jax.Array, ...], new: tuple[jax.Array, ...]) -> jax.Array:
-        """Mean over live actions of KL(old || new), nats."""
+        """Return the mean divergence of two policies in nats.
+
+        KL(old || new), averaged over live actions.
+        """
         return self.mean_live(self.distribution(old).kl_divergence(self.distribution(new)))
 
     def mean_live(self, values: jax.Array) -> jax.Array:
-        """Mean of f32[G, N, D], or of one row for all candidates, without the padding."""
+        """Average over live actions.
+
+        Of f32[G, N, D], or of one row for all candidates, without the padding.
+        """
         return jnp.sum(jnp.where(self.live, values, 0.0).mean(1)) / self.num_live
 
 
-def orthogonal(gain: float) -> Callable[..., jax.Array]:
-    """Flax's orthogonal initialiser, drawn one after the other where keys are vmapped.
+def orthogonal(gain: float) -> nn.initializers.Initializer:
+    """Make Flax's orthogonal initialiser safe under vmap.
+
+    Keys that are vmapped are drawn one after the other.
 
     It factorises a random matrix by QR. Jaxlib's batched QR waits on the CPU for threads of the
     pool it runs in: two devices of a process at once can leave none, and hang (jaxlib 0.10.2).
     """
     draw = nn.initializers.orthogonal(gain)
 
-    def initialise(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def initialise(key: jax.Array, shape: Sequence[int], dtype=jnp.float32, **_) -> jax.Array:
         one = jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))
         return jnp.asarray(one(key))
 
@@ -135,7 +192,9 @@ def orthogonal(gain: float) -> Callable[..., jax.Array]:
 
 
 class Mlp(nn.Module):
-    """Tanh layers with orthogonal initialisation, gain sqrt(2), and a linear head.
+    """Map features through tanh layers to a linear head.
+
+    Initialised orthogonally, with gain sqrt(2).
 
     Attributes:
         hidden_sizes: widths.
@@ -156,12 +215,17 @@ class Mlp(nn.Module):
 
 
 def observation_size(env: Environment) -> int:
-    """F': descriptor, place in depth, one-hot group, last keep ratio, fraction kept so far."""
+    """Return the number of features of an observation.
+
+    F': descriptor, place in depth, one-hot group, last keep ratio, fraction kept so far.
+    """
     return env.descriptors.shape[1] + env.num_groups + 3
 
 
 def observe(env: Environment, step: ArrayLike, last_ratio: jax.Array, kept: jax.Array) -> jax.Array:
-    """Observation f32[..., F'] before acting on group ``step``.
+    """Return the observation before acting on a group.
+
+    f32[..., F'].
 
     Args:
         env: the problem.
@@ -176,9 +240,12 @@ def observe(env: Environment, step: ArrayLike, last_ratio: jax.Array, kept: jax.
 
 
 def observe_ratios(env: Environment, ratios: jax.Array) -> jax.Array:
-    """Observations f32[G, N, F'] of finished episodes with keep ratios f32[N, G]."""
-    share = jnp.asarray(env.sizes, jnp.float32) / sum(env.sizes)
-    before = jnp.cumsum(ratios * share, axis=1) - ratios * share
+    """Return the observations of finished episodes.
+
+    f32[G, N, F'] from keep ratios f32[N, G].
+    """
+    fraction = jnp.asarray(env.sizes, jnp.float32) / sum(env.sizes)
+    before = jnp.cumsum(ratios * fraction, axis=1) - ratios * fraction
     last = jnp.concatenate([jnp.ones_like(ratios[:, :1]), ratios[:, :-1]], axis=1)
     steps = jnp.arange(env.num_groups)
     return jax.vmap(lambda step, *past: observe(env, step, *past))(steps, last.T, before.T)
@@ -187,9 +254,12 @@ def observe_ratios(env: Environment, ratios: jax.Array) -> jax.Array:
 def coarse_policy(
     env: Environment, hidden_sizes: Sequence[int], num_candidates: int, credit: Credit
 ) -> Policy:
-    """A squashed Gaussian keep ratio per group; the action is the Gaussian before squashing.
+    """Make a policy over one keep ratio per group.
 
-    Its mean is ``logit(initial_keep)`` plus a learned offset per group plus a network of what was
+    A squashed Gaussian; the action is the Gaussian before squashing. Use it for few decisions and
+    whole channels of one order.
+
+    Its mean is ``logit(initial_keep)`` plus a learned number per group plus a network of what was
     observed. Projection shifts all ratios of a candidate together in logit space.
 
     Args:
@@ -204,24 +274,24 @@ def coarse_policy(
     def init(key: jax.Array) -> PyTree:
         return {
             "network": network.init(key, jnp.zeros(observation_size(env))),
-            "offset": jnp.zeros(groups),
+            "group_logit": jnp.zeros(groups),
             "log_std": jnp.zeros(groups),
         }
 
     def step_parameters(params, settings, normaliser, step, observations):
         correction = jnp.asarray(network.apply(params["network"], normaliser(observations)))[..., 0]
-        mean = starting_logits(env)[step] + params["offset"][step] + correction
+        mean = starting_logits(env)[step] + params["group_logit"][step] + correction
         std = settings.initial_std * jnp.exp(params["log_std"][step])
         return mean, jnp.broadcast_to(jnp.maximum(std, settings.minimum_std), mean.shape)
 
-    def squash(action: jax.Array, settings: Settings) -> jax.Array:
+    def squash(action: jax.Array, settings: PolicySettings) -> jax.Array:
         return jnp.maximum(jax.nn.sigmoid(action), settings.least_ratio)
 
     def distribution(parameters):
         return distrax.Normal(*parameters)
 
     def act(params, settings, normaliser, key):
-        share = jnp.asarray(env.sizes, jnp.float32) / sum(env.sizes)
+        fraction = jnp.asarray(env.sizes, jnp.float32) / sum(env.sizes)
 
         def step(carry, inputs):
             last_ratio, kept = carry
@@ -230,7 +300,7 @@ def coarse_policy(
             parameters = step_parameters(params, settings, normaliser, group, observations)
             action = distribution(parameters).sample(seed=step_key)
             ratio = squash(action, settings)
-            return (ratio, kept + ratio * share[group]), (observations, action, parameters)
+            return (ratio, kept + ratio * fraction[group]), (observations, action, parameters)
 
         start = (jnp.ones(num_candidates), jnp.zeros(num_candidates))
         steps = (jnp.arange(groups), jax.random.split(key, groups))
@@ -247,7 +317,12 @@ def coarse_policy(
         behaviour = jax.tree.map(lambda leaf: leaf[..., None], parameters)
         log_probs = distribution(behaviour).log_prob(actions)
         return masks, Trajectory(
-            observations, actions, log_probs, behaviour, jnp.zeros(()), proposed
+            observations=observations,
+            actions=actions,
+            log_probs=log_probs,
+            behaviour=behaviour,
+            shift=jnp.zeros(()),
+            proposed_masks=proposed,
         )
 
     def describe(params, settings, normaliser, trajectory):
@@ -257,15 +332,25 @@ def coarse_policy(
         parameters = jax.vmap(one)(jnp.arange(groups), trajectory.observations)
         return jax.tree.map(lambda leaf: leaf[..., None], parameters)
 
-    return Policy(init, act, describe, distribution, jnp.ones((groups, 1, 1), bool), groups)
+    return Policy(
+        init=init,
+        act=act,
+        describe=describe,
+        distribution=distribution,
+        live=jnp.ones((groups, 1, 1), bool),
+        num_live=groups,
+    )
 
 
 def fine_policy(
     env: Environment, hidden_sizes: Sequence[int], num_candidates: int, credit: Credit
 ) -> Policy:
-    """One Bernoulli per unit, started from the scores: the better a unit ranks, the likelier kept.
+    """Make a policy over one Bernoulli per unit.
 
-    Logits are ``sharpness * (initial_keep * C - rank) / C`` plus a learned offset per group, a
+    Use it where which unit goes matters. It starts from the scores: the better a unit ranks, the
+    likelier it is kept.
+
+    Logits are ``sharpness * (initial_keep * C - rank) / C`` plus a learned number per group, a
     learned number per unit, and a network of (score, rank, descriptor) that all units share.
     Projection keeps units by falling ``logit + noise`` as the budgets allow: the sample is the
     same but for its threshold, 0 without projection.
@@ -288,14 +373,14 @@ def fine_policy(
     def init(key: jax.Array) -> PyTree:
         return {
             "network": network.init(key, features),
-            "offset": jnp.zeros(env.num_groups),
-            "table": jnp.zeros(shape),
+            "group_logit": jnp.zeros(env.num_groups),
+            "unit_logit": jnp.zeros(shape),
         }
 
     def logits_of(params, settings):
         start = env.initial_keep[:, None] - (rank + 0.5) / sizes
         correction = jnp.asarray(network.apply(params["network"], features))[..., 0]
-        learned = params["offset"][:, None] + params["table"] + correction
+        learned = params["group_logit"][:, None] + params["unit_logit"] + correction
         return settings.sharpness * start + learned
 
     def distribution(parameters):
@@ -322,9 +407,23 @@ def fine_policy(
         log_probs = distribution(behaviour).log_prob(actions)
         log_probs = jnp.where(env.alive[:, None], log_probs, 0.0)
         observations = observe_ratios(env, masks_to_ratios(env, masks))
-        return masks, Trajectory(observations, actions, log_probs, behaviour, shift, proposed)
+        return masks, Trajectory(
+            observations=observations,
+            actions=actions,
+            log_probs=log_probs,
+            behaviour=behaviour,
+            shift=shift,
+            proposed_masks=proposed,
+        )
 
     def describe(params, settings, normaliser, trajectory):
         return ((logits_of(params, settings) - trajectory.shift)[:, None],)
 
-    return Policy(init, act, describe, distribution, env.alive[:, None], sum(env.sizes))
+    return Policy(
+        init=init,
+        act=act,
+        describe=describe,
+        distribution=distribution,
+        live=env.alive[:, None],
+        num_live=sum(env.sizes),
+    )

@@ -1,15 +1,16 @@
-"""Constrained policy gradient: PPO with one Lagrange multiplier per budget, by ask and tell.
+"""Search by PPO with one Lagrange multiplier per budget.
 
 The clipped surrogate is that of Schulman et al. 2017 (arXiv 1707.06347), taken per action and
 summed, so that at ratio 1 its gradient is REINFORCE's however many units act at once. Multipliers
 and their error relative to the budget are those of ``multipliers``.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rlprune_jax.checks import require_key
 from rlprune_jax.search import multipliers
 from rlprune_jax.search.advantages import (
     episode_advantages,
@@ -17,7 +18,7 @@ from rlprune_jax.search.advantages import (
     normalise,
     rank_utilities,
 )
-from rlprune_jax.search.config import Config, HParams
+from rlprune_jax.search.config import AgentConfig, ConstraintHandling, HParams, check_hparams
 from rlprune_jax.search.critics import (
     Running,
     make_critics,
@@ -29,7 +30,7 @@ from rlprune_jax.search.environment import Environment, candidate_costs
 from rlprune_jax.search.policy import (
     Credit,
     Normaliser,
-    Settings,
+    PolicySettings,
     coarse_policy,
     fine_policy,
     observation_size,
@@ -43,11 +44,11 @@ from rlprune_jax.search.searcher import (
     worst_for_missing,
     worst_for_missing_costs,
 )
-from rlprune_jax.search.surrogate import Acting, Batch, improve, optimizer
+from rlprune_jax.search.surrogate import Acting, Batch, Learner, improve, optimizer
 from rlprune_jax.types import PyTree
 
 # Under "both" the multipliers act on what was sampled, so the sample has to take the credit.
-CREDIT: dict[str, Credit] = {
+CREDIT: dict[ConstraintHandling, Credit] = {
     "multiplier": "sampled",
     "projection": "projected",
     "both": "sampled_of_projected",
@@ -56,7 +57,7 @@ ELITE_FRACTION = 0.5  # CMA-ES gives the better half of a batch its logarithmic 
 
 
 class AgentState(NamedTuple):
-    """Everything the agent knows, arrays only.
+    """Hold everything the agent knows, arrays only.
 
     Attributes:
         hparams: the numbers it was started with, f32 scalars.
@@ -71,14 +72,16 @@ class AgentState(NamedTuple):
     hparams: HParams
     params: PyTree
     moments: PyTree
-    dual: Any
+    dual: PyTree
     iteration: jax.Array
     observations: Running
     outcomes: Running
 
 
-def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
-    """The agent, as init, ask and tell.
+def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
+    """Make the constrained policy-gradient agent.
+
+    Use it where hundreds of candidates can be evaluated; `global_threshold` needs one.
 
     Args:
         env: the problem; projection needs its ``cost_fn``.
@@ -88,18 +91,28 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
         A searcher whose ``init(hparams, key)`` takes ``HParams``.
 
     Raises:
-        ValueError: projection without traceable costs.
+        ValueError: projection without traceable costs; in ``init``, a number out of its range or
+            no typed key.
+    Reference:
+        The clipped surrogate is that of Schulman et al. 2017 (arXiv 1707.06347).
 
     Example:
-        >>> agent = ppo_lagrangian(env, Config(candidates=16))           # doctest: +SKIP
-        >>> state = agent.init(HParams(), jax.random.key(0))             # doctest: +SKIP
-        >>> candidates, state = agent.ask(state, jax.random.key(1))      # doctest: +SKIP
-        >>> state, metrics = agent.tell(state, candidates, rewards, costs)  # doctest: +SKIP
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.5,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> agent = ppo_lagrangian(env, AgentConfig(candidates=4, epochs=1))
+        >>> state = agent.init(HParams(), jax.random.key(0))
+        >>> candidates, state = agent.ask(state, jax.random.key(1))
+        >>> rewards = candidates.masks[:, 1].sum(-1)  # yours, such as a network's accuracy
+        >>> costs = jax.vmap(env.cost_fn)(candidates.masks)  # or measured on the host
+        >>> state, metrics = agent.tell(state, candidates, rewards, costs)
+        >>> float(metrics["feasible_fraction"])
+        1.0
     """
     if config.constraint != "multiplier" and env.cost_fn is None:
         raise ValueError(
-            f"constraint={config.constraint!r} needs traceable costs, and cost_fn=None:"
-            " use constraint='multiplier'"
+            f"constraint={config.constraint!r} must be 'multiplier' where env.cost_fn is None;"
+            " projection needs traceable costs"
         )
     credit = CREDIT[config.constraint]
     make_policy = coarse_policy if config.granularity == "coarse" else fine_policy
@@ -107,7 +120,8 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
     critics = make_critics(env, config)
 
     def init(hparams: HParams, key: jax.Array) -> AgentState:
-        hparams = jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
+        hparams = check_hparams(hparams)
+        require_key("key", key)
         policy_key, critic_key = jax.random.split(key)
         params = {"policy": policy.init(policy_key), "critics": critics.init(critic_key)}
         return AgentState(
@@ -125,7 +139,7 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
         settings = _settings(config, state)
         normaliser = _normaliser(config, state.observations)
         masks, trajectory = policy.act(state.params["policy"], settings, normaliser, act_key)
-        return Candidates(masks, (trajectory, shuffle_key)), state
+        return Candidates(masks=masks, trajectory=(trajectory, shuffle_key)), state
 
     def tell(
         state: AgentState, candidates: Candidates, rewards: jax.Array, costs: jax.Array
@@ -151,18 +165,14 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
         results = jnp.column_stack([rewards, costs]) / scale
         values = critics.values(state.params["critics"], normaliser(trajectory.observations))
         raw = _raw_advantages(config, hparams, results, values)
-        batch = Batch(trajectory, _combine(config, raw * scale, multiplier), raw + values)
-        params, moments, losses = improve(
-            config,
-            hparams,
-            policy,
-            critics,
-            Acting(_settings(config, state), normaliser),
-            state.params,
-            state.moments,
-            batch,
-            shuffle_key,
+        batch = Batch(
+            trajectory=trajectory,
+            advantages=_combine(config, raw * scale, multiplier),
+            returns=raw + values,
+            acting=Acting(settings=_settings(config, state), normaliser=normaliser),
         )
+        learner = Learner(config=config, hparams=hparams, policy=policy, critics=critics)
+        params, moments, losses = improve(learner, state.params, state.moments, batch, shuffle_key)
         state = state._replace(
             params=params,
             moments=moments,
@@ -187,10 +197,10 @@ def ppo_lagrangian(env: Environment, config: Config) -> Searcher:
             "proposed_cost_mean": costs.mean(0) * env.limits,
         }
 
-    return Searcher(init, ask, tell)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
 
 
-def _dual(config: Config, hparams: HParams) -> multipliers.DualUpdate:
+def _dual(config: AgentConfig, hparams: HParams) -> multipliers.DualUpdate:
     bounds = (hparams.multiplier_max, hparams.dual_initial)
     if config.dual == "pid":
         gains = (hparams.dual_kp, hparams.dual_ki, hparams.dual_kd)
@@ -198,23 +208,28 @@ def _dual(config: Config, hparams: HParams) -> multipliers.DualUpdate:
     return getattr(multipliers, config.dual)(hparams.dual_learning_rate, *bounds)
 
 
-def _settings(config: Config, state: AgentState) -> Settings:
+def _settings(config: AgentConfig, state: AgentState) -> PolicySettings:
     """The policy's numbers at this point of the run."""
     hparams = state.hparams
     progress = state.iteration / config.iterations if config.iterations else 0.0
     largest_prune = hparams.action_clip_start + hparams.action_clip_slope * progress
     least_ratio = jnp.clip(1.0 - largest_prune, 0.0, 1.0)
-    return Settings(hparams.initial_std, hparams.minimum_std, hparams.sharpness, least_ratio)
+    return PolicySettings(
+        initial_std=hparams.initial_std,
+        minimum_std=hparams.minimum_std,
+        sharpness=hparams.sharpness,
+        least_ratio=least_ratio,
+    )
 
 
-def _normaliser(config: Config, seen: Running) -> Normaliser:
+def _normaliser(config: AgentConfig, seen: Running) -> Normaliser:
     if config.normalise_observations:
-        return Normaliser(seen.mean, running_std(seen))
-    return Normaliser(jnp.zeros_like(seen.mean), jnp.ones_like(seen.mean))
+        return Normaliser(mean=seen.mean, std=running_std(seen))
+    return Normaliser(mean=jnp.zeros_like(seen.mean), std=jnp.ones_like(seen.mean))
 
 
 def _raw_advantages(
-    config: Config, hparams: HParams, results: jax.Array, values: jax.Array
+    config: AgentConfig, hparams: HParams, results: jax.Array, values: jax.Array
 ) -> jax.Array:
     """Advantages f32[G, N, 1 + K] of rewards and costs f32[N, 1 + K]."""
     if not config.critic:
@@ -223,7 +238,7 @@ def _raw_advantages(
     return estimate(results, values, hparams.gamma, hparams.gae_lambda)
 
 
-def _combine(config: Config, raw: jax.Array, multiplier: jax.Array) -> jax.Array:
+def _combine(config: AgentConfig, raw: jax.Array, multiplier: jax.Array) -> jax.Array:
     """``(A_r - sum_k lambda_k A_k) / (1 + sum_k lambda_k)``, f32[G, N], shaped."""
     reward = normalise(raw[..., 0])
     centre_only = not config.standardise_cost

@@ -1,4 +1,4 @@
-"""Make an environment from the sizes, scores and features of its groups, and check them."""
+"""Make an environment from groups, and check it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -113,11 +113,14 @@ def make_environment(
         round_to=multiples,
     )
     if cost_fn is not None:
-        found = jax.eval_shape(cost_fn, jax.ShapeDtypeStruct((groups, width), jnp.float32))
-        if found.shape != budget.shape:
-            raise ValueError(f"cost_fn returns shape {found.shape}: needs {budget.shape} as limits")
+        _check_costs(env, cost_fn)
     if initial_keep is not None:
-        start = np.broadcast_to(np.asarray(initial_keep, np.float32), (groups,))
+        start = np.asarray(initial_keep, np.float32)
+        if start.shape not in ((), (groups,)):
+            raise ValueError(
+                f"initial_keep has shape {start.shape} and must have ({groups},), or be one number"
+            )
+        start = np.broadcast_to(start, (groups,))
         if not ((start > 0) & (start <= 1)).all():
             raise ValueError(f"initial_keep={start.tolist()}: needs ratios in (0, 1]")
         return dataclasses.replace(env, initial_keep=jnp.asarray(start))
@@ -125,6 +128,29 @@ def make_environment(
         start = jax.jit(project_ratios)(env, jnp.full(groups, 0.5))
         return dataclasses.replace(env, initial_keep=start)
     return env
+
+
+def _check_costs(env: Environment, cost_fn: CostFunction) -> None:
+    """Refuse costs that cannot be traced, or are no costs of the whole network."""
+    masks = env.alive.astype(jnp.float32)
+    try:
+        found = jax.eval_shape(cost_fn, masks)
+    except jax.errors.JAXTypeError as error:
+        raise ValueError(
+            "cost_fn must be traceable; leave it out and measure costs on the host, with "
+            f"run_search_host(..., host_costs=...): {type(error).__name__}"
+        ) from error
+    shape = getattr(found, "shape", None)
+    if shape != env.limits.shape:
+        raise ValueError(
+            f"cost_fn returns shape {shape} and must return {env.limits.shape}, one per limit"
+        )
+    whole = np.asarray(jax.jit(cost_fn)(masks))
+    if not (np.isfinite(whole).all() and (whole >= 0).all()):
+        raise ValueError(
+            f"cost_fn gives {whole.tolist()} for the whole network and must give finite costs of "
+            "at least 0"
+        )
 
 
 def _scores_per_group(

@@ -1,22 +1,39 @@
-"""The units of highest priority, exactly, ties by index, without a sort.
+"""Select the units of highest priority without a sort.
+
+Exactly, ties by index.
 
 XLA sorts on a CPU one comparison at a time, some 60 ns an element; a threshold that is found bit
 by bit costs a few vectorised passes. Priorities are compared as unsigned integers in the order of
 the floats, so what is found is exact.
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-HIGHEST = np.uint32(0xFFFFFFFF)
+
+class Enough(Protocol):
+    """Say of integers whether they are large enough."""
+
+    def __call__(self, trial: jax.Array, /) -> jax.Array:
+        """Return bool[shape] of u32[shape]."""
+
+
+class Fits(Protocol):
+    """Say whether a set of entries is small enough."""
+
+    def __call__(self, taken: jax.Array, /) -> jax.Array:
+        """Return bool[] of bool[...]."""
 
 
 def order_keys(priorities: jax.Array) -> jax.Array:
-    """Unsigned integers in the order of f32 priorities: -inf above 0, NaN with -inf, -0 as 0."""
+    """Return unsigned integers in the order of priorities.
+
+    f32[...] becomes u32[...], -inf above 0, NaN with -inf, -0 as 0.
+    """
     priorities = jnp.where(jnp.isnan(priorities), -jnp.inf, priorities.astype(jnp.float32))
     bits = jax.lax.bitcast_convert_type(priorities, jnp.uint32)
     sign = np.uint32(1 << 31)
@@ -24,8 +41,10 @@ def order_keys(priorities: jax.Array) -> jax.Array:
     return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
-def least_true(test: Callable[[jax.Array], jax.Array], bits: int, shape: tuple = ()) -> jax.Array:
-    """The least integer u32[shape] for which a test that stays true holds; all ones if none does.
+def least_true(test: Enough, bits: int, shape: tuple = ()) -> jax.Array:
+    """Find the least integer for which a test holds.
+
+    u32[shape], all ones where none does.
 
     Args:
         test: ``u32[shape] -> bool[shape]``, false below some integer and true from there on.
@@ -41,7 +60,9 @@ def least_true(test: Callable[[jax.Array], jax.Array], bits: int, shape: tuple =
 
 
 def largest(priorities: jax.Array, count: ArrayLike) -> jax.Array:
-    """Exactly the ``count`` largest of every row, the first among equals.
+    """Select the ``count`` largest of every row.
+
+    The first among equals. Use it instead of a sort, which is slow on a CPU.
 
     Args:
         priorities: f32[..., C]; NaN counts as -inf.
@@ -71,9 +92,11 @@ def fill_while(
     priorities: jax.Array,
     live: jax.Array,
     protected: jax.Array,
-    fits: Callable[[jax.Array], jax.Array],
+    fits: Fits,
 ) -> jax.Array:
-    """Take entries by falling priority, the first among equals, for as long as a test holds.
+    """Take entries by falling priority while a test holds.
+
+    The first among equals.
 
     Args:
         priorities: f32[...].

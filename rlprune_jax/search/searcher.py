@@ -1,12 +1,15 @@
-"""The seam that every search goes through: init, ask, tell."""
+"""Define what every search is made of.
 
-from collections.abc import Callable
-from typing import NamedTuple
+Three functions, init, ask and tell; and what they are told.
+"""
+
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from rlprune_jax.search.environment import feasible
+from rlprune_jax.search.environment import CostFunction, feasible
 from rlprune_jax.types import PyTree
 
 Metrics = dict[str, jax.Array]
@@ -14,7 +17,9 @@ Metrics = dict[str, jax.Array]
 
 
 class Candidates(NamedTuple):
-    """What ``ask`` proposes: N masks, and what ``tell`` needs to learn from them.
+    """Hold what ``ask`` proposes.
+
+    N masks, and what ``tell`` needs to learn from them.
 
     Attributes:
         masks: f32[N, G, Cmax], 1 kept and 0 pruned.
@@ -25,41 +30,79 @@ class Candidates(NamedTuple):
     trajectory: PyTree
 
 
+class Init(Protocol):
+    """Start a search."""
+
+    def __call__(self, hparams: PyTree, key: jax.Array, /) -> PyTree:
+        """Return the state of a search that has seen nothing."""
+
+
+class Ask(Protocol):
+    """Propose candidates."""
+
+    def __call__(self, state: PyTree, key: jax.Array, /) -> tuple[Candidates, PyTree]:
+        """Return N candidates and the state to tell with."""
+
+
+class Tell(Protocol):
+    """Learn from what candidates got."""
+
+    def __call__(
+        self, state: PyTree, candidates: Candidates, rewards: jax.Array, costs: jax.Array, /
+    ) -> tuple[PyTree, Metrics]:
+        """Return the next state and metrics, from rewards f32[N] and costs f32[N, K]."""
+
+
 class Searcher(NamedTuple):
-    """A search as three pure functions over an arrays-only state.
+    """Bundle a search as three pure functions.
+
+    Their state holds arrays only, so that a search can be saved, vmapped and scanned.
 
     Attributes:
         init: ``(hparams, key) -> state``.
         ask: ``(state, key) -> (candidates, state)``.
         tell: ``(state, candidates, rewards f32[N], costs f32[N, K]) -> (state, metrics)``.
+        cost_fn: the traceable costs of one mask that its environment has, or None.
     """
 
-    init: Callable[..., PyTree]
-    ask: Callable[[PyTree, jax.Array], tuple[Candidates, PyTree]]
-    tell: Callable[[PyTree, Candidates, jax.Array, jax.Array], tuple[PyTree, Metrics]]
+    init: Init
+    ask: Ask
+    tell: Tell
+    cost_fn: CostFunction | None = None
 
 
 def worst_for_missing(rewards: jax.Array) -> jax.Array:
-    """Rewards f32[N] in which NaN and infinities count as the worst finite one of the batch."""
+    """Replace missing rewards by the worst of the batch.
+
+    NaN and infinities of f32[N] count as the worst finite one, or 0 where there is none.
+    """
     finite = jnp.isfinite(rewards)
     worst = jnp.min(jnp.where(finite, rewards, jnp.inf))
     return jnp.where(finite, rewards, jnp.where(jnp.isfinite(worst), worst, 0.0))
 
 
 def worst_for_missing_costs(costs: jax.Array, limits: jax.Array) -> jax.Array:
-    """Costs f32[N, K] in which what is not finite counts as twice over budget, or the worst."""
+    """Replace missing costs by far over budget.
+
+    What is not finite in f32[N, K] counts as twice the limit f32[K], or as the worst of the batch.
+    """
     finite = jnp.isfinite(costs)
     worst = jnp.max(jnp.where(finite, costs, -jnp.inf), axis=0)
     return jnp.where(finite, costs, jnp.maximum(worst, 2.0 * limits))
 
 
 def violation(costs: jax.Array, limits: jax.Array) -> jax.Array:
-    """Sum over budgets of how far costs f32[..., K] pass limits f32[K], relative to them."""
+    """Sum how far costs pass their limits.
+
+    Of costs f32[..., K] over limits f32[K], relative to them; f32[...].
+    """
     return jnp.sum(jnp.maximum(costs / limits - 1.0, 0.0), axis=-1)
 
 
 def batch_metrics(rewards: jax.Array, costs: jax.Array, limits: jax.Array) -> Metrics:
-    """What any searcher can say of rewards f32[N] and costs f32[N, K].
+    """Summarise the rewards and costs of a batch.
+
+    What any searcher can say of rewards f32[N] and costs f32[N, K].
 
     Returns:
         ``reward_mean``, ``reward_best`` (over the feasible ones, -inf if none),
@@ -77,19 +120,27 @@ def batch_metrics(rewards: jax.Array, costs: jax.Array, limits: jax.Array) -> Me
 
 
 def check_told(
-    masks: jax.Array, rewards: jax.Array, costs: jax.Array, num_budgets: int
+    masks: jax.Array, rewards: ArrayLike, costs: ArrayLike, num_budgets: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Rewards and costs as float32, or a ValueError that names the wrong one."""
-    rewards, costs = jnp.asarray(rewards, jnp.float32), jnp.asarray(costs, jnp.float32)
+    """Return rewards and costs as float32, checked.
+
+    Numbers that are not finite are accepted: see `worst_for_missing`, `worst_for_missing_costs`.
+
+    Raises:
+        ValueError: a wrong shape, or no numbers; the message names which.
+    """
     count = masks.shape[0]
-    if rewards.shape != (count,):
-        raise ValueError(f"rewards has shape {rewards.shape}: needs ({count},), one per candidate")
-    if costs.shape != (count, num_budgets):
-        raise ValueError(f"costs has shape {costs.shape}: needs ({count}, {num_budgets} budgets)")
-    return rewards, costs
+    return (
+        _numbers("rewards", rewards, (count,), "one per candidate"),
+        _numbers("costs", costs, (count, num_budgets), "candidates by budgets"),
+    )
 
 
-def check_positive(argument: str, value: int) -> None:
-    """Raise ValueError unless an integer argument is at least 1."""
-    if value < 1:
-        raise ValueError(f"{argument}={value}: needs at least 1")
+def _numbers(argument: str, values: ArrayLike, shape: tuple[int, ...], meaning: str) -> jax.Array:
+    try:
+        array = jnp.asarray(values, jnp.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument} must be numbers, f32{list(shape)}: {error}") from error
+    if array.shape != shape:
+        raise ValueError(f"{argument} has shape {array.shape} and must have {shape}, {meaning}")
+    return array

@@ -1,4 +1,7 @@
-"""One improvement of the policy on a batch: clipped surrogate, critics, KL stop as masked scan."""
+"""Improve a policy on one batch of episodes.
+
+Clipped surrogate, critics, and a stop by divergence as a masked scan.
+"""
 
 from typing import NamedTuple
 
@@ -7,38 +10,58 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from rlprune_jax.search.config import Config, HParams
+from rlprune_jax.search.config import AgentConfig, HParams
 from rlprune_jax.search.critics import Critics
-from rlprune_jax.search.policy import Normaliser, Policy, Settings, Trajectory
+from rlprune_jax.search.policy import Normaliser, Policy, PolicySettings, Trajectory
 from rlprune_jax.search.searcher import Metrics
 from rlprune_jax.types import PyTree
 
 
+class Acting(NamedTuple):
+    """Hold what a policy acted under, besides its parameters."""
+
+    settings: PolicySettings
+    normaliser: Normaliser
+
+
 class Batch(NamedTuple):
-    """What an improvement learns from.
+    """Hold what an improvement learns from.
 
     Attributes:
         trajectory: N episodes.
         advantages: f32[G, N], rewards and costs combined.
         returns: f32[G, N, 1 + K], targets of the critics.
+        acting: under what the policy acted.
     """
 
     trajectory: Trajectory
     advantages: jax.Array
     returns: jax.Array
+    acting: Acting
 
 
-class Acting(NamedTuple):
-    """What a policy acted under, besides its parameters."""
+class Learner(NamedTuple):
+    """Hold what learns, and by which numbers.
 
-    settings: Settings
-    normaliser: Normaliser
+    Attributes:
+        config: structure of the program.
+        hparams: its numbers.
+        policy: what acts.
+        critics: what predicts outcomes.
+    """
+
+    config: AgentConfig
+    hparams: HParams
+    policy: Policy
+    critics: Critics
 
 
 def clipped_surrogate(
     log_ratio: jax.Array, advantages: jax.Array, clip_epsilon: ArrayLike
 ) -> jax.Array:
-    """PPO's pessimistic objective per action, ``min(r A, clip(r, 1 - e, 1 + e) A)``.
+    """Return the pessimistic objective of PPO per action.
+
+    ``min(r A, clip(r, 1 - e, 1 + e) A)`` (Schulman et al. 2017, arXiv 1707.06347).
 
     Args:
         log_ratio: f32[..., D], new less old log-probability of each action.
@@ -54,15 +77,18 @@ def clipped_surrogate(
 
 
 def optimizer(hparams: HParams) -> optax.GradientTransformation:
-    """Adam with its own rate for the networks, the tables and the deviations.
+    """Make Adam with a rate for each kind of parameter.
 
     Rebuilt from numbers wherever it is used, so that no closure has to live in a state.
     """
 
     def rate(path: tuple, leaf: jax.Array) -> jax.Array:
         name = path[1].key if path[0].key == "policy" else "network"
-        rates = {"offset": hparams.table_learning_rate, "table": hparams.unit_learning_rate}
-        rates["log_std"] = hparams.std_learning_rate
+        rates = {
+            "group_logit": hparams.group_learning_rate,
+            "unit_logit": hparams.unit_learning_rate,
+            "log_std": hparams.std_learning_rate,
+        }
         return jnp.asarray(rates.get(name, hparams.learning_rate))
 
     def scale(updates: PyTree, _: PyTree = None) -> PyTree:
@@ -76,25 +102,26 @@ def optimizer(hparams: HParams) -> optax.GradientTransformation:
 
 
 def improve(
-    config: Config,
-    hparams: HParams,
-    policy: Policy,
-    critics: Critics,
-    acting: Acting,
-    params: PyTree,
-    moments: PyTree,
-    batch: Batch,
-    key: jax.Array,
+    learner: Learner, params: PyTree, moments: PyTree, batch: Batch, key: jax.Array
 ) -> tuple[PyTree, PyTree, Metrics]:
-    """All epochs of one iteration.
+    """Run all epochs of one iteration.
 
     Once the divergence from the policy that acted passes 1.5 ``target_kl``, the remaining steps
     leave everything as it is: a scan of fixed length, so that it vmaps.
+
+    Args:
+        learner: what learns.
+        params: ``{"policy": ..., "critics": ...}``.
+        moments: state of `optimizer`.
+        batch: what it learns from.
+        key: for the order of the minibatches.
 
     Returns:
         Parameters, optimizer state, and ``policy_loss``, ``value_loss``, ``entropy``,
         ``approx_kl``, ``clip_fraction``, ``update_fraction`` of the last steps taken.
     """
+    config, hparams, policy, critics = learner
+    acting = batch.acting
     transform = optimizer(hparams)
     part = config.candidates // config.minibatches
 
@@ -140,7 +167,7 @@ def improve(
     return params, moments, metrics
 
 
-def _shuffle(config: Config, key: jax.Array) -> jax.Array:
+def _shuffle(config: AgentConfig, key: jax.Array) -> jax.Array:
     """Order i32[epochs, N] in which candidates are seen; a whole batch needs no shuffling."""
     if config.minibatches == 1:
         return jnp.tile(jnp.arange(config.candidates), (config.epochs, 1))

@@ -1,16 +1,42 @@
-"""Studies: many settings and seeds of one job in one program, durable, on any number of devices."""
+"""Run many settings and seeds of one job.
 
-from rlprune_jax.study.distributed import initialize as initialize
-from rlprune_jax.study.distributed import one_device_per_core as one_device_per_core
-from rlprune_jax.study.results import StudyResult as StudyResult
-from rlprune_jax.study.results import rank_correlation as rank_correlation
-from rlprune_jax.study.results import summarise as summarise
-from rlprune_jax.study.run import run_study as run_study
-from rlprune_jax.study.settings import Choice as Choice
-from rlprune_jax.study.settings import LogUniform as LogUniform
-from rlprune_jax.study.settings import Settings as Settings
-from rlprune_jax.study.settings import Uniform as Uniform
-from rlprune_jax.study.settings import grid as grid
-from rlprune_jax.study.settings import random as random
-from rlprune_jax.study.settings import table as table
-from rlprune_jax.study.store import StudyError as StudyError
+In one program, durable, on any number of devices: `grid`, `random` or `table` make the settings,
+`run_study` runs them and returns a `StudyResult`. Nothing here knows what a job does.
+"""
+
+from rlprune_jax.study.blocks import Tick
+from rlprune_jax.study.distributed import initialize, one_device_per_core
+from rlprune_jax.study.program import Job, JobError
+from rlprune_jax.study.results import Interval, StudyResult, rank_correlation, summarise
+from rlprune_jax.study.run import run_study
+from rlprune_jax.study.settings import (
+    Choice,
+    LogUniform,
+    StudySettings,
+    Uniform,
+    grid,
+    random,
+    table,
+)
+from rlprune_jax.study.store import StudyError
+
+__all__ = [
+    "Choice",
+    "Interval",
+    "Job",
+    "JobError",
+    "LogUniform",
+    "StudyError",
+    "StudyResult",
+    "StudySettings",
+    "Tick",
+    "Uniform",
+    "grid",
+    "initialize",
+    "one_device_per_core",
+    "random",
+    "rank_correlation",
+    "run_study",
+    "summarise",
+    "table",
+]

@@ -1,15 +1,19 @@
-"""Running the cells of one static group in blocks: size by memory, strategy by measurement."""
+"""Run the cells of one static group in blocks.
+
+Size by memory, strategy by measurement.
+"""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from rlprune_jax.study import program as programs
-from rlprune_jax.study.program import Job, Program
+from rlprune_jax.study.program import CompiledBlock, Job
+from rlprune_jax.study.settings import Value
 from rlprune_jax.study.store import Chunk, Store
 from rlprune_jax.types import PyTree
 
@@ -19,8 +23,19 @@ PROBE_CELLS = 16
 BRIEF_SECONDS = 0.5
 
 
-class Group(NamedTuple):
-    """Settings that share static structure.
+Programs = dict[tuple[str, str, int, int], CompiledBlock]
+"""Compiled blocks by group, strategy, settings and seeds."""
+
+
+class Tick(Protocol):
+    """Show progress."""
+
+    def __call__(self, count: int, note: str, /) -> object:
+        """Take note of so many more cells or trials, and of how they are run."""
+
+
+class StaticGroup(NamedTuple):
+    """Hold settings that share static structure.
 
     Attributes:
         name: of the group, as measurements are kept under.
@@ -33,14 +48,17 @@ class Group(NamedTuple):
 
     name: str
     job: Job
-    static: Mapping[str, Any]
+    static: Mapping[str, Value]
     columns: Mapping[str, np.ndarray]
     places: tuple[int, ...]
     shared: PyTree
 
 
 class Plan(NamedTuple):
-    """How a study wants its blocks: ``chunk`` settings at most, or None for as memory allows."""
+    """Say how a study wants its blocks.
+
+    ``chunk`` settings at most, or None for as memory allows.
+    """
 
     strategy: str
     chunk: int | None
@@ -49,26 +67,32 @@ class Plan(NamedTuple):
 
 
 class Runner:
-    """Runs missing cells of a group; every block that is done is saved before the next starts."""
+    """Run missing cells of a group.
+
+    Every block that is done is saved before the next starts.
+    """
 
     def __init__(
         self,
-        group: Group,
+        group: StaticGroup,
         seeds: Sequence[int],
         plan: Plan,
         store: Store,
-        compiled: dict[Any, Program] | None = None,
+        compiled: Programs | None = None,
     ):
         self.group, self.plan, self.store = group, plan, store
         self.seeds = tuple(seeds)
         keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
         self.key_data = np.asarray(jax.random.key_data(keys))
         self.compile_seconds = 0.0
-        self._programs: dict[Any, Program] = {} if compiled is None else compiled
+        self._programs: Programs = {} if compiled is None else compiled
         self._lasting = compiled is not None
 
-    def run(self, missing: Sequence[tuple[int, int]], tick: Callable[[int, str], None]) -> str:
-        """Run ``(place in the group, place of the seed)`` cells; return the strategy."""
+    def run(self, missing: Sequence[tuple[int, int]], tick: Tick) -> str:
+        """Run missing cells and return the strategy.
+
+        Cells are ``(place in the group, place of the seed)``.
+        """
         left = list(missing)
         if not left:
             return "none"
@@ -93,7 +117,7 @@ class Runner:
         strategy: str,
         settings: int,
         seeds: int,
-        tick: Callable[[int, str], None],
+        tick: Tick,
     ) -> tuple[list[tuple[int, int]], float]:
         """Run and save one block; the cells that are left, and seconds per cell of the block."""
         block = next(_blocks(left, settings, seeds))
@@ -155,7 +179,7 @@ class Runner:
         left: list[tuple[int, int]],
         settings: int,
         seeds: int,
-        tick: Callable[[int, str], None],
+        tick: Tick,
     ) -> tuple[str, list[tuple[int, int]]]:
         """The strategy asked for, measured before, or measured now; and the cells left after it.
 
@@ -196,7 +220,7 @@ class Runner:
         left: list[tuple[int, int]],
         strategy: str,
         size: tuple[int, int],
-        tick: Callable[[int, str], None],
+        tick: Tick,
     ) -> tuple[list[tuple[int, int]], float]:
         """Run a small block; the cells left after it, and seconds per cell, inf out of memory."""
         try:
@@ -211,7 +235,7 @@ class Runner:
                 raise
             return left, np.inf
 
-    def _program(self, strategy: str, settings: int, seeds: int) -> Program:
+    def _program(self, strategy: str, settings: int, seeds: int) -> CompiledBlock:
         name = (self.group.name, strategy, settings, seeds)
         if name not in self._programs:
             began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Many hosts: processes that know of each other, each with its share of the settings."""
+"""Join processes that each run a part of the settings."""
 
 import os
 
@@ -8,7 +8,9 @@ from rlprune_jax.devices import available_cores
 
 
 def one_device_per_core() -> None:
-    """On a CPU make every core a device of its own, for a study to spread its settings over.
+    """Make every CPU core a device of its own.
+
+    Call it before anything is computed, for a study to spread its settings over the cores.
 
     A search is made of many small operations, which two cores share badly; two searches side by
     side use them fully. Whoever has set ``jax_num_cpu_devices`` or XLA's flag for it is left alone.
@@ -26,9 +28,11 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> bool:
-    """Join the other processes of a study, before anything is computed; return whether any.
+    """Join the other processes of a study.
 
-    With a coordinator the three numbers are taken as given. Without, JAX reads them from the
+    Call it before anything is computed, in every process of a study over many hosts.
+
+    With a coordinator the three values are taken as given. Without, JAX reads them from the
     environment of SLURM, Open MPI, Kubernetes or a TPU pod, where ``RLPRUNE_DISTRIBUTED=1`` asks
     for it: a single process must not wait for others that never come.
 
@@ -36,6 +40,9 @@ def initialize(
         coordinator: ``host:port`` of process 0.
         num_processes: how many there are.
         process_id: which of them this is.
+
+    Returns:
+        Whether there are other processes.
 
     Raises:
         ValueError: some of the numbers are missing, or out of range.
@@ -62,11 +69,13 @@ def initialize(
     return num_processes > 1
 
 
-def share(count: int, process: int, processes: int) -> range:
-    """The settings of one process: every ``processes``-th, so that slow regions are spread.
+def process_settings(count: int, process: int, processes: int) -> range:
+    """Return the settings of one process.
+
+    Every ``processes``-th, so that slow regions are spread.
 
     Example:
-        >>> [list(share(5, process, 2)) for process in range(2)]
+        >>> [list(process_settings(5, process, 2)) for process in range(2)]
         [[0, 2, 4], [1, 3]]
     """
     return range(process, count, processes)

@@ -1,4 +1,6 @@
-"""Many independent workers on one Optuna storage: ask K, one vmapped call, tell K.
+"""Run workers that search settings on one Optuna storage.
+
+Each asks for K trials, runs them in one vmapped call, and tells K.
 
 The study begins with one waiting trial per setting that it is to have, each with the number of its
 slot. A worker takes waiting trials, and Optuna's sampler picks their hyper-parameters from all that
@@ -16,9 +18,8 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -28,8 +29,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 import rlprune_jax
+from rlprune_jax.checks import require_count
 from rlprune_jax.files import try_lock
-from rlprune_jax.study.program import Job
+from rlprune_jax.study.blocks import Programs, Tick
+from rlprune_jax.study.program import Job, job_name
 from rlprune_jax.study.results import StudyResult
 from rlprune_jax.study.run import check_seeds, run_study
 from rlprune_jax.study.settings import Choice, Distribution, LogUniform, Value, table
@@ -56,12 +59,14 @@ def run_worker(
     static: Collection[str] = (),
     shared: PyTree = None,
     known: Collection[str] | None = None,
-    identity: Any = None,
+    identity: object = None,
     strategy: str = "vmap",
     sampler_seed: int | None = None,
-    tick: Callable[[int, str], None] | None = None,
+    tick: Tick | None = None,
 ) -> StudyResult:
-    """Work on a shared study until all its trials are done; return the study's result.
+    """Work on a shared study until its trials are done.
+
+    Use it where a sampler is to choose the settings, or where workers come and go.
 
     Start as many workers as there are devices or hosts, at any time. Those of a killed worker are
     taken over by the others, or by the same command run again: at once with a journal file on this
@@ -74,7 +79,8 @@ def run_worker(
         storage: a file (a journal, also on a network file system) or a database's address, such
             as ``sqlite:///study.db`` or ``postgresql://...``.
         study_name: of the study in that storage.
-        trials: settings that the study is to have, over all workers.
+        trials: settings that the study is to have, over all workers; more than it had before
+            extend it.
         batch: K, trials that are asked for and run in one call.
         metric: what is optimised; a trial whose value is NaN counts as the worst.
         maximize: whether more is better.
@@ -88,17 +94,16 @@ def run_worker(
         tick: called with the number of trials done and a note.
 
     Raises:
-        StudyError: the storage holds another study, or one of another version of the code.
+        StudyError: the storage holds another study, or one of another version of the code, or
+            it is a damaged journal.
         ValueError: options as for ``run_study``; ``trials`` or ``batch`` below 1.
     """
     seeds = check_seeds(seeds)
-    for option, value in (("trials", trials), ("batch", batch)):
-        if value < 1:
-            raise ValueError(f"{option}={value}: needs at least 1")
+    trials, batch = require_count("trials", trials), require_count("batch", batch)
     if not space:
         raise ValueError("space is empty: give at least one hyper-parameter")
     about = {
-        "job": getattr(fn, "__qualname__", type(fn).__name__),
+        "job": job_name(fn),
         "code": code_version(fn),
         "space": {name: repr(distribution) for name, distribution in space.items()},
         "seeds": list(seeds),
@@ -106,7 +111,6 @@ def run_worker(
         "maximize": maximize,
         "limits": dict(limits or {}),
         "static": sorted(static),
-        "trials": trials,
         "identity": identity,
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -121,7 +125,7 @@ def run_worker(
         )
         _check_same(study, about)
         _fill(study, trials)
-        compiled: dict[Any, Any] = {}
+        compiled: Programs = {}
         while True:
             _check_same(study, about)
             worker.take_over(study)
@@ -155,7 +159,10 @@ def run_worker(
 
 
 class Worker:
-    """One process among those that share a storage: what it holds open shows that it lives."""
+    """Hold open what shows that a process lives.
+
+    One process among those that work on one storage.
+    """
 
     def __init__(self, storage: str):
         self.name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -172,9 +179,9 @@ class Worker:
             return
         path = Path(storage).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.storage = JournalStorage(
-            JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
-        )
+        lock = JournalFileOpenLock(str(path))
+        check_journal(path, lock)
+        self.storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
         self._locks = path.with_name(path.name + ".workers")
         self._locks.mkdir(exist_ok=True)
         self._lock = try_lock(self._locks / self.name)
@@ -220,7 +227,10 @@ class Worker:
     def ask(
         self, study: optuna.Study, space: Mapping[str, Distribution], count: int
     ) -> list[optuna.Trial]:
-        """Take up to ``count`` waiting trials, with hyper-parameters that no trial has yet."""
+        """Take waiting trials and give them hyper-parameters.
+
+        At most ``count``.
+        """
         taken: list[optuna.Trial] = []
         waiting = (TrialState.WAITING,)
         while len(taken) < count and study.get_trials(deepcopy=False, states=waiting):
@@ -240,7 +250,10 @@ class Worker:
 
     @contextlib.contextmanager
     def alive(self, trials: Sequence[optuna.Trial]) -> Iterator[None]:
-        """Send heartbeats for these trials to a database while their batch runs."""
+        """Send heartbeats for trials while their batch runs.
+
+        Only to a database; a journal file has locks.
+        """
         if self._locks is not None:
             yield
             return
@@ -260,8 +273,41 @@ class Worker:
             thread.join()
 
 
+def check_journal(path: Path, lock: JournalFileOpenLock) -> None:
+    """Refuse a journal with a line that is cut off.
+
+    A full disk or a kill in the middle of a write leaves one, and Optuna then fails at whatever is
+    written after it.
+
+    Raises:
+        StudyError: the message names the file, the line and the way out.
+    """
+    if not path.exists():
+        return
+    lock.acquire()  # so that no other worker is in the middle of a line
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    finally:
+        lock.release()
+    for number, line in enumerate(lines, 1):
+        try:
+            whole = isinstance(json.loads(line), dict) and line.endswith(b"\n")
+        except ValueError:
+            whole = False
+        if not whole:
+            raise StudyError(
+                f"journal {path} is cut off in line {number} of {len(lines)}, as by a full disk or "
+                f"a kill in the middle of a write; stop its workers, delete that line (sed -i "
+                f"{number}d {path}) and start again, which repeats what it told, or choose another "
+                "file"
+            )
+
+
 def study_result(study: optuna.Study, seeds: Sequence[int]) -> StudyResult:
-    """What is finished in a study, by slot, as ``run_study`` returns it; repeats count once."""
+    """Return what is finished in a study.
+
+    By slot, as ``run_study`` returns it; repeats count once.
+    """
     by_params: dict[str, FrozenTrial] = {}
     for trial in sorted(
         study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)),
@@ -282,11 +328,14 @@ def study_result(study: optuna.Study, seeds: Sequence[int]) -> StudyResult:
     }
     seconds = np.asarray([trial.user_attrs["seconds"] for trial in trials])
     settings = table([dict(trial.params) for trial in trials])
-    return StudyResult(settings, tuple(seeds), metrics, seconds)
+    return StudyResult(settings=settings, seeds=tuple(seeds), metrics=metrics, seconds=seconds)
 
 
 def code_version(fn: Job) -> str:
-    """Version of the package, and a digest of its sources and of the job's own file."""
+    """Return the version of the package and the job.
+
+    With a digest of the package's sources and of the job's own file.
+    """
     digest = hashlib.sha256()
     root = Path(rlprune_jax.__file__).parent
     files = sorted(root.rglob("*.py"))
@@ -302,11 +351,11 @@ def code_version(fn: Job) -> str:
     return f"{version}-{digest.hexdigest()[:12]}"
 
 
-def _check_same(study: optuna.Study, about: Mapping[str, Any]) -> None:
+def _check_same(study: optuna.Study, about: Mapping[str, object]) -> None:
     mine = json.loads(json.dumps(about))
     if "about" not in study.user_attrs:
         study.set_user_attr("about", mine)
-    stored = study.user_attrs["about"]
+    stored = {name: it for name, it in study.user_attrs["about"].items() if name in mine}
     differing = sorted(name for name in {*stored, *mine} if stored.get(name) != mine.get(name))
     if "code" in differing:
         raise StudyError(

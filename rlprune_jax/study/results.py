@@ -1,25 +1,29 @@
-"""Results of a study: one tidy table, and mean, bootstrap interval and rank per setting."""
+"""Hold results of a study and summarise them.
+
+One tidy table, and mean, bootstrap interval and rank per setting.
+"""
 
 import dataclasses
 import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from rlprune_jax.checks import require, require_count
 from rlprune_jax.files import write_atomically
-from rlprune_jax.study.settings import Settings
+from rlprune_jax.study.settings import StudySettings
 from rlprune_jax.study.store import Chunk
 
 RESAMPLES = 2000
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its bootstrap interval."""
+    """Hold an estimate with its bootstrap interval."""
 
     value: float
     low: float
@@ -28,20 +32,20 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StudyResult:
-    """What a study found.
+    """Hold what a study found.
 
     Attributes:
         settings: H settings.
         seeds: S seeds.
         metrics: per metric f64[H, S]; NaN where the job gave NaN.
-        seconds: f64[H, S], each cell's share of its block's run, compilation apart.
+        seconds: f64[H, S], each cell's part of its block's run, compilation apart.
         strategies: per static group "vmap", "map", or "none" where nothing was left to run.
         compile_seconds: spent compiling, of this call.
         cells_run: number of cells that this call ran; the others were on disk.
         corrupt: chunk files that were damaged and computed again.
     """
 
-    settings: Settings
+    settings: StudySettings
     seeds: tuple[int, ...]
     metrics: Mapping[str, np.ndarray]
     seconds: np.ndarray
@@ -51,7 +55,10 @@ class StudyResult:
     corrupt: tuple[str, ...] = ()
 
     def columns(self) -> dict[str, np.ndarray]:
-        """The tidy table: H * S rows; setting number, hyper-parameters, seed, metrics, seconds."""
+        """Return the tidy table by columns.
+
+        H * S rows: setting number, hyper-parameters, seed, metrics, seconds.
+        """
         count = len(self.seeds)
         rows: dict[str, np.ndarray] = {"setting": np.repeat(np.arange(len(self.settings)), count)}
         rows |= {
@@ -65,11 +72,16 @@ class StudyResult:
         return rows
 
     def write(self, directory: str | os.PathLike, name: str = "table") -> tuple[Path, Path]:
-        """Write the tidy table as ``<name>.parquet`` and ``<name>.csv``, whole or not at all."""
+        """Write the tidy table as Parquet and CSV.
+
+        ``<name>.parquet`` and ``<name>.csv``, whole or not at all.
+        """
         return write_table(directory, name, self.columns())
 
     def summary(self, metric: str, maximize: bool = True) -> dict[str, np.ndarray]:
-        """One row per setting: hyper-parameters, mean, interval and rank of one metric.
+        """Summarise one metric per setting.
+
+        One row per setting: hyper-parameters, mean, interval and rank.
 
         Raises:
             ValueError: the study has no such metric.
@@ -81,14 +93,29 @@ class StudyResult:
         return rows | summarise(self.metrics[metric], maximize)
 
     def best(self, metric: str, maximize: bool = True) -> int:
-        """Number of the setting of rank 1."""
+        """Return the number of the setting of rank 1."""
         return int(np.argmin(self.summary(metric, maximize)["rank"]))
 
 
+class About(TypedDict):
+    """Name what a result says of the call that made it."""
+
+    strategies: Mapping[str, str]
+    compile_seconds: float
+    cells_run: int
+    corrupt: tuple[str, ...]
+
+
 def collect(
-    settings: Settings, seeds: Sequence[int], chunks: Sequence[Chunk], **about: Any
+    settings: StudySettings,
+    seeds: Sequence[int],
+    chunks: Sequence[Chunk],
+    **about: Unpack[About],
 ) -> StudyResult:
-    """Put chunks together; a cell that is there twice counts once, and one that is not is NaN."""
+    """Put chunks together into a result.
+
+    A cell that is there twice counts once, and one that is not is NaN.
+    """
     count = len(settings) * len(seeds)
     names = list(
         dict.fromkeys(name for chunk in chunks for name in chunk if name.startswith("metric/"))
@@ -99,13 +126,21 @@ def collect(
             values[name][chunk["cell"]] = chunk[name]
     shape = (len(settings), len(seeds))
     metrics = {name.removeprefix("metric/"): values[name].reshape(shape) for name in names}
-    return StudyResult(settings, tuple(seeds), metrics, values["seconds"].reshape(shape), **about)
+    return StudyResult(
+        settings=settings,
+        seeds=tuple(seeds),
+        metrics=metrics,
+        seconds=values["seconds"].reshape(shape),
+        **about,
+    )
 
 
 def summarise(
     values: ArrayLike, maximize: bool = True, confidence: float = 0.95
 ) -> dict[str, np.ndarray]:
-    """Mean, percentile bootstrap interval over seeds, and rank per setting.
+    """Return mean, bootstrap interval and rank per setting.
+
+    Use it to compare settings by one metric over the same seeds.
 
     Every setting is resampled with the same draws of seeds. With one seed the interval is
     unknown, NaN. A setting with NaN among its seeds has mean NaN and is ranked last.
@@ -116,13 +151,21 @@ def summarise(
         confidence: of the interval.
 
     Returns:
-        ``mean``, ``low``, ``high`` f64[H]; ``rank`` i64[H], 1 is best, equal means share theirs.
+        ``mean``, ``low``, ``high`` f64[H]; ``rank`` i64[H], 1 is best, equal means have the same.
+
+    Raises:
+        ValueError: not [settings, seeds] with at least one of each, or a confidence outside (0, 1).
 
     Example:
         >>> summarise([[1.0, 2.0], [float("nan"), 9.0], [3.0, 4.0]])["rank"].tolist()
         [2, 3, 1]
     """
     array = np.asarray(values, np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"values has shape {array.shape} and must be [settings, seeds], at least one of each"
+        )
+    _check_confidence(confidence)
     mean = array.mean(1)
     low = high = np.full(len(array), np.nan)
     if array.shape[1] > 1:
@@ -144,12 +187,14 @@ def summarise(
 def rank_correlation(
     first: ArrayLike, second: ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
-    """Spearman's rank correlation of two f[n], with a percentile bootstrap interval over pairs.
+    """Return Spearman's rank correlation with a bootstrap interval.
+
+    Use it to ask how well one number predicts another over n pairs.
 
     Pairs with a NaN are left out. Constant data correlate with nothing: NaN.
 
     Raises:
-        ValueError: unequal lengths, or fewer than 3 pairs.
+        ValueError: unequal lengths, fewer than 3 pairs, or a confidence outside (0, 1).
 
     Example:
         >>> rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]).value
@@ -162,15 +207,21 @@ def rank_correlation(
     x, y = x[seen], y[seen]
     if len(x) < 3:
         raise ValueError(f"{len(x)} pairs have both numbers: a correlation needs at least 3")
+    _check_confidence(confidence)
+    resamples = require_count("resamples", resamples)
     draws = np.random.default_rng(0).integers(len(x), size=(resamples, len(x)))
     value = float(_spearman(x[None], y[None])[0])
     found = _spearman(x[draws], y[draws])
     found = found[np.isfinite(found)]
     if not len(found) or not np.isfinite(value):
-        return Interval(value, np.nan, np.nan)
+        return Interval(value=value, low=np.nan, high=np.nan)
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(found, [tail, 100 - tail])
-    return Interval(round(value, 12), float(low), float(high))
+    return Interval(value=round(value, 12), low=float(low), high=float(high))
+
+
+def _check_confidence(confidence: float) -> None:
+    require(0.0 < confidence < 1.0, "confidence", confidence, "between 0 and 1, such as 0.95")
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -184,7 +235,9 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def write_table(
     directory: str | os.PathLike, name: str, columns: Mapping[str, np.ndarray]
 ) -> tuple[Path, Path]:
-    """Write columns as ``<name>.parquet`` and ``<name>.csv``.
+    """Write columns as Parquet and CSV.
+
+    ``<name>.parquet`` and ``<name>.csv``.
 
     Raises:
         UnwritableError: the place cannot be written.

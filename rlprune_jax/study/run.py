@@ -1,20 +1,20 @@
-"""``run_study``: settings times seeds of one job, in as few programs as can be, durable."""
+"""Run settings times seeds of one job, durably."""
 
 import importlib.metadata
 import inspect
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 
-from rlprune_jax.study.blocks import STRATEGIES, Group, Plan, Runner
-from rlprune_jax.study.distributed import share
-from rlprune_jax.study.program import Job, check_job, place_shared, traced_columns
+from rlprune_jax.checks import require, require_choice, require_count
+from rlprune_jax.study.blocks import STRATEGIES, Plan, Programs, Runner, StaticGroup, Tick
+from rlprune_jax.study.distributed import process_settings
+from rlprune_jax.study.program import Job, check_job, job_name, place_shared, traced_columns
 from rlprune_jax.study.results import StudyResult, collect
-from rlprune_jax.study.settings import Settings, Value
+from rlprune_jax.study.settings import StudySettings, Value
 from rlprune_jax.study.store import Store
 from rlprune_jax.types import PyTree
 
@@ -23,22 +23,25 @@ POLL_SECONDS = 0.5
 
 def run_study(
     fn: Job,
-    settings: Settings | Mapping[str, Sequence[Value]],
+    settings: StudySettings | Mapping[str, Sequence[Value]],
     seeds: Sequence[int],
     *,
     static: Collection[str] = (),
     shared: PyTree = None,
     known: Collection[str] | None = None,
     directory: str | os.PathLike | None = None,
-    identity: Any = None,
+    identity: object = None,
     strategy: str = "auto",
     chunk: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     memory: int | None = None,
-    compiled: dict[Any, Any] | None = None,
-    tick: Callable[[int, str], None] | None = None,
+    compiled: Programs | None = None,
+    tick: Tick | None = None,
 ) -> StudyResult:
-    """Run every setting with every seed, each exactly once, however often the study is killed.
+    """Run every setting with every seed.
+
+    Each cell runs exactly once, however often the study is killed. Use it to compare settings of
+    any traceable job: a search, a training, a pruning loop.
 
     Settings that differ in ``static`` only are grouped, and each group is compiled once. Seed s is
     ``jax.random.key(s)`` for every setting: common random numbers, which make differences between
@@ -53,7 +56,8 @@ def run_study(
         shared: pytree of arrays that all settings read, such as weights and images.
         known: hyper-parameters that ``fn`` has; by default those that it reads when traced.
         directory: where finished chunks, ``table.parquet`` and ``table.csv`` go; the same call
-            resumes there. None keeps all in memory.
+            resumes there, and one with more settings after the same ones extends the study. None
+            keeps all in memory.
         identity: plain JSON of what else decides the numbers (data, commit); a study with another
             is refused.
         strategy: "vmap" over settings and seeds, "map" one cell after the other, or "auto": the
@@ -71,7 +75,7 @@ def run_study(
 
     Raises:
         ValueError: settings are empty or repeat, seeds repeat, a name that the job does not have,
-            metrics that are no scalars.
+            metrics that are no scalars. It is a JobError where the job itself fails.
         StudyError: the directory holds another study, or another process works on it.
         UnwritableError: the directory cannot be written, as on a full disk.
 
@@ -86,23 +90,28 @@ def run_study(
         >>> result.summary("score")["rank"].tolist()
         [2, 1]
     """
-    if not isinstance(settings, Settings):
-        settings = Settings({name: tuple(values) for name, values in settings.items()})
+    if not isinstance(settings, StudySettings):
+        settings = StudySettings({name: tuple(values) for name, values in settings.items()})
     seeds = check_seeds(seeds)
-    _check_options(settings, static, strategy, chunk)
+    _check_options(settings, static, strategy)
+    if chunk is not None:
+        require_count("chunk", chunk)
+    if memory is not None:
+        require_count("memory", memory)
+    require(directory is None or bool(os.fspath(directory)), "directory", directory, "a path")
     chosen = tuple(devices if devices is not None else jax.local_devices())
     process, processes = jax.process_index(), jax.process_count()
     if processes > 1 and directory is None:
         raise ValueError(
-            f"{processes} processes share a study through its directory: give directory"
+            f"directory=None must be a path that all {processes} processes of the study see"
         )
     if shared is not None:
         shared = place_shared(shared, chosen)
     groups = group_settings(fn, settings, static, shared, known)
     about = study_identity(fn, settings, seeds, static, identity)
-    plan = Plan(strategy, chunk, chosen, memory)
+    plan = Plan(strategy=strategy, chunk=chunk, devices=chosen, memory=memory)
     with Store(directory, about, process) as store:
-        mine = set(share(len(settings), process, processes))
+        mine = set(process_settings(len(settings), process, processes))
         runners = [Runner(group, seeds, plan, store, compiled) for group in groups]
         strategies, cells_run, corrupt = dict.fromkeys((g.name for g in groups), "none"), 0, []
         if tick is not None and (finished := len(store.done())):
@@ -141,12 +150,15 @@ def run_study(
 
 def group_settings(
     fn: Job,
-    settings: Settings,
+    settings: StudySettings,
     static: Collection[str],
     shared: PyTree,
     known: Collection[str] | None,
-) -> list[Group]:
-    """The static groups of the settings, each traced once to check the job."""
+) -> list[StaticGroup]:
+    """Split settings into groups of one static structure.
+
+    The job is traced once per group, to check it.
+    """
     columns = traced_columns(settings, static)
     if known is None:
         _check_static(fn, static)
@@ -164,20 +176,36 @@ def group_settings(
             raise ValueError(
                 f"every setting is static, {tuple(static)}: give at least one traced number"
             )
-        groups.append(Group(signature, fn, arguments, numbers, tuple(places), shared))
+        groups.append(
+            StaticGroup(
+                name=signature,
+                job=fn,
+                static=arguments,
+                columns=numbers,
+                places=tuple(places),
+                shared=shared,
+            )
+        )
     return groups
 
 
 def study_identity(
-    fn: Job, settings: Settings, seeds: Sequence[int], static: Collection[str], identity: Any
-) -> dict[str, Any]:
-    """Everything that decides a study's numbers, as plain JSON."""
+    fn: Job,
+    settings: StudySettings,
+    seeds: Sequence[int],
+    static: Collection[str],
+    identity: object,
+) -> dict[str, object]:
+    """Return everything that decides a study's numbers.
+
+    As plain JSON; settings may be added later.
+    """
     try:
         version = importlib.metadata.version("rlprune_jax")
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
     return {
-        "job": getattr(fn, "__qualname__", type(fn).__name__),
+        "job": job_name(fn),
         "settings": {name: list(values) for name, values in settings.columns.items()},
         "seeds": list(seeds),
         "static": sorted(static),
@@ -187,12 +215,12 @@ def study_identity(
 
 
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    """The seeds as integers.
+    """Return the seeds as integers, checked.
 
     Raises:
-        ValueError: none, one that repeats, or one outside [0, 2**31).
+        ValueError: none, one that is no integer, one that repeats, or one outside [0, 2**31).
     """
-    numbers = tuple(int(seed) for seed in seeds)
+    numbers = tuple(require_count("seeds", seed, -(2**63)) for seed in seeds)
     if not numbers:
         raise ValueError("seeds are empty: give at least one")
     if twice := sorted({seed for seed in numbers if numbers.count(seed) > 1}):
@@ -202,17 +230,12 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def _check_options(
-    settings: Settings, static: Collection[str], strategy: str, chunk: int | None
-) -> None:
+def _check_options(settings: StudySettings, static: Collection[str], strategy: str) -> None:
     if isinstance(static, str):
         raise ValueError(f"static={static!r} is one text: give a collection of names")
     if unknown := sorted(set(static) - set(settings.names)):
         raise ValueError(f"static names {unknown}: the settings have {', '.join(settings.names)}")
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy={strategy!r}: choose one of {STRATEGIES}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}: needs at least 1 setting")
+    require_choice("strategy", strategy, STRATEGIES)
 
 
 def _check_static(fn: Job, static: Collection[str]) -> None:

@@ -1,24 +1,39 @@
-"""Settings of a study: equally long columns, from a grid, from distributions, or from rows."""
+"""Make the settings of a study.
+
+Equally long columns, from a grid, from distributions, or from rows.
+"""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
+
+from rlprune_jax.checks import require, require_count, require_key
 
 Value = bool | int | float | str
 RESERVED = ("setting", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """H settings as columns, checked: equally long, of one kind each, no setting twice.
+class StudySettings:
+    """Hold H settings as columns, checked.
+
+    Columns are equally long and of one kind each, and no setting is there twice.
 
     Attributes:
-        columns: per hyper-parameter H plain Python values, all bool, int, float or str.
+        columns: per hyper-parameter H plain Python values, all bool, int, float or str. Scalars of
+            NumPy become Python's.
+
+    Raises:
+        ValueError: no settings, columns of unequal length or mixed kinds, a number that is not
+            finite, a reserved name, or the same setting twice.
+
+    Example:
+        >>> len(StudySettings({"rate": (0.1, 0.2), "depth": (2, 3)}))
+        2
     """
 
     columns: Mapping[str, tuple[Value, ...]]
@@ -55,24 +70,24 @@ class Settings:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The hyper-parameters, in order."""
+        """Return the hyper-parameters, in order."""
         return tuple(self.columns)
 
-    def take(self, indices: Sequence[int]) -> "Settings":
-        """The settings at these places, in that order.
+    def take(self, indices: Sequence[int]) -> "StudySettings":
+        """Return the settings at these places, in that order.
 
         Example:
             >>> [row["p"] for row in grid({"p": [1, 2, 3]}).take([2, 0])]
             [3, 1]
         """
-        return Settings(
+        return StudySettings(
             {name: tuple(values[i] for i in indices) for name, values in self.columns.items()}
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """Numbers evenly between ``low`` and ``high``."""
+    """Draw numbers evenly between ``low`` and ``high``."""
 
     low: float
     high: float
@@ -81,14 +96,17 @@ class Uniform:
         _check_range(self, self.low, self.high)
 
     def draw(self, count: int, key: jax.Array) -> list[Value]:
-        """``count`` floats."""
-        share = np.asarray(jax.random.uniform(key, (count,)), np.float64)
-        return [float(value) for value in self.low + share * (self.high - self.low)]
+        """Return ``count`` floats."""
+        fraction = np.asarray(jax.random.uniform(key, (count,)), np.float64)
+        return [float(value) for value in self.low + fraction * (self.high - self.low)]
 
 
 @dataclasses.dataclass(frozen=True)
 class LogUniform:
-    """Numbers between ``low`` and ``high``, both above 0, evenly in their logarithm."""
+    """Draw numbers evenly in their logarithm.
+
+    Between ``low`` and ``high``, both above 0; for rates and other scales.
+    """
 
     low: float
     high: float
@@ -99,14 +117,14 @@ class LogUniform:
             raise ValueError(f"{self}: low must be above 0")
 
     def draw(self, count: int, key: jax.Array) -> list[Value]:
-        """``count`` floats."""
+        """Return ``count`` floats."""
         logs = Uniform(math.log(self.low), math.log(self.high)).draw(count, key)
         return [math.exp(float(value)) for value in logs]
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of some values, each as likely."""
+    """Draw one of some values, each as likely."""
 
     values: tuple[Value, ...]
 
@@ -115,7 +133,7 @@ class Choice:
             raise ValueError("Choice has no values: give at least one")
 
     def draw(self, count: int, key: jax.Array) -> list[Value]:
-        """``count`` of the values."""
+        """Return ``count`` of the values."""
         places = np.asarray(jax.random.randint(key, (count,), 0, len(self.values)))
         return [self.values[place] for place in places]
 
@@ -123,8 +141,10 @@ class Choice:
 Distribution = Uniform | LogUniform | Choice
 
 
-def grid(axes: Mapping[str, Sequence[Value]]) -> Settings:
-    """Every combination of the values of each axis; the last axis varies fastest.
+def grid(axes: Mapping[str, Sequence[Value]]) -> StudySettings:
+    """Combine all values of all axes.
+
+    The last axis varies fastest. Use it for few hyper-parameters; `random` covers many better.
 
     Raises:
         ValueError: no axis, an axis without values, or one that repeats a value.
@@ -140,23 +160,27 @@ def grid(axes: Mapping[str, Sequence[Value]]) -> Settings:
             "hyper-parameter at least one value"
         )
     rows = list(itertools.product(*axes.values()))
-    return Settings({name: tuple(row[i] for row in rows) for i, name in enumerate(axes)})
+    return StudySettings({name: tuple(row[i] for row in rows) for i, name in enumerate(axes)})
 
 
-def random(distributions: Mapping[str, Distribution], count: int, key: jax.Array) -> Settings:
-    """``count`` settings, each hyper-parameter drawn by itself.
+def random(distributions: Mapping[str, Distribution], count: int, key: jax.Array) -> StudySettings:
+    """Draw settings at random.
+
+    ``count`` of them, each hyper-parameter by itself.
 
     Raises:
-        ValueError: nothing to draw, or a setting drawn twice, as small sets of choices will.
+        ValueError: nothing to draw, no typed key, or a setting drawn twice, as small sets of
+            choices will.
 
     Example:
         >>> len(random({"rate": LogUniform(1e-4, 1e-1)}, 5, jax.random.key(0)))
         5
     """
-    if count < 1 or not distributions:
-        raise ValueError(f"count={count} of {list(distributions)}: draw at least 1 of at least one")
+    count = require_count("count", count)
+    require_key("key", key)
+    require(bool(distributions), "distributions", distributions, "at least one hyper-parameter")
     keys = jax.random.split(key, len(distributions))
-    return Settings(
+    return StudySettings(
         {
             name: tuple(distribution.draw(count, key))
             for (name, distribution), key in zip(distributions.items(), keys, strict=True)
@@ -164,11 +188,17 @@ def random(distributions: Mapping[str, Distribution], count: int, key: jax.Array
     )
 
 
-def table(rows: Sequence[Mapping[str, Value]]) -> Settings:
-    """One setting per row; all rows name the same hyper-parameters.
+def table(rows: Sequence[Mapping[str, Value]]) -> StudySettings:
+    """Make one setting per row.
+
+    Use it for settings from elsewhere. All rows name the same hyper-parameters.
 
     Raises:
         ValueError: no rows, or rows that differ in what they name.
+
+    Example:
+        >>> table([{"p": 1, "kind": "a"}, {"p": 2, "kind": "b"}]).columns["kind"]
+        ('a', 'b')
     """
     if not rows:
         raise ValueError("the table is empty: give at least one setting")
@@ -178,10 +208,10 @@ def table(rows: Sequence[Mapping[str, Value]]) -> Settings:
             raise ValueError(
                 f"setting {index} names {sorted(row)}, setting 0 {sorted(names)}: name the same"
             )
-    return Settings({name: tuple(row[name] for row in rows) for name in names})
+    return StudySettings({name: tuple(row[name] for row in rows) for name in names})
 
 
-def _column(name: str, values: Sequence[Any]) -> tuple[Value, ...]:
+def _column(name: str, values: Sequence[Value | np.generic]) -> tuple[Value, ...]:
     if not isinstance(name, str) or not name or name in RESERVED:
         raise ValueError(f"a hyper-parameter cannot be named {name!r}; {RESERVED} are taken")
     plain = [value.item() if isinstance(value, np.generic) else value for value in values]
@@ -199,6 +229,6 @@ def _column(name: str, values: Sequence[Any]) -> tuple[Value, ...]:
     return tuple(plain)
 
 
-def _check_range(distribution: Any, low: float, high: float) -> None:
+def _check_range(distribution: object, low: float, high: float) -> None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"{distribution}: low must be below high, both finite")

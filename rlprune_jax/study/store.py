@@ -1,4 +1,6 @@
-"""What a study has finished, on disk: chunks of cells, each written whole before the next begins.
+"""Keep what a study has finished on disk.
+
+In chunks of cells, each written whole before the next begins.
 
 A cell is one setting with one seed, numbered ``setting * S + seed_place``. A chunk's file name
 holds the first digits of the SHA-256 of its content, so damage is seen when it is read.
@@ -14,27 +16,36 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from filelock import BaseFileLock
 
 from rlprune_jax.files import to_json, try_lock, unwritable, write_atomically
+from rlprune_jax.types import PyTree
 
 Chunk = dict[str, np.ndarray]
 """``"cell"`` i64[n], ``"seconds"`` f64[n], and f64[n] per metric as ``"metric/<name>"``."""
 
 
 class StudyError(RuntimeError):
-    """The directory holds another study, or another process works on it."""
+    """Raised where a study cannot go on in a place.
+
+    It holds another study, another process works on it, or it is damaged.
+    """
 
 
 class CorruptChunkWarning(UserWarning):
-    """A chunk's file is damaged: its cells are computed again."""
+    """Warn that a chunk's file is damaged.
+
+    Its cells are computed again.
+    """
 
 
 class Store:
-    """The directory of one study; a context manager that holds a lock.
+    """Hold the directory of one study, locked.
+
+    A context manager.
 
     ``study.json`` says what is studied, ``measured.json`` what was found to be faster,
     ``chunks/`` holds the cells that are done. Without a directory everything stays in memory.
@@ -42,7 +53,7 @@ class Store:
     Args:
         directory: of the study, made where needed; None keeps nothing.
         identity: plain JSON of everything that decides the numbers.
-        process: number of this process among those that share the directory.
+        process: number of this process among those that use the directory.
 
     Raises:
         StudyError: the directory holds another study, or another process works on it.
@@ -50,12 +61,12 @@ class Store:
     """
 
     def __init__(
-        self, directory: str | os.PathLike | None, identity: Mapping[str, Any], process: int = 0
+        self, directory: str | os.PathLike | None, identity: Mapping[str, object], process: int = 0
     ):
         self.path = None if directory is None else Path(directory).expanduser()
         self.chunks: list[Chunk] = []
         self.corrupt: list[str] = []
-        self._measured: dict[str, Any] = {}
+        self._measured: dict[str, object] = {}
         self._process = process
         self._lock: BaseFileLock | None = None
         if self.path is None:
@@ -77,7 +88,7 @@ class Store:
             self.close()
             raise
 
-    def _check(self, identity: dict[str, Any]) -> None:
+    def _check(self, identity: dict[str, object]) -> None:
         assert self.path is not None
         file = self.path / "study.json"
         if not file.exists():
@@ -87,7 +98,9 @@ class Store:
             stored = json.loads(file.read_text())
         except ValueError:
             raise StudyError(f"{file} is no study of ours; choose another directory") from None
-        if stored != identity:
+        if _extends(stored, identity):
+            write_atomically(file, json.dumps(identity, indent=1) + "\n")
+        elif stored != identity:
             names = sorted(
                 name for name in {*stored, *identity} if stored.get(name) != identity.get(name)
             )
@@ -98,7 +111,10 @@ class Store:
             )
 
     def reload(self) -> None:
-        """Read all chunks; a damaged one is set aside, with a warning, and does not count."""
+        """Read all chunks.
+
+        A damaged one is set aside, with a warning, and does not count.
+        """
         if self.path is None:
             return
         self.chunks, self.corrupt = [], []
@@ -126,30 +142,32 @@ class Store:
                 continue
 
     def done(self) -> set[int]:
-        """The cells that are finished."""
+        """Return the cells that are finished."""
         return {int(cell) for chunk in self.chunks for cell in chunk["cell"]}
 
     def save(self, chunk: Chunk) -> None:
-        """Keep a chunk; when this returns it is on disk.
+        """Keep a chunk, on disk when this returns.
 
         Raises:
             UnwritableError: it could not be written, as on a full disk; earlier ones stay.
         """
         if self.path is not None:
             buffer = io.BytesIO()
-            arrays: dict[str, Any] = dict(chunk)
-            np.savez(buffer, **arrays)
+            np.savez(buffer, allow_pickle=False, **chunk)
             content = buffer.getvalue()
             name = f"{int(chunk['cell'].min()):08d}-{len(chunk['cell'])}-{_digest(content)}.npz"
             write_atomically(self.path / "chunks" / name, content)
         self.chunks.append(chunk)
 
-    def measured(self, name: str) -> Any:
-        """What was measured under this name before, or None."""
+    def measured(self, name: str) -> PyTree:
+        """Return what was measured under a name, or None."""
         return self._measured.get(name)
 
-    def keep_measured(self, name: str, value: Any) -> None:
-        """Keep a measurement, so that a resumed study does not measure again."""
+    def keep_measured(self, name: str, value: object) -> None:
+        """Keep a measurement.
+
+        So that a resumed study does not measure again.
+        """
         self._measured[name] = to_json(value)
         if self.path is not None:
             file = self.path / f"measured-{self._process}.json"
@@ -177,7 +195,26 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _difference(stored: Any, identity: Any, names: list[str]) -> str:
+def _extends(stored: Mapping[str, object], identity: Mapping[str, object]) -> bool:
+    """Whether a study is a stored one with more settings after the same ones."""
+    old, new = stored.get("settings"), identity.get("settings")
+    if not (isinstance(old, dict) and isinstance(new, dict)) or list(old) != list(new):
+        return False
+    longer = all(
+        len(new[name]) > len(old[name]) and _same(old[name], new[name][: len(old[name])])
+        for name in old
+    )
+    return longer and {**stored, "settings": None} == {**identity, "settings": None}
+
+
+def _same(old: object, new: object) -> bool:
+    """Whether two JSON values are the same, 1 and 1.0 apart."""
+    return json.dumps(old) == json.dumps(new)
+
+
+def _difference(
+    stored: Mapping[str, object], identity: Mapping[str, object], names: list[str]
+) -> str:
     """Short values are shown, since a name alone seldom says what to do."""
     if len(names) != 1:
         return ""

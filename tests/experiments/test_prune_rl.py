@@ -223,7 +223,7 @@ def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, moment):
         ({"evaluations": 8, "candidates": 9}, "exceed evaluations=8"),
         ({"finetune_steps": 0}, "finetune_steps=0"),
         ({"model": "vgg11"}, "pools"),
-        ({"granularity": "medium"}, "choose one of"),
+        ({"granularity": "medium"}, "must be one of"),
         ({"baselines": ("grid",)}, "baselines='grid' is unknown"),
         ({"reward_finetune": ()}, "reward_finetune"),
         ({"runs_dir": SCRIPT}, "--runs-dir"),

@@ -39,7 +39,7 @@ def test_sparsity_enters_the_agents_state_and_start(informed, monkeypatch):
         return
     # The same agent beside the plain one, and structured SAP down to the budget.
     for method in ("agent_sparsity_informed", "structured_sap"):
-        searcher = BASELINES[method](env, config, problem.graph, variables)
+        searcher = BASELINES[method](config, problem.graph, variables)(env)
         candidates, _ = searcher.ask(searcher.init(HParams(), jax.random.key(0)), jax.random.key(1))
         assert candidates.masks.shape == (config.candidates, 2, 24)
         costs = jax.vmap(env.cost_fn)(candidates.masks)[:, 0]

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlprune_jax.search import archive_best, archive_init, archive_update
+from rlprune_jax.search import (
+    EmptyArchiveError,
+    archive_best,
+    archive_init,
+    archive_is_empty,
+    archive_update,
+    check_archive,
+)
 
 UPDATE = jax.jit(archive_update)
 
@@ -90,3 +97,38 @@ def test_an_archive_holds_something(env):
         archive_init(env, 0)
     one = dataclasses.replace(env, limits=jnp.array([0.5]))
     assert archive_init(one, 2).feasible.costs.shape == (2, 1)
+
+
+def test_a_unit_at_one_half_is_kept(env):
+    masks = jnp.full((1, 3, 16), 0.5)
+    archive = archive_update(
+        archive_init(env, 1), masks, jnp.ones(1), jnp.zeros((1, 2)), env.limits
+    )
+    assert bool(archive_best(archive).masks.all())
+
+
+@pytest.mark.parametrize(
+    ("rewards", "cost", "message"),
+    [
+        ([], 0.1, "no candidate was evaluated"),
+        ([jnp.nan, jnp.inf], 0.1, "every reward was NaN or infinite, of all 2 candidates"),
+        ([1.0, jnp.nan], jnp.nan, r"no candidate of 2 has both.*\(1 rewards are missing\)"),
+    ],
+)
+def test_an_archive_in_which_nothing_is_says_why(env, rewards, cost, message):
+    archive = archive_init(env, 2)
+    if rewards:
+        masks, costs = some_masks(env, 0, len(rewards)), jnp.full((len(rewards), 2), cost)
+        archive = archive_update(archive, masks, jnp.asarray(rewards), costs, env.limits)
+    assert bool(archive_is_empty(archive))
+    with pytest.raises(EmptyArchiveError, match=message):
+        check_archive(archive)
+
+
+@pytest.mark.parametrize("cost", [0.1, 0.9])
+def test_a_near_miss_is_something(env, cost):
+    masks, costs = some_masks(env, 0, 2), jnp.full((2, 2), cost)
+    rewards = jnp.array([jnp.nan, 1.0])
+    archive = archive_update(archive_init(env, 2), masks, rewards, costs, env.limits)
+    assert not bool(archive_is_empty(archive)) and int(archive.missing) == 1
+    check_archive(archive)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlprune_jax.search import (
-    Config,
+    AgentConfig,
     HParams,
     archive_init,
     make_environment,
@@ -59,7 +59,7 @@ def concave(request):
     )
     limits = jnp.array([[0.4, 9.0], [4.0, 90.0], [9.0, 9.0], [0.01, 9.0]])
     scale = jnp.array([1.0, 10.0, 1.0, 1.0])
-    config = Config(
+    config = AgentConfig(
         granularity=request.param, constraint="multiplier", candidates=32, hidden_sizes=(16,)
     )
 
@@ -136,7 +136,9 @@ def knapsack():
         cost_fn=lambda masks: jnp.sum(masks[0] * weight)[None] / weight.sum(),
         initial_keep=0.5,
     )
-    config = Config(granularity="fine", constraint="multiplier", candidates=64, hidden_sizes=(8,))
+    config = AgentConfig(
+        granularity="fine", constraint="multiplier", candidates=64, hidden_sizes=(8,)
+    )
     hparams = HParams(sharpness=0.0, unit_learning_rate=0.05, dual_initial=1.0, entropy_coef=0.01)
 
     def reward(masks, key):

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.search import Config
+from rlprune_jax.search import AgentConfig
 from rlprune_jax.search.critics import make_critics, running_init, running_std, running_update
 from rlprune_jax.search.policy import observation_size
 
@@ -24,7 +24,7 @@ def test_deviation_is_one_where_nothing_varies():
 def test_critics_give_the_reward_and_one_value_per_budget(env):
     observations = jnp.ones((3, 4, observation_size(env)))
     for critic in (True, False):
-        critics = make_critics(env, Config(critic=critic, hidden_sizes=(4,)))
+        critics = make_critics(env, AgentConfig(critic=critic, hidden_sizes=(4,)))
         values = critics.values(critics.init(jax.random.key(0)), observations)
         assert values.shape == (3, 4, 3)
         assert bool(jnp.any(values != 0.0)) == critic

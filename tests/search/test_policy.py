@@ -7,14 +7,14 @@ from rlprune_jax.search import candidate_costs, feasible, make_environment
 from rlprune_jax.search.environment import logit
 from rlprune_jax.search.policy import (
     Normaliser,
-    Settings,
+    PolicySettings,
     coarse_policy,
     fine_policy,
     observation_size,
     observe_ratios,
 )
 
-SETTINGS = Settings(0.5, 0.05, 8.0, 0.0)
+SETTINGS = PolicySettings(initial_std=0.5, minimum_std=0.05, sharpness=8.0, least_ratio=0.0)
 MAKERS = {"coarse": coarse_policy, "fine": fine_policy}
 
 
@@ -113,3 +113,11 @@ def test_acting_observes_what_the_finished_episode_shows(env):
         trajectory.observations, observe_ratios(env, ratios), rtol=1e-5, atol=1e-6
     )
     assert trajectory.observations.shape == (3, 6, observation_size(env))
+
+
+def test_the_learned_numbers_are_per_group_and_per_unit(env):
+    key = jax.random.key(0)
+    coarse = coarse_policy(env, (8,), 4, "sampled").init(key)
+    fine = fine_policy(env, (8,), 4, "sampled").init(key)
+    assert coarse["group_logit"].shape == fine["group_logit"].shape == (3,)
+    assert fine["unit_logit"].shape == (3, 16) and "unit_logit" not in coarse

@@ -4,7 +4,7 @@ import pytest
 
 from rlprune_jax.search.searcher import (
     batch_metrics,
-    check_positive,
+    check_told,
     violation,
     worst_for_missing,
     worst_for_missing_costs,
@@ -39,6 +39,21 @@ def test_metrics_of_a_batch():
     np.testing.assert_allclose(found["cost_mean"], [1.0, 1.125])
 
 
-def test_counts_below_one_are_refused_by_name():
-    with pytest.raises(ValueError, match="candidates=0"):
-        check_positive("candidates", 0)
+@pytest.mark.parametrize(
+    ("rewards", "costs", "message"),
+    [
+        (["a", "b"], jnp.ones((2, 1)), "rewards must be numbers"),
+        (jnp.ones(2), [["a"], ["b"]], "costs must be numbers"),
+        (None, jnp.ones((2, 1)), "rewards must be numbers|rewards has shape"),
+        (jnp.ones(3), jnp.ones((2, 1)), r"rewards has shape \(3,\) and must have \(2,\)"),
+        (jnp.ones(2), jnp.ones((2, 2)), r"costs has shape \(2, 2\) and must have \(2, 1\)"),
+    ],
+)
+def test_what_is_no_numbers_is_refused_by_name(rewards, costs, message):
+    with pytest.raises(ValueError, match=message):
+        check_told(jnp.ones((2, 1, 4)), rewards, costs, 1)
+
+
+def test_missing_numbers_are_accepted():
+    rewards, costs = check_told(jnp.ones((2, 1, 4)), [jnp.nan, jnp.inf], [[jnp.nan], [1.0]], 1)
+    assert rewards.shape == (2,) and costs.shape == (2, 1)

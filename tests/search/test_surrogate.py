@@ -32,16 +32,23 @@ def test_surrogate_is_pessimistic():
     )
 
 
-def test_each_part_moves_at_its_own_rate():
+def test_each_part_moves_at_the_rate_that_is_named_for_it():
     params = {
-        "policy": {"offset": jnp.zeros(2), "table": jnp.zeros(2), "network": jnp.zeros(2)},
-        "critics": {"reward": jnp.zeros(2)},
+        "policy": {"group_logit": 0.0, "unit_logit": 0.0, "log_std": 0.0, "network": 0.0},
+        "critics": {"reward": 0.0},
     }
-    hparams = HParams(0.1, 0.2, 0.3)
+    params = jax.tree.map(jnp.asarray, params)
+    hparams = HParams(
+        learning_rate=0.1,
+        group_learning_rate=0.2,
+        unit_learning_rate=0.3,
+        std_learning_rate=0.4,
+    )
     transform = optimizer(hparams)
     gradient = jax.tree.map(jnp.ones_like, params)
     updates, _ = transform.update(gradient, transform.init(params))
     # The first step of Adam is minus its rate.
-    for part, rate in (("offset", 0.2), ("table", 0.3), ("network", 0.1)):
+    rates = {"group_logit": 0.2, "unit_logit": 0.3, "log_std": 0.4, "network": 0.1}
+    for part, rate in rates.items():
         np.testing.assert_allclose(updates["policy"][part], -rate, rtol=1e-3)
     np.testing.assert_allclose(updates["critics"]["reward"], -0.1, rtol=1e-3)

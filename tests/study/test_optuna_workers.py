@@ -1,6 +1,7 @@
 """Optuna workers: every setting exactly once, whoever dies."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,6 +150,30 @@ def test_a_stale_trial_of_a_database_is_queued_again(tmp_path, monkeypatch, recw
     options = OPTIONS | {"trials": 4}
     run_worker(job, SPACE, (0, 1), storage=storage, **options)
     assert len(each_once(storage, 4)) == 6
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_more_trials_extend_a_study(tmp_path, kind, recwarn):
+    storage = str(tmp_path / "j") if kind == "journal" else f"sqlite:///{tmp_path}/s.db"
+    few = run_worker(job, SPACE, (0, 1), storage=storage, **OPTIONS | {"trials": 4})
+    more = run_worker(job, SPACE, (0, 1), storage=storage, **OPTIONS | {"trials": 7})
+    each_once(storage, 7)
+    assert list(more.settings)[:4] == list(few.settings) and len(more.settings) == 7
+    np.testing.assert_array_equal(more.metrics["loss"][:4], few.metrics["loss"])
+
+
+def test_a_journal_that_is_cut_off_is_refused_and_its_way_out_works(tmp_path):
+    journal, options = tmp_path / "journal", OPTIONS | {"trials": 3}
+    run_worker(job, SPACE, (0, 1), storage=str(journal), **options)
+    journal.write_bytes(journal.read_bytes()[:-40])
+    with pytest.raises(StudyError, match=r"journal .*journal is cut off in line \d+ of") as error:
+        run_worker(job, SPACE, (0, 1), storage=str(journal), **options)
+    command = re.search(r"\((sed .*?)\)", str(error.value))
+    assert command is not None
+    subprocess.run(command[1], shell=True, check=True)
+    found = run_worker(job, SPACE, (0, 1), storage=str(journal), **options)
+    assert len(found.settings) == 3
+    each_once(str(journal), 3)
 
 
 def test_another_version_of_the_code_is_refused(tmp_path, monkeypatch):

@@ -14,7 +14,16 @@ from study_jobs import job, settings
 
 from rlprune_jax import run_study
 from rlprune_jax.files import UnwritableError
-from rlprune_jax.study import StudyError, blocks, grid, program, rank_correlation
+from rlprune_jax.study import (
+    JobError,
+    StudyError,
+    StudySettings,
+    blocks,
+    grid,
+    program,
+    rank_correlation,
+    summarise,
+)
 from rlprune_jax.study.blocks import Runner
 from rlprune_jax.study.store import CorruptChunkWarning
 
@@ -199,6 +208,19 @@ def test_another_study_in_the_directory_is_refused(tmp_path):
         run_study(job, small, [0], directory=tmp_path / "study.json")
 
 
+def test_more_settings_extend_a_study(tmp_path):
+    few, more = grid({"scale": [1.0, 2.0], "rate": [0.1]}), grid({"scale": [1.0, 2.0, 3.0]})
+    more = StudySettings(dict(more.columns) | {"rate": (0.1,) * 3})
+    run_study(job, few, SEEDS, directory=tmp_path)
+    found = run_study(job, more, SEEDS, directory=tmp_path)
+    assert found.cells_run == 3
+    same(found, run_study(job, more, SEEDS))
+    assert run_study(job, more, SEEDS, directory=tmp_path).cells_run == 0
+    for other in (few, more.take([1, 0, 2])):  # fewer, or others before the new ones
+        with pytest.raises(StudyError, match="differ in settings"):
+            run_study(job, other, SEEDS, directory=tmp_path)
+
+
 def test_a_second_process_is_refused(tmp_path):
     from rlprune_jax.study.store import Store
 
@@ -250,8 +272,14 @@ def test_a_metric_that_is_nan_is_kept_and_ranked_last():
         ({"static": ["depth"]}, r"static names \['depth'\]"),
         ({"static": ["rate"]}, r"no static setting \['rate'\]"),
         ({"known": ["scale"]}, r"no setting \['rate'\]; it has: scale"),
-        ({"strategy": "pmap"}, "choose one of"),
-        ({"chunk": 0}, "at least 1 setting"),
+        ({"seeds": [1.7]}, r"seeds=1.7 must be an integer"),
+        ({"settings": {"scale": [1e39], "rate": [0.1]}}, "'scale' holds 1e.39, beyond 32 bits"),
+        ({"settings": {"scale": [2**40], "rate": [0.1]}}, "integers beyond 32 bits"),
+        ({"strategy": "pmap"}, "strategy='pmap' must be one of"),
+        ({"chunk": 0}, "chunk=0 must be at least 1"),
+        ({"memory": 0}, "memory=0 must be at least 1"),
+        ({"memory": -1}, "memory=-1 must be at least 1"),
+        ({"directory": ""}, "directory='' must be a path"),
         ({"fn": lambda h, key: h["scale"] * h["rate"]}, "dictionary of scalar metrics"),
         ({"fn": lambda h, key: {"m": jnp.ones(2) * h["scale"] * h["rate"]}}, r"shape \(2,\)"),
         ({"fn": lambda h, key: {"rate": h["scale"] * h["rate"]}}, "name of a setting"),
@@ -261,6 +289,47 @@ def test_bad_input_is_refused_with_the_way_out(change, message):
     given = {"fn": job, "settings": {"scale": [1.0], "rate": [0.1]}, "seeds": [0]} | change
     with pytest.raises(ValueError, match=message):
         run_study(given.pop("fn"), given.pop("settings"), given.pop("seeds"), **given)
+
+
+def raising(hparams, key):
+    raise KeyError("mine")
+
+
+def branching(hparams, key):
+    return {"m": key if hparams["scale"] > 0 else hparams["rate"]}
+
+
+def numerical(hparams, key):
+    return {"m": np.sin(hparams["scale"]) * hparams["rate"]}
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (raising, "the job raising fails while it is traced: KeyError: 'mine'"),
+        (branching, r"the job branching needs the value .* name its setting in static="),
+        (numerical, "the job numerical needs the value"),
+    ],
+)
+def test_a_job_that_fails_is_named(fn, message):
+    with pytest.raises(JobError, match=message):
+        run_study(fn, {"scale": [1.0], "rate": [0.1]}, [0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: summarise([1.0, 2.0]), r"values has shape \(2,\) and must be"),
+        (lambda: summarise([]), r"values has shape \(0,\)"),
+        (lambda: summarise(np.ones((2, 0))), r"values has shape \(2, 0\)"),
+        (lambda: summarise([[1.0, 2.0]], confidence=2), "confidence=2 must be between 0 and 1"),
+        (lambda: rank_correlation([1, 2, 3], [1, 2, 3], 95), "confidence=95 must be between"),
+        (lambda: rank_correlation([1, 2, 3], [1, 2, 3], resamples=0), "resamples=0"),
+    ],
+)
+def test_bad_tables_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_rank_correlation_agrees_with_scipy_and_its_interval_covers():

@@ -14,7 +14,7 @@ import pytest
 from study_jobs import job, settings
 
 from rlprune_jax.study import initialize, run_study
-from rlprune_jax.study.distributed import share
+from rlprune_jax.study.distributed import process_settings
 
 HERE = Path(__file__).parent
 SEEDS = (3, 1)
@@ -154,7 +154,9 @@ print("end", result.cells_run)
 
 
 def test_the_shares_of_all_processes_are_everything_once():
-    assert sorted(i for process in range(3) for i in share(10, process, 3)) == list(range(10))
+    assert sorted(i for process in range(3) for i in process_settings(10, process, 3)) == list(
+        range(10)
+    )
 
 
 @pytest.mark.parametrize(

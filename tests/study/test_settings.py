@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlprune_jax.study import Choice, LogUniform, Settings, Uniform, grid, random, table
+from rlprune_jax.study import Choice, LogUniform, StudySettings, Uniform, grid, random, table
 
 
 def test_a_grid_has_every_combination_once():
@@ -31,6 +31,13 @@ def test_whole_and_broken_numbers_mix_to_floats():
     assert table([{"p": 1}, {"p": 0.5}]).columns["p"] == (1.0, 0.5)
     assert type(table([{"p": 1}, {"p": 2}]).columns["p"][0]) is int
     assert type(grid({"p": np.array([1.0])}).columns["p"][0]) is float
+    assert type(grid({"p": [np.bool_(True)]}).columns["p"][0]) is bool
+
+
+def test_more_random_settings_begin_with_the_same_ones():
+    space = {"a": Uniform(0, 1), "b": LogUniform(1e-3, 1), "c": Choice((1, 2, 3, 4, 5, 6, 7))}
+    few, many = (random(space, count, jax.random.key(3)) for count in (5, 9))
+    assert list(many)[:5] == list(few)
 
 
 @pytest.mark.parametrize(
@@ -41,12 +48,15 @@ def test_whole_and_broken_numbers_mix_to_floats():
         (lambda: grid({"p": [1, 1]}), "settings 0 and 1 are the same"),
         (lambda: table([]), "the table is empty"),
         (lambda: table([{"p": 1}, {"q": 1}]), r"setting 1 names \['q'\], setting 0 \['p'\]"),
-        (lambda: Settings({"p": (1, 2), "q": (1,)}), "columns differ in length"),
-        (lambda: Settings({"p": (1, "a")}), "all numbers"),
-        (lambda: Settings({"p": (float("nan"),)}), "finite numbers"),
-        (lambda: Settings({"seed": (1,)}), "cannot be named 'seed'"),
-        (lambda: Settings({"p": ([1],)}), "'p' holds"),
+        (lambda: StudySettings({"p": (1, 2), "q": (1,)}), "columns differ in length"),
+        (lambda: StudySettings({"p": (1, "a")}), "all numbers"),
+        (lambda: StudySettings({"p": (float("nan"),)}), "finite numbers"),
+        (lambda: StudySettings({"seed": (1,)}), "cannot be named 'seed'"),
+        (lambda: StudySettings({"p": ([1],)}), "'p' holds"),
         (lambda: random({}, 3, jax.random.key(0)), "at least one"),
+        (lambda: random({"a": Uniform(0, 1)}, 0, jax.random.key(0)), "count=0 must be at least 1"),
+        (lambda: random({"a": Uniform(0, 1)}, 2.5, jax.random.key(0)), "count=2.5 must be an"),
+        (lambda: random({"a": Uniform(0, 1)}, 2, 0), "key=0 must be one typed key"),
         (lambda: random({"a": Choice((1, 2))}, 9, jax.random.key(0)), "are the same"),
         (lambda: Uniform(2, 1), "low must be below high"),
         (lambda: LogUniform(0, 1), "low must be above 0"),

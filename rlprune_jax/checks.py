@@ -1,0 +1,105 @@
+"""Refuse wrong arguments in one idiom.
+
+A message names the argument, its value, what it must be, and the way out where that is not plain:
+``min_keep=0 must be at least 1; ...``.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+
+from rlprune_jax.pytree import is_key
+
+
+def require(condition: bool, argument: str, value: object, rule: str) -> None:
+    """Refuse an argument unless a condition holds.
+
+    Use it for every rule that no other function of this module states.
+
+    Args:
+        condition: whether the value is right.
+        argument: its name, as the caller wrote it.
+        value: what was given.
+        rule: what it must be, and after a semicolon the way out.
+
+    Raises:
+        ValueError: ``condition`` is false.
+
+    Example:
+        >>> require(0.5 <= 1, "beta", 0.5, "at most 1")
+        >>> require(2.0 <= 1, "beta", 2.0, "at most 1")
+        Traceback (most recent call last):
+        ValueError: beta=2.0 must be at most 1
+    """
+    if not condition:
+        raise ValueError(f"{argument}={value!r} must be {rule}")
+
+
+def require_count(argument: str, value: object, least: int = 1) -> int:
+    """Return an integer argument, refused below a least value.
+
+    Use it for counts and sizes: a float, text or boolean is no count.
+
+    Raises:
+        ValueError: not an integer, or below ``least``.
+
+    Example:
+        >>> require_count("candidates", 16)
+        16
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    whole = number is not None and not isinstance(value, bool)
+    require(whole, argument, value, "an integer")
+    assert number is not None
+    require(number >= least, argument, value, f"at least {least}")
+    return number
+
+
+def require_range(
+    argument: str, value: object, low: float = -math.inf, high: float = math.inf
+) -> float:
+    """Return a finite number, refused outside a closed range.
+
+    Raises:
+        ValueError: not a number, not finite, or outside.
+
+    Example:
+        >>> require_range("confidence", 0.95, 0.0, 1.0)
+        0.95
+    """
+    bounds = {
+        (-math.inf, math.inf): "a finite number",
+        (low, math.inf): f"a finite number of at least {low:g}",
+    }.get((low, high), f"a number from {low:g} to {high:g}")
+    try:
+        number = math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    require(math.isfinite(number) and low <= number <= high, argument, value, bounds)
+    return number
+
+
+def require_choice(argument: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse what is not one of some choices.
+
+    Raises:
+        ValueError: it is none of them; the message lists them.
+    """
+    require(value in choices, argument, value, f"one of {', '.join(map(repr, choices))}")
+
+
+def require_key(argument: str, key: object) -> None:
+    """Refuse what is not one typed random key.
+
+    Raises:
+        ValueError: an integer, an old-style key or an array of keys.
+
+    Example:
+        >>> import jax
+        >>> require_key("key", jax.random.key(0))
+    """
+    single = is_key(key) and getattr(key, "shape", None) == ()
+    require(single, argument, key, "one typed key; make it by jax.random.key(seed)")

@@ -1,0 +1,15 @@
+"""The examples in the docstrings of the search run and give what they say."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = ("archive", "baselines", "config", "loop", "ppo_lagrangian", "problem", "ranking")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    module = importlib.import_module(f"rlprune_jax.search.{name}")
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted > 0
