@@ -47,8 +47,8 @@ def conv_general_dilated(
 
     Two-dimensional NHWC / HWIO convolutions of floating-point arrays go through the primitives of
     this module; anything else (other ranks and layouts, lhs_dilation, batch_group_count, another
-    result type, symbolic image sizes, arrays that `shard_map` tracks as varying over a mesh) is
-    passed on to lax unchanged.
+    result type, symbolic image sizes, arrays whose types follow a mesh) is passed on to lax
+    unchanged.
 
     Args:
       lhs: f[B,H,W,C], images.
@@ -83,8 +83,8 @@ def conv_general_dilated(
         and jnp.issubdtype(lhs.dtype, jnp.floating)
         and (result_type is None or jnp.dtype(result_type) == lhs.dtype)
         and all(isinstance(size, int) for size in (*lhs.shape[1:], *rhs.shape))
-        and not _varies_over_mesh(lhs)
-        and not _varies_over_mesh(rhs)
+        and not follows_mesh(jax.typeof(lhs))
+        and not follows_mesh(jax.typeof(rhs))
     )
     if not ours:
         return lax.conv_general_dilated(
@@ -113,14 +113,20 @@ def conv_general_dilated(
     )
 
 
-def _varies_over_mesh(array: jax.Array) -> bool:
-    """Whether `shard_map` tracks the array, and so sums gradients over the mesh by its type.
+def follows_mesh(kind: Any) -> bool:
+    """Tell whether JAX tracks an array over a mesh by its type.
 
-    A primitive from outside JAX cannot take part in that, and would leave the sum out.
+    `shard_map` does for arrays that vary over the mesh, and sums gradients by it; so do meshes with
+    explicit axes for sharded arrays. A primitive from outside JAX cannot take part in that.
+
+    Args:
+      kind: of an array, as `jax.typeof` returns it.
     """
-    kind = jax.typeof(array)
     manual = getattr(kind, "manual_axis_type", None)
-    return bool(getattr(manual, "varying", None) or getattr(kind, "vma", None))
+    varies = bool(getattr(manual, "varying", None) or getattr(kind, "vma", None))
+    return varies or any(
+        axis is not None for axis in getattr(getattr(kind, "sharding", None), "spec", ())
+    )
 
 
 def _two_positive(name: str, values: Sequence[int]) -> tuple[int, int]:
