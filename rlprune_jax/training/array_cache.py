@@ -11,11 +11,6 @@ from pathlib import Path
 import numpy as np
 
 
-def default_cache_dir() -> Path:
-    """Return ``$RLPRUNE_CACHE_DIR``, else ``~/.cache/rlprune_jax``."""
-    return Path(os.environ.get("RLPRUNE_CACHE_DIR") or "~/.cache/rlprune_jax").expanduser()
-
-
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
     """Write arrays to an ``.npz`` file that appears under its name only when complete.
 

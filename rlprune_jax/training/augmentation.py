@@ -135,8 +135,8 @@ class CropAndFlip:
     def __call__(self, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple:
         """Return the batch with images of the same shape and dtype; see ``augment``."""
         images, labels = batch
-        options = {"pad": self.pad, "flip": self.flip}
-        return augment(images, key, **options, padding_mode=self.padding_mode), labels
+        mode = self.padding_mode
+        return augment(images, key, pad=self.pad, flip=self.flip, padding_mode=mode), labels
 
 
 @jax.jit

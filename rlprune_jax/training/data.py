@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlprune_jax.training.array_cache import default_cache_dir, read_arrays, write_arrays
+from rlprune_jax.files import default_cache_dir
+from rlprune_jax.training.array_cache import read_arrays, write_arrays
 
 Progress = Callable[[int, int], None]
 _DECODED_AT_ONCE = 1000

@@ -1,12 +1,28 @@
 """Losses and metrics as functions of a network's outputs and a batch."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from rlprune_jax.types import PyTree
+
+
+class Loss(Protocol):
+    """What training makes small."""
+
+    def __call__(self, outputs: PyTree, batch: PyTree) -> jax.Array:
+        """Return f32[], the mean over the examples of a batch."""
+
+
+class Metric(Protocol):
+    """What pruning is to keep: higher is better."""
+
+    def __call__(self, outputs: PyTree, batch: PyTree) -> jax.Array:
+        """Return f32[], the mean over the examples of a batch."""
+
 
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 """Keys of a batch under which labels and targets are looked for."""
@@ -108,7 +124,7 @@ class NegativeLoss:
         loss: ``(outputs, batch) -> f32[]``.
     """
 
-    loss: Callable[[PyTree, PyTree], jax.Array]
+    loss: Loss
 
     def __call__(self, outputs: PyTree, batch: PyTree) -> jax.Array:
         """Return f32[], higher is better."""
@@ -162,34 +178,34 @@ def squared_error(outputs: jax.Array, batch: PyTree) -> jax.Array:
     return jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets))
 
 
-def next_token_loss(outputs: jax.Array, tokens: jax.Array) -> jax.Array:
+def next_token_loss(outputs: jax.Array, batch: jax.Array) -> jax.Array:
     """Return the cross-entropy of the next token, in nats per token.
 
     Args:
         outputs: logits f32[B, T - 1, vocabulary] for all tokens but the first.
-        tokens: i32[B, T].
+        batch: tokens i32[B, T].
 
     Raises:
         ValueError: other shapes.
     """
-    return _token_losses("the loss per token", outputs, tokens)[0].mean()
+    return _token_losses("the loss per token", outputs, batch)[0].mean()
 
 
-def token_accuracy(outputs: jax.Array, tokens: jax.Array) -> jax.Array:
+def token_accuracy(outputs: jax.Array, batch: jax.Array) -> jax.Array:
     """Return the fraction of tokens that are predicted right.
 
     Args:
         outputs: logits f32[B, T - 1, vocabulary] for all tokens but the first.
-        tokens: i32[B, T].
+        batch: tokens i32[B, T].
 
     Raises:
         ValueError: other shapes.
     """
-    return _token_losses("token_accuracy", outputs, tokens)[1].mean(dtype=jnp.float32)
+    return _token_losses("token_accuracy", outputs, batch)[1].mean(dtype=jnp.float32)
 
 
 def _token_losses(name: str, outputs: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    shape = getattr(tokens, "shape", ())
+    shape = tuple(getattr(tokens, "shape", ()))
     if len(shape) != 2 or outputs.ndim != 3 or outputs.shape[:2] != (shape[0], shape[1] - 1):
         raise ValueError(
             f"{name} takes logits [B, T - 1, vocabulary] for tokens [B, T]; outputs have shape "
@@ -215,7 +231,7 @@ def _class_labels(name: str, outputs: jax.Array, batch: PyTree) -> jax.Array:
     return labels
 
 
-METRICS: dict[str, Callable[[PyTree, PyTree], jax.Array] | None] = {
+METRICS: dict[str, Metric | None] = {
     "accuracy": accuracy,
     "top5_accuracy": top5_accuracy,
     "token_accuracy": token_accuracy,

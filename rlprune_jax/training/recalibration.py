@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
 
-from rlprune_jax.types import PyTree, Variables
+from rlprune_jax.types import ApplyTrain, PyTree, Variables
 
 STATISTIC_NAMES = frozenset(
     f"{kind}_{of}" for kind in ("running", "moving") for of in ("mean", "var", "variance")
@@ -20,18 +20,6 @@ PAIRED_NAMES = (("mean", "var"), ("mean", "variance"))
 
 STATISTIC_COLLECTIONS = frozenset({"batch_stats", "BatchStat", "mean_ema", "var_ema"})
 """Names of collections, or of modules, that hold nothing but running statistics."""
-
-
-class ApplyTrain(Protocol):
-    """Train mode of a network.
-
-    Called with the variables and the network's inputs, it returns the outputs and the updates: a
-    mapping from the name of a collection of the variables to its new value.
-    """
-
-    def __call__(self, variables: Variables, *inputs: PyTree) -> tuple[PyTree, PyTree]:
-        """Return ``(outputs, updates)``."""
-        ...
 
 
 def recalibrate(
@@ -64,7 +52,7 @@ def recalibrate(
     ``"ema"``) are measured as in the first step, which alone normalises with the batch.
 
     Args:
-        apply_train: ``(variables, *inputs) -> (outputs, updates)``, see `ApplyTrain`.
+        apply_train: ``(variables, *inputs) -> (outputs, updates)``.
         variables: mapping of ``"params"`` and other collections. A pytree without collections
             comes back as it is; `untold_statistics` tells whether it seems to hold statistics.
         *inputs: one batch as train mode takes it: arrays of any rank and type, dictionaries, ....

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import numpy as np
 from rlprune_jax.pytree import leaf_paths
 from rlprune_jax.training.metrics import (
     METRICS,
+    Loss,
+    Metric,
     NegativeLoss,
     SoftmaxCrossEntropy,
     labels_of,
@@ -30,20 +32,6 @@ Data = PyTree
 
 INPUT_KEYS = ("inputs", "input", "x", "image", "images", "tokens", "input_ids", "features")
 """Keys of a batch under which a network's input is looked for."""
-
-
-class Loss(Protocol):
-    """What training makes small."""
-
-    def __call__(self, outputs: PyTree, batch: Batch) -> jax.Array:
-        """Return f32[], the mean over the examples of a batch."""
-
-
-class Metric(Protocol):
-    """What pruning is to keep: higher is better."""
-
-    def __call__(self, outputs: PyTree, batch: Batch) -> jax.Array:
-        """Return f32[], the mean over the examples of a batch."""
 
 
 class Evaluation(NamedTuple):
@@ -128,8 +116,8 @@ class Task:
             applied before the network, in training too, and travels with the exported network.
         augment: ``(batch, key) -> batch`` of raw examples, in training only.
         metric_name: as results call the metric; by default its own name.
-        description: what is to be known of raw inputs and outputs besides: ``class_names``, ``mean``,
-            ``std``; anything with a JSON form. It goes into ``plan.json``.
+        description: what is to be known of raw inputs and outputs besides, with a JSON form, such
+            as ``class_names``. It goes into ``plan.json``.
 
     Raises:
         TaskError: no metric, an unknown one, data without examples or of unequal lengths, or no
@@ -371,8 +359,8 @@ def regression(
     The loss is the mean squared error, the metric by default its negative.
 
     Args:
-        train: ``(inputs, targets f32[n, ...])``, a dictionary with ``"target"`` or ``"targets"``, or
-            a source of such batches.
+        train: ``(inputs, targets f32[n, ...])``, a dictionary with ``"target"`` or
+            ``"targets"``, or a source of such batches.
         held_out: likewise.
         test: likewise.
         metric: a name among ``METRICS`` or a function.
@@ -400,8 +388,8 @@ def next_token(
 ) -> Task:
     """Make a task of predicting the next token of sequences.
 
-    The network reads all tokens but the last and gives logits f32[B, T - 1, vocabulary]; the loss is
-    the cross-entropy in nats per token, the metric by default its negative.
+    The network reads all tokens but the last and gives logits f32[B, T - 1, vocabulary]; the loss
+    is the cross-entropy in nats per token, the metric by default its negative.
 
     Args:
         train: tokens i32[n, T], or a source of such batches.

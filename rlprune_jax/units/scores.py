@@ -4,16 +4,14 @@ Use Taylor to compare units of different groups; magnitudes only rank units with
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from rlprune_jax.graph.gating import gated
 from rlprune_jax.graph.groups import PRODUCER, Graph, ones_gates
 from rlprune_jax.pytree import flatten_with_paths
-from rlprune_jax.types import Apply, Gates, Variables
+from rlprune_jax.types import Gates, PyTree, Variables
 
 UNIT_SCORES = ("taylor", "magnitude", "random")
 """Names of the scores of units."""
@@ -48,37 +46,48 @@ def magnitude_scores(graph: Graph, variables: Variables) -> Gates:
     return scores
 
 
-def taylor_scores(
-    apply: Apply, graph: Graph, variables: Variables, images: jax.Array, labels: jax.Array
-) -> Gates:
+class GatedLoss(Protocol):
+    """The loss of a masked network as a function of its gates."""
+
+    def __call__(self, gates: Gates, batch: PyTree, /) -> jax.Array:
+        """Return f32[], the mean over a minibatch."""
+
+
+def taylor_scores(graph: Graph, loss: GatedLoss, batches: PyTree) -> Gates:
     """Score units by what the loss loses with them.
 
-    The derivative of the cross-entropy by a unit's gate, squared and averaged over minibatches,
-    is what the loss loses with the unit to first order; it compares units across groups.
+    The derivative of the loss by a unit's gate, squared and averaged over minibatches, is what the
+    loss loses with the unit to first order; it compares units across groups.
 
     Args:
-        apply: ``(variables, x) -> logits``.
         graph: of the network.
-        variables: dense.
-        images: f32[M, B, ...], M minibatches.
-        labels: i32[M, B].
+        loss: ``(gates, batch) -> f32[]`` of the masked network, whatever its task.
+        batches: pytree of arrays [M, B, ...], M minibatches.
 
     Returns:
         Group name -> f32[units], the mean squared first-order change of the loss.
 
     Reference:
         Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", eq. 8 with gates.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from rlprune_jax import gated, trace_graph
+        >>> def apply(variables, x):
+        ...     return (x @ variables["a"]) @ variables["b"]
+        >>> variables = {"a": jnp.eye(2, 3), "b": jnp.ones((3, 1))}
+        >>> x = jnp.ones((1, 4, 2))
+        >>> graph = trace_graph(apply, variables, x[0])
+        >>> def loss(gates, batch):
+        ...     return gated(apply, graph)(variables, gates, batch).mean()
+        >>> taylor_scores(graph, loss, x)["a"].tolist()
+        [1.0, 1.0, 0.0]
     """
-    masked = gated(apply, graph)
 
-    def loss(gates: Gates, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = masked(variables, gates, batch[0])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
-
-    def squared(batch: tuple[jax.Array, jax.Array]) -> Gates:
+    def squared(batch: PyTree) -> Gates:
         return jax.tree.map(jnp.square, jax.grad(loss)(ones_gates(graph), batch))
 
-    return jax.tree.map(lambda each: each.mean(0), jax.lax.map(squared, (images, labels)))
+    return jax.tree.map(lambda each: each.mean(0), jax.lax.map(squared, batches))
 
 
 def random_scores(graph: Graph, key: jax.Array) -> Gates:
@@ -98,7 +107,9 @@ def random_scores(graph: Graph, key: jax.Array) -> Gates:
     }
 
 
-def group_scores(graph: Graph, scores: Gates, reduce: Callable[[Any], Any] = jnp.sum) -> jax.Array:
+def group_scores(
+    graph: Graph, scores: Gates, reduce: Callable[[jax.Array], jax.Array] = jnp.sum
+) -> jax.Array:
     """Reduce the scores of units to one per group.
 
     Args:

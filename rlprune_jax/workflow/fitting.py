@@ -255,8 +255,8 @@ def equivalence(
         inputs: of the network.
     """
     with jax.default_matmul_precision("highest"):
-        masked = jax.jit(dense.definition.masked)(dense.variables, gates, *inputs)
-        cut = jax.jit(slim.apply)(slim.variables, *inputs)
+        masked = dense.definition.jitted_masked(dense.variables, gates, *inputs)
+        cut = slim.definition.jitted(slim.variables, *inputs)
     pairs = zip(jax.tree.leaves(masked), jax.tree.leaves(cut), strict=True)
     differences = [float(jnp.max(jnp.abs(a - b), initial=0.0)) for a, b in pairs]
     largest = [float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree.leaves(cut)]

@@ -85,14 +85,16 @@ def from_linen(
     moved = [name for name in variables if name != "params"] if mutable is None else list(mutable)
 
     def apply(variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
-        return module.apply(variables, *inputs, **{**still, **options})
+        given: dict[str, PyTree] = {**still, **options}
+        return module.apply(variables, *inputs, **given)
 
     def apply_train(
         variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None
     ) -> tuple[PyTree, dict[str, PyTree]]:
         key = jax.random.key(0) if key is None else key
         streams = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
-        found = module.apply(variables, *inputs, **learning, rngs=streams, mutable=moved or False)
+        options: dict[str, PyTree] = {**learning, "rngs": streams, "mutable": moved or False}
+        found = module.apply(variables, *inputs, **options)
         outputs, updates = found if moved else (found, {})
         return outputs, {name: updates[name] for name in moved if name in updates}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Self
@@ -9,6 +10,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 
 from rlprune_jax.graph.gating import gated
 from rlprune_jax.graph.groups import Graph
@@ -52,6 +54,11 @@ class Definition:
     rebuild: Callable[[Variables], PyTree] | None = None
 
     @cached_property
+    def jitted(self) -> Apply:
+        """``apply``, compiled once per shape."""
+        return jax.jit(self.apply)
+
+    @cached_property
     def graph(self) -> Graph:
         """Groups of coupled units, traced once."""
         return trace_graph(self.apply, self.shapes, *self.example, ignore=self.ignore)
@@ -60,6 +67,11 @@ class Definition:
     def masked(self) -> Apply:
         """The masked network ``(variables, gates, *inputs) -> outputs``."""
         return gated(self.apply, self.graph)
+
+    @cached_property
+    def jitted_masked(self) -> Apply:
+        """``masked``, compiled once per shape."""
+        return jax.jit(self.masked)
 
     @cached_property
     def masked_train(self) -> Apply:
@@ -80,6 +92,35 @@ class Definition:
 
         return unmoved
 
+    @cached_property
+    def _slim(self) -> OrderedDict[bytes, "Definition"]:
+        return OrderedDict()
+
+    def slim(self, gates: Gates, shapes: Variables) -> "Definition":
+        """Return the definition of the network that gates leave, the same for the same gates.
+
+        Args:
+            gates: group name -> f32[units], concrete.
+            shapes: of the slim variables.
+        """
+        kept = b"".join(np.asarray(gates[name], np.float32).tobytes() for name in self.graph.names)
+        if kept not in self._slim:
+            graph, train, own = self.graph, self.apply_train, self.own_apply
+            self._slim[kept] = dataclasses.replace(
+                self,
+                apply=respecialise(self.apply, graph, gates),
+                apply_train=None if train is None else respecialise(train, graph, gates),
+                own_apply=None if own is None else respecialise(own, graph, gates),
+                shapes=shapes,
+            )
+            while len(self._slim) > REMEMBERED:
+                self._slim.popitem(last=False)
+        return self._slim[kept]
+
+
+REMEMBERED = 32
+"""Slim networks whose compiled programs one dense network remembers."""
+
 
 @jax.tree_util.register_pytree_node_class
 class Network:
@@ -96,9 +137,9 @@ class Network:
             trained.
         example: an input of the network, or a tuple of several, with a batch in front; only shapes
             and dtypes matter.
-        apply_train: ``(variables, *inputs, key=None) -> (outputs, updates)``, where ``updates`` maps
-            collections that changed to their new values; ``key`` is for dropout. A network without
-            running statistics and dropout needs none.
+        apply_train: ``(variables, *inputs, key=None) -> (outputs, updates)``, where ``updates``
+            maps collections that changed to their new values; ``key`` is for dropout. A network
+            without running statistics and dropout needs none.
         ignore: regular expressions; variables whose paths they match keep their shapes.
         own_apply: as in ``Definition``.
         rebuild: as in ``Definition``.
@@ -141,9 +182,9 @@ class Network:
         if apply_train is None and (found := untold_statistics(variables)):
             warnings.warn(
                 f"the network seems to have running statistics ({', '.join(found[:3])}"
-                f"{', ...' if len(found) > 3 else ''}) but no apply_train: candidates are evaluated "
-                "with those of the dense network. Give apply_train=(variables, *inputs, key=None) "
-                "-> (outputs, updates) so that they are recalibrated",
+                f"{', ...' if len(found) > 3 else ''}) but no apply_train: candidates are "
+                "evaluated with those of the dense network. Give apply_train=(variables, *inputs, "
+                "key=None) -> (outputs, updates) so that they are recalibrated",
                 stacklevel=2,
             )
         self.variables = variables
@@ -313,18 +354,8 @@ class Network:
         Raises:
             ValueError: the gates do not fit the graph, or prune a whole group.
         """
-        dense, graph = self.definition, self.graph
-        variables = compact(graph, self.variables, gates)
-        return type(self).of(
-            dataclasses.replace(
-                dense,
-                apply=respecialise(dense.apply, graph, gates),
-                apply_train=dense.apply_train and respecialise(dense.apply_train, graph, gates),
-                own_apply=dense.own_apply and respecialise(dense.own_apply, graph, gates),
-                shapes=shapes_of(variables),
-            ),
-            variables,
-        )
+        variables = compact(self.graph, self.variables, gates)
+        return type(self).of(self.definition.slim(gates, shapes_of(variables)), variables)
 
     def load_slim(self, folder: str) -> "Network":
         """Return the slim network that was saved to a folder, whole and unchanged.
@@ -347,8 +378,8 @@ class Network:
 
 def plain(variables: Variables) -> Variables:
     """Return variables with mappings such as FrozenDict as dictionaries, at any depth."""
-    if type(variables) is not dict and isinstance(variables, Mapping):
-        variables = dict(variables)
+    if isinstance(variables, FrozenDict):
+        variables = variables.unfreeze()
     if isinstance(variables, dict):
         return {key: plain(value) for key, value in variables.items()}
     return variables

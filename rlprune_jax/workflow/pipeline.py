@@ -109,7 +109,7 @@ def with_settings(config: PruneConfig | None, settings: dict[str, PyTree]) -> Pr
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise TypeError(f"{unknown[0]}= is no setting of prune; settings are {', '.join(known)}")
-    tupled = {
+    tupled: dict[str, PyTree] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
     return dataclasses.replace(config, **tupled)

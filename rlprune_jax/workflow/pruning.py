@@ -1,7 +1,7 @@
 """What every stage of a run takes: network, task, budgets bound to it, and the decision process."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -17,7 +17,6 @@ from rlprune_jax.costs import (
     constrain,
     estimate_costs,
     limits,
-    parse_budgets,
 )
 from rlprune_jax.files import default_cache_dir
 from rlprune_jax.graph.groups import Graph
@@ -92,10 +91,10 @@ def bind_budgets(
         time_limit=config.cost_seconds,
     )
     seen = _Timed(network.apply, network.graph, network.variables, inputs)
-    constraints = constrain(seen, parse_budgets(budgets), options)
+    constraints = constrain(seen, budgets, options)
     check_reachable(
-        constraints,
         network.graph,
+        constraints,
         overrides(config, "min_keep"),
         overrides(config, "round_to"),
     )
@@ -127,7 +126,7 @@ def repeated(inputs: tuple[PyTree, ...], count: int) -> tuple[PyTree, ...]:
 def make_pruning(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str] | tuple[Constraint, ...],
+    budgets: Sequence[Budget | str],
     config: PruneConfig | None = None,
 ) -> Pruning:
     """Make the problem of pruning a trained network to budgets.
@@ -137,7 +136,7 @@ def make_pruning(
     Args:
         network: dense and trained.
         task: what it is to do.
-        budgets: as text (``"params=0.1"``), as ``Budget``, or bound already.
+        budgets: as text (``"params=0.1"``) or as ``Budget``.
         config: settings; defaults where None.
 
     Raises:
@@ -147,13 +146,8 @@ def make_pruning(
     """
     config = PruneConfig() if config is None else config
     check_fit(network, task, config)
-    if budgets and isinstance(budgets[0], Constraint):
-        constraints = tuple(budgets)
-    else:
-        given = parse_budgets(budgets)
-        config = resolve(config, any(budget.is_measured for budget in given))
-        constraints = bind_budgets(network, given, config)
-    config = resolve(config, any(each.budget.is_measured for each in constraints))
+    constraints = bind_budgets(network, budgets, resolve(config))
+    config = resolve(config, any(each.is_measured for each in constraints))
     task = task.on_device()
     scores = score_units(network, task, config)
     env = search_environment(network.graph, constraints, scores, config)
@@ -180,7 +174,8 @@ def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
     except Exception as error:
         raise TaskError(
             f"the network does not take the task's inputs, found in a batch {_text(batch)}: "
-            f"{_first_line(error)}; give the task inputs=function(batch) or prepare=function(*inputs)"
+            f"{_first_line(error)}; give the task inputs=function(batch) or "
+            "prepare=function(*inputs)"
         ) from error
     for name in ("loss", "metric"):
         function = getattr(objective, name)
@@ -193,7 +188,8 @@ def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
             ) from error
         if getattr(found, "shape", None) != ():
             raise TaskError(
-                f"the task's {name} returns {_text(found)}, not a scalar; take the mean over the batch"
+                f"the task's {name} returns {_text(found)}, not a scalar; take the mean over "
+                "the batch"
             )
     _check_class_numbers(task, outputs)
 
@@ -263,7 +259,7 @@ def search_environment(
         min_keep=overrides(config, "min_keep"),
         round_to=overrides(config, "round_to"),
         cost_fn=mask_costs(graph, constraints),
-        measured=[each.budget.is_measured for each in constraints],
+        measured=[each.is_measured for each in constraints],
     )
 
 
@@ -272,7 +268,7 @@ class _MaskCosts:
     """Costs of a mask; equal where graph and costs are, so that programs are shared."""
 
     graph: Graph
-    estimate: CostFunction
+    estimate: Callable[[Gates], jax.Array]
 
     def __call__(self, masks: jax.Array) -> jax.Array:
         names, sizes = self.graph.names, self.graph.sizes

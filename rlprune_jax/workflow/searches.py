@@ -127,7 +127,7 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
             )
             all_rewards = all_rewards.at[iteration].set(history.rewards[0])
             all_costs = all_costs.at[iteration].set(history.costs[0])
-            row = {name: np.asarray(value[0]) for name, value in metrics.items()}
+            row: dict[str, PyTree] = {name: np.asarray(value[0]) for name, value in metrics.items()}
             row |= {
                 "best": np.asarray(inner.archive.feasible.rewards[0]),
                 "seconds": time.perf_counter() - began,

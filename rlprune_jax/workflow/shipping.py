@@ -132,9 +132,10 @@ def latencies(
     network: Network, sample: tuple[PyTree, ...], batches: Sequence[int]
 ) -> dict[int, Latency]:
     """Return milliseconds of one call by number of examples."""
-    jitted = jax.jit(network.apply)
     return {
-        count: measure_latency(jitted, network.variables, *repeated(sample, count))
+        count: measure_latency(
+            network.definition.jitted, network.variables, *repeated(sample, count)
+        )
         for count in batches
     }
 
