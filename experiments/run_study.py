@@ -239,9 +239,9 @@ def check(config: Common) -> None:
         for limit in config.limits:
             (other,) = parse_budgets([f"{budget.name}={limit}"])
             if other.relative != budget.relative:
+                wanted = "a fraction of dense" if budget.relative else "in the unit of the cost"
                 raise ValueError(
-                    f"limits: {limit} is not in the unit of budget={config.budget!r}; give both as "
-                    "fractions of dense, or neither"
+                    f"limits: {limit} must be {wanted}, as budget={config.budget!r} is"
                 )
         known = ("agent", "random_search", "cross_entropy")
         if unknown := sorted(set(config.methods) - set(known)):
