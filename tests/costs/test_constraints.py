@@ -155,17 +155,26 @@ def test_costs_of_one_network_are_the_same_objects():
         assert estimate_costs(constrain(network, budgets, options)) is not estimate_costs(first)
 
 
-def test_a_second_call_compiles_nothing():
+def test_a_second_call_traces_nothing(monkeypatch):
+    traced = []
+
+    def counted_cost(network, options):
+        def estimate(gates):
+            traced.append(gates)
+            return gates["a"].mean()
+
+        return Cost(unit="units", dense=5, estimate=estimate, exact=lambda gates: without_noise(5))
+
+    monkeypatch.setitem(COSTS, "counted", counted_cost)
     batch = {name: gate[None] for name, gate in ones_gates(CHAIN.graph).items()}
-    search_costs(constrain(CHAIN, ["params=0.5", "macs=20"]))(batch)
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
-        compiled = []
-        patch.setattr(
-            "jax._src.compiler.backend_compile_and_load", lambda *a, **k: compiled.append(a)
-        )
-        table = search_costs(constrain(CHAIN, ["params=0.3", "macs=30"]))(batch)
-    assert not compiled
-    np.testing.assert_array_equal(table, [[1, 43]])
+    for budgets, times in [
+        (["params=0.5", "counted=4"], 1),
+        (["params=0.3", "counted=3"], 1),
+        (["params=0.3", "counted=60%"], 2),
+    ]:
+        table = search_costs(constrain(CHAIN, budgets))(batch)
+        np.testing.assert_array_equal(table, [[1, 5 if times == 1 else 1]])
+        assert len(traced) == times
 
 
 def test_costs_go_with_their_graph():
