@@ -54,7 +54,7 @@ class Description(NamedTuple):
 
 
 def standardisation(mean: ArrayLike, std: ArrayLike, scale: float = 255.0) -> Json:
-    """Return the description of ``(x / scale - mean) / std``.
+    """Describe the preparation ``(x / scale - mean) / std``.
 
     Use it for ``Description.prepare`` of a network that takes raw images.
 

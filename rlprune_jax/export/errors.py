@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 class ExportError(ValueError):
-    """Raised when a stored file or an export cannot be used."""
+    """Raised when a file or an export cannot be used."""
 
 
 def read_stored(path: str | os.PathLike, writer: str) -> bytes:

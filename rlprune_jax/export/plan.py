@@ -95,7 +95,7 @@ def plan_gates(plan: Plan) -> Gates:
 
 
 def plan_description(plan: Plan) -> Description | None:
-    """Return the description that a plan holds, None where it has none."""
+    """Return the description in a plan, or None without one."""
     content = plan["description"]
     return None if content is None else description_from_json("description", content)
 

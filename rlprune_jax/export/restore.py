@@ -36,8 +36,9 @@ class Slim(NamedTuple):
 def restore_slim(
     folder: str | os.PathLike, apply: Apply, graph: Graph, variables: Variables | None = None
 ) -> Slim:
-    """Read a slim network and check that its files belong together.
+    """Read a slim network back, strictly.
 
+    All of its files must be there, unchanged, and belong together.
     The dense weights are not needed. The graph can be traced on their ``jax.ShapeDtypeStruct``,
     and these can be passed as ``variables`` too.
 

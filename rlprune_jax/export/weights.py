@@ -171,7 +171,7 @@ def read_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
 
 
 def nest_leaves(path: str | os.PathLike, stored: Mapping[str, StoredLeaf]) -> Variables:
-    """Return the leaves of a file in nested dicts and lists.
+    """Nest the leaves of a file in dicts and lists.
 
     Raises:
         ExportError: the steps to the leaves form no tree; the message names ``path``.
