@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from problem import EVALUATION_BATCH, Images, Jobs, Problem
 
 from rlprune_jax.costs.budget import Budget, cost_of, measured_costs
@@ -24,6 +23,7 @@ from rlprune_jax.search import Archive, Environment
 from rlprune_jax.training.augmentation import Prepare
 from rlprune_jax.training.loops import evaluate
 from rlprune_jax.types import Apply, Gates, Variables
+from rlprune_jax.units.gates import widths
 from rlprune_jax.workflow.deliver import best_of, deliverable, equivalence
 
 STEPS_AT_ONCE = 60
@@ -54,8 +54,8 @@ class Delivered(NamedTuple):
     ratings: list[float]
 
     def kept(self, graph: Graph) -> dict[str, int]:
-        """Units kept in each group."""
-        return {name: int(np.asarray(self.gates[name]).sum()) for name in graph.names}
+        """Return the units kept in each group."""
+        return widths(graph, self.gates)
 
     def budget_rows(self, graph: Graph, budgets: Sequence[Budget]) -> list[dict[str, Any]]:
         """Each budget with what was achieved, in the unit of its limit and absolute.

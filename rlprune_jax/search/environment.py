@@ -172,7 +172,7 @@ def round_masks(env: Environment, masks: jax.Array, priorities: jax.Array) -> ja
 def masks_to_ratios(env: Environment, masks: jax.Array) -> jax.Array:
     """Kept fraction f32[..., G] of each group of masks f32[..., G, Cmax]."""
     _check_trailing("masks", masks, (env.num_groups, env.num_units))
-    return masks.sum(-1) / jnp.asarray(env.sizes, jnp.float32)
+    return is_kept(masks).sum(-1) / jnp.asarray(env.sizes, jnp.float32)
 
 
 def candidate_costs(env: Environment, masks: jax.Array) -> jax.Array:
