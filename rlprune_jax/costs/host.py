@@ -177,7 +177,7 @@ class FunctionCost:
         copies = {
             name: is_kept(np.asarray(gates[name])).astype(np.float32) for name in self._graph.names
         }
-        mark = b"".join(np.packbits(gate > 0).tobytes() for gate in copies.values())
+        mark = b"".join(np.packbits(is_kept(gate)).tobytes() for gate in copies.values())
         if mark not in self._seen:
             self._seen[mark] = call_checked(
                 self._name, lambda: self._function(dict(kept), copies), kept, self._time_limit

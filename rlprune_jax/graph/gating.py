@@ -19,7 +19,8 @@ def gated(apply: Apply, graph: Graph) -> Apply:
     stands between a unit's producer and its consumers (bias, norm, activation, pooling, residual
     sum) cannot leak, so the masked network equals the slim one exactly. Under ``vmap`` over the
     gates the weights stay shared, and all before the first gate is computed once. Activations must
-    be finite: 0 times infinity is no 0.
+    be finite: 0 times infinity is no 0. A soft gate scales what is read; counts and costs take its
+    unit for kept from 0.5 (``units.is_kept``).
 
     ``jax.checkpoint`` and derivatives of one's own (``custom_jvp``, ``custom_vjp``) are kept, but
     for those of a function in whose body gated units are summed: it is differentiated as written.

@@ -130,7 +130,7 @@ class Graph:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Return the number of units of each group in depth order."""
+        """Return the sizes of the groups in depth order."""
         return tuple(group.size for group in self.groups)
 
     @cached_property

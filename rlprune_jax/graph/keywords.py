@@ -58,7 +58,11 @@ def split_keywords(keywords: Mapping[str, Any]) -> Keywords:
 
 
 def with_keywords(apply: Apply, keywords: Keywords) -> Apply:
-    """Return ``(variables, inputs, arrays) -> outputs`` that passes keyword arguments on."""
+    """Fix the static keyword arguments of a network.
+
+    Returns:
+        ``(variables, inputs, arrays) -> outputs``, with ``arrays`` as ``keywords.arrays``.
+    """
 
     def call(variables: Any, inputs: tuple[Any, ...], arrays: tuple[Any, ...]) -> Any:
         return apply(variables, *inputs, **keywords.given(arrays))

@@ -75,7 +75,7 @@ def remember(
     arguments: tuple[Variables, Inputs],
     traced: tuple[Program, PyTree, Walk],
 ) -> None:
-    """Let a graph remember the function that it was traced with.
+    """Let a graph remember its own function.
 
     Args:
         apply: ``(variables, *inputs) -> outputs``.
@@ -103,7 +103,7 @@ def _remember(apply: Apply, graph: Graph, key: Hashable | None, matched: Matched
 def flat_arguments(
     variables: Variables, inputs: Inputs, keywords: Mapping[str, Any] | None = None
 ) -> list[Any]:
-    """Return the arguments that a matched program takes, in its order."""
+    """Return the arguments of a matched program in order."""
     return jax.tree.leaves((variables, inputs, split_keywords(keywords or {}).arrays))
 
 

@@ -17,7 +17,7 @@ MOST = 32
 
 
 class Memo(Generic[Value]):
-    """Remember values by a function and the shapes it was called with.
+    """Remember values by functions and their shapes.
 
     A function is told by its identity, a method by that of its object and its function. It is held
     weakly: the values of a function that is gone go when the next one is put. A copy or a pickle is
@@ -82,7 +82,7 @@ def _identity(function: Callable[..., object]) -> Hashable:
 
 
 def call_key(arguments: PyTree, static: tuple[object, ...] = ()) -> Hashable | None:
-    """Return what the trace of a call depends on besides the function.
+    """Return what a trace depends on besides its function.
 
     These are shapes, dtypes and structure of the arguments, the static arguments with their types,
     and the settings of JAX that hold at the moment (precision, 64 bits, named axes).

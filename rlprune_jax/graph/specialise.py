@@ -64,7 +64,7 @@ def cut(value: Any, alive: Alive) -> Any:
 
 
 def spread(value: Any, alive: Alive) -> Any:
-    """Undo a cut, repeating kept indices in place of gone ones."""
+    """Undo a cut with kept indices in gone places."""
     for axis, each in enumerate(alive):
         if not each.all():
             value = jnp.take(value, np.maximum(np.cumsum(each) - 1, 0), axis=axis)

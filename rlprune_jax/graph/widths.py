@@ -30,7 +30,7 @@ def kept_units(graph: Graph, gates: Gates) -> np.ndarray:
 
 
 def widths_to_kept(graph: Graph, variables: Variables) -> np.ndarray:
-    """Keep as many first units of each group as variables have.
+    """Keep as many first units as variables have.
 
     Returns:
         bool[units + 1], as ``kept_units``.
@@ -86,7 +86,7 @@ def _width(
 
 
 def check_widths(graph: Graph, variables: Variables, kept: np.ndarray) -> None:
-    """Check that slim variables have the shapes of the kept units.
+    """Check the shapes of slim variables.
 
     Raises:
         ValueError: naming the first path that is missing, unknown or of another shape.

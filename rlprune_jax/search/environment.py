@@ -198,7 +198,7 @@ def masks_to_ratios(env: Environment, masks: jax.Array) -> jax.Array:
     f32[..., G] of masks f32[..., G, Cmax].
     """
     _check_trailing("masks", masks, (env.num_groups, env.num_units))
-    return masks.sum(-1) / jnp.asarray(env.sizes, jnp.float32)
+    return is_kept(masks).sum(-1) / jnp.asarray(env.sizes, jnp.float32)
 
 
 def candidate_costs(env: Environment, masks: jax.Array) -> jax.Array:

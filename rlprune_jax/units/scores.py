@@ -18,7 +18,7 @@ UNIT_SCORES = ("taylor", "magnitude", "random")
 
 
 def magnitude_scores(graph: Graph, variables: Variables) -> Gates:
-    """Score units by the norm of the weights that produce them.
+    """Score units by the norm of their weights.
 
     Groups with several producers (a residual stream) add up their squares. Filters' norms grow
     with fan-in, so across groups each is divided by the group's mean.

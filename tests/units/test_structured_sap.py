@@ -5,6 +5,7 @@ import pytest
 from small import small_cnn
 
 from rlprune_jax import compact, count_params, gated, ones_gates, pq_index, respecialise
+from rlprune_jax.units.gates import widths
 from rlprune_jax.units.scores import magnitude_scores
 from rlprune_jax.units.structured_sap import group_sparsity, structured_sap, structured_sap_scores
 
@@ -55,6 +56,21 @@ def test_counts_follow_the_index_of_the_norms(scope):
         assert sum(int((gate == 0).sum()) for gate in gates.values()) == gone
     again = structured_sap(graph, variables, gates, scope=scope)
     assert all((again[name] <= gates[name]).all() for name in gates)
+
+
+def test_soft_gates_open_no_more_units_than_they_count_for():
+    _, variables, graph, _ = small_cnn()
+    soft = {
+        name: jnp.where(jnp.arange(gate.size) < 2, 1.0, 0.3)
+        for name, gate in ones_gates(graph).items()
+    }
+    hard = {name: jnp.where(gate >= 0.5, 1.0, 0.0) for name, gate in soft.items()}
+    assert widths(graph, soft) == dict.fromkeys(graph.names, 2)
+    for given in (soft, hard):
+        found = structured_sap(graph, uneven(variables), given, gamma=0.0)
+        assert widths(graph, found) == dict.fromkeys(graph.names, 2)
+    ratio = [group_sparsity(graph, variables, given).keep_ratio for given in (soft, hard)]
+    np.testing.assert_array_equal(*ratio)
 
 
 def test_every_group_keeps_its_least():
