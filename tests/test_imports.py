@@ -111,7 +111,10 @@ MAY_IMPORT = {
     "study": BASE,
     "workflow": BASE
     | {"graph", "units", "costs", "sparsity", "search", "training", "models", "runs", "export"}
-    | {"report"},
+    | {"report", "study"},
+    "cli": BASE
+    | {"graph", "units", "costs", "sparsity", "search", "training", "models", "runs", "export"}
+    | {"report", "study", "workflow"},
 }
 """The rooms of the package and what each may import besides itself."""
 

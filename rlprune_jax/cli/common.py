@@ -1,0 +1,60 @@
+"""What the commands share: options before JAX, compilation cache, errors, the last line."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rlprune_jax.runs.interruption import interruptible
+
+
+class Job(Protocol):
+    """Do what options ask for; heavy modules are imported here and not before."""
+
+    def __call__(self, options: object, /) -> object:
+        """Return what to print last, such as a run directory; None for nothing."""
+
+
+def run_command(
+    job: Job,
+    options: object,
+    description: str | None,
+    *,
+    prog: str | None = None,
+    args: Sequence[str] | None = None,
+    saved: str = "checkpoint",
+) -> None:
+    """Parse the options, do the job and print what it returns.
+
+    Exits with 130 on Ctrl-C, 143 on SIGTERM, and 2 where the job is refused, always with one line
+    that says why.
+
+    Args:
+        job: from the parsed options to what is printed last.
+        options: the type to parse, as tyro takes it; its module must not import JAX.
+        description: of the command, for ``--help``.
+        prog: name of the command, for ``--help``.
+        args: the command line; that of the process where None.
+        saved: what the same command goes on from.
+    """
+    with interruptible(saved):
+        import tyro
+
+        parsed = tyro.cli(options, description=description, prog=prog, args=args)  # type: ignore[call-overload]
+        enable_compilation_cache()
+        try:
+            last = job(parsed)
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        if last is not None:
+            print(last)
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs between processes, unless the user has chosen where already."""
+    # Read by JAX when it is imported, which is later.
+    cache = Path.home() / ".cache" / "rlprune_jax" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
