@@ -1,6 +1,7 @@
 """A network: pure functions, variables, an example of its input, and its graph."""
 
 import dataclasses
+import numbers
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -472,7 +473,7 @@ def check_weights(variables: Variables) -> None:
         NetworkError: naming the leaf.
     """
     for path, leaf in flatten_with_paths(variables).items():
-        if not hasattr(leaf, "dtype") and not np.isscalar(leaf):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
             raise NetworkError(
                 f"variables hold a {type(leaf).__name__} at {path!r}; pass arrays alone and let "
                 "apply put the rest back, as Network.from_nnx and Network.from_equinox do"
