@@ -1,4 +1,4 @@
-"""Train somebody else's convolutional network in a scan, with and without rebinding.
+"""Train a network of others in a scan, rebound and as it is.
 
 Command:  python benchmarks/bench_rebinding.py [--quick]
 
@@ -19,7 +19,12 @@ more than 1 means that rebinding is faster:
 - ``python_loop_over_rebound_python_loop``, ``forward_over_rebound_forward``: likewise;
 - ``channels_first_...``: the same with channels first.
 
-RESULTS
+Measured on 2 cores of an AMD EPYC that others kept busy (load 7), JAX 0.10.2, batch 128, three
+minutes (2026-11-28): the scan takes 14.5 times as long as the rebound one (2199 and 159 ms a step),
+13.9 times with channels first; the Python loop of XLA's convolution 0.76 and 0.70 of the rebound
+scan's time, and half of a rebound Python loop's: rebind what runs inside a loop. Forward 1.5 and
+1.9. By processor time, which a busy machine disturbs less: 10 and 12 (779 over 77 ms, 930 over 76);
+Python loop over rebound scan 0.66 and 0.62.
 """
 
 import dataclasses

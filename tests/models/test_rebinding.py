@@ -17,12 +17,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import PartitionSpec as P
 
-from rlprune_jax.models.convolution import rebind_convolutions
+from rlprune_jax.models.convolution import conv_general_dilated, rebind_convolutions
 
 LAYOUTS = {
     1: [("NWC", "WIO", "NWC"), ("NCW", "OIW", "NCW"), ("WNC", "IWO", "NCW")],
     2: [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("CWNH", "IHOW", "HNWC")],
 }
+
+
+NUMBERS = LAYOUTS[2][0]
 
 
 def primitives(function, *args, **options):
@@ -114,7 +117,7 @@ def test_every_layout_equals_lax(data):
 
 
 def convolve(image, kernel, **options):
-    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), **options}
+    options = {"dimension_numbers": NUMBERS, **options}
     return lax.conv_general_dilated(image, kernel, (1, 1), ((1, 1), (1, 1)), **options)
 
 
@@ -431,6 +434,8 @@ def test_meshes_are_left_to_lax():
         sharded = jax.device_put(IMAGE, jax.NamedSharding(explicit, P("d")))
         assert convolutions(rebound, sharded, KERNEL) == (0, 1)
         assert convolutions(rebound, IMAGE, KERNEL) == (1, 0)
+        written = conv_general_dilated(sharded, KERNEL, (1, 1), "SAME", dimension_numbers=NUMBERS)
+        assert jax.typeof(written).sharding.spec == P("d", None, None, None)
     mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def gradient(function):
