@@ -22,7 +22,6 @@ from rlprune_jax.training.recalibration import untold_statistics
 from rlprune_jax.training.task import positional
 from rlprune_jax.types import Apply, ApplyTrain, Gates, PyTree, Variables
 
-
 Function = TypeVar("Function", bound=Callable)
 
 
