@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from rlprune_jax.training.loops import parameters_of
 from rlprune_jax.training.recalibration import find_statistics, untold_statistics
 from rlprune_jax.training.task import positional
 from rlprune_jax.types import Apply, ApplyTrain, Gates, PyTree, Variables
+
+Function = TypeVar("Function", bound=Callable)
 
 
 class NetworkError(ValueError):
@@ -69,7 +71,13 @@ class Definition:
     @cached_property
     def graph(self) -> Graph:
         """Groups of coupled units, traced once."""
-        return trace_graph(self.apply, self.shapes, *self.example, ignore=self.ignore)
+        return trace_graph(
+            self.apply,
+            self.shapes,
+            *self.example,
+            ignore=self.ignore,
+            apply_train=self.apply_train,
+        )
 
     @cached_property
     def masked(self) -> Apply:
@@ -217,12 +225,12 @@ class Network:
         train = functions.apply_train
         self.variables = variables
         self.definition = Definition(
-            apply=rebind_convolutions(apply),
-            apply_train=None if train is None else rebind_convolutions(with_key(train)),
+            apply=bound(apply),
+            apply_train=None if train is None else bound(with_key(train)),
             example=inputs,
             shapes=shapes_of(variables),
             ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
-            own_apply=None if own is None else rebind_convolutions(own),
+            own_apply=None if own is None else bound(own),
             rebuild=functions.rebuild,
         )
         check_calls(self.definition, functions.assumed)
@@ -432,8 +440,20 @@ class Network:
         from rlprune_jax.export.restore import restore_slim
 
         found = restore_slim(folder, self.apply, self.graph, self.variables)
-        slim = self.slim(found.gates)
-        return slim.replace(found.variables)
+        variables = plain(found.variables)
+        definition = self.definition.slim(found.gates, shapes_of(variables))
+        return type(self).of(definition, variables)
+
+
+def bound(apply: Function) -> Function:
+    """Return a function whose convolutions are fast inside loops on this machine.
+
+    Only CPUs need it: there XLA runs a convolution inside a loop ten times slower than outside.
+    """
+    if jax.default_backend() != "cpu":
+        return apply
+    rebound: PyTree = rebind_convolutions(apply)
+    return rebound
 
 
 def plain(variables: Variables) -> Variables:
