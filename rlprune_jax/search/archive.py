@@ -66,8 +66,8 @@ def archive_init(env: Environment, capacity: int, num_budgets: int | None = None
     budgets = env.num_budgets if num_budgets is None else num_budgets
     empty = Entries(
         masks=jnp.zeros((capacity, env.num_groups, env.num_units), bool),
-        rewards=jnp.full(capacity, -jnp.inf),
-        costs=jnp.full((capacity, budgets), jnp.inf),
+        rewards=jnp.full(capacity, -jnp.inf, jnp.float32),
+        costs=jnp.full((capacity, budgets), jnp.inf, jnp.float32),
         valid=jnp.zeros(capacity, bool),
         evaluations=jnp.full(capacity, -1, jnp.int32),
     )

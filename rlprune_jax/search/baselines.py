@@ -79,7 +79,7 @@ def uniform(env: Environment, num_candidates: int) -> Searcher:
     scale = jnp.linspace(1.0, 0.5, num_candidates)
 
     def propose(state: Nothing, key: jax.Array) -> jax.Array:
-        ratios = jnp.full(env.num_groups, 0.5)
+        ratios = jnp.full(env.num_groups, 0.5, jnp.float32)
         ratios = project_ratios(env, ratios) if env.cost_fn else env.initial_keep
         return ratios_to_masks(env, scale[:, None] * ratios)
 
@@ -237,7 +237,7 @@ def cross_entropy(
     def init(hparams: PyTree, key: jax.Array) -> Distribution:
         if coarse:
             return Distribution(
-                mean=starting_logits(env), std=jnp.full(env.num_groups, initial_std)
+                mean=starting_logits(env), std=jnp.full(env.num_groups, initial_std, jnp.float32)
             )
         start = sharpness * _score_logits(env, env.initial_keep)
         return Distribution(mean=start, std=jnp.zeros_like(start))

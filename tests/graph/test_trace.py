@@ -345,3 +345,38 @@ def test_tied_weights_are_one_set_of_units():
     graph = trace_graph(apply, variables, jnp.zeros((2, 4), int))
     assert groups_of(graph) == {"table": 8, "a": 5}
     assert frozen_of(graph)["table", 0].startswith("looked up by 'gather'")
+
+
+def test_a_sum_over_a_vmapped_axis_reads_that_axis_alone():
+    def centred(variables, x):
+        def one(x):
+            hidden = x @ variables["a"]
+            return (hidden - jax.lax.pmean(hidden, "batch")) @ variables["b"]
+
+        return jax.vmap(one, axis_name="batch")(x)
+
+    variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+    assert groups_of(trace_graph(centred, variables, jnp.ones((4, 3)))) == {"a": 5}
+
+
+def test_state_that_only_training_reads_is_cut_along():
+    def apply(variables, x):
+        return (x @ variables["params"]["a"] - variables["state"]["mean"]) @ variables["params"][
+            "b"
+        ]
+
+    def apply_train(variables, x, key=None):
+        hidden = x @ variables["params"]["a"]
+        moved = 0.9 * variables["state"]["hidden"] + 0.1 * hidden.mean(0)
+        state = {**variables["state"], "hidden": moved, "mean": variables["state"]["mean"] + moved}
+        return (hidden - hidden.mean(0)) @ variables["params"]["b"], {"state": state}
+
+    params = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+    state = {"mean": jnp.ones(5), "hidden": jnp.ones(5), "far": jnp.ones(5)}
+    variables, x = {"params": params, "state": state}, jnp.ones((4, 3))
+    alone = trace_graph(apply, variables, x)
+    assert (alone.owners["state/hidden"][0] == -1).all()
+    graph = trace_graph(apply, variables, x, apply_train=apply_train)
+    np.testing.assert_array_equal(graph.owners["state/hidden"][0], np.arange(5))
+    np.testing.assert_array_equal(graph.owners["state/mean"][0], np.arange(5))
+    assert (graph.owners["state/far"][0] == -1).all()

@@ -132,3 +132,13 @@ def test_a_near_miss_is_something(env, cost):
     archive = archive_update(archive_init(env, 2), masks, rewards, costs, env.limits)
     assert not bool(archive_is_empty(archive)) and int(archive.missing) == 1
     check_archive(archive)
+
+
+def test_the_first_update_changes_no_types(env):
+    # Otherwise every program that takes an archive is compiled twice.
+    empty = archive_init(env, 4)
+    masks = some_masks(env, 0)
+    costs = jnp.ones((8, env.num_budgets))
+    after = UPDATE(empty, masks, jnp.ones(8), costs, env.limits)
+    types = [[leaf.aval for leaf in jax.tree.leaves(archive)] for archive in (empty, after)]
+    assert types[0] == types[1]
