@@ -17,7 +17,7 @@ from rlprune_jax.graph.program import trace_program
 from rlprune_jax.training.loops import init_train_state, make_train_step, train
 from rlprune_jax.training.recalibration import recalibrate
 from rlprune_jax.training.task import Batch, Evaluation, Objective, count_examples
-from rlprune_jax.types import ApplyTrain, Gates, PyTree, Variables
+from rlprune_jax.types import Apply, ApplyTrain, Gates, PyTree, Variables
 from rlprune_jax.workflow.network import Definition
 
 CPU_CACHE = 4 * 2**20
@@ -131,7 +131,7 @@ def evaluate_candidates(
     if chunk is None:
         inputs = evaluator.objective.network_inputs(data.batch)
         small = not evaluator.finetune_steps
-        chunk = chunk_for_memory(evaluator.definition, variables, inputs) if small else 1
+        chunk = chunk_for_memory(evaluator.definition.apply, variables, inputs) if small else 1
 
     def one(each: tuple[Gates, jax.Array]) -> Evaluation:
         gates, key = each
@@ -166,7 +166,7 @@ def short_finetune(
 
 
 def chunk_for_memory(
-    definition: Definition,
+    apply: Apply,
     variables: Variables,
     inputs: tuple[PyTree, ...],
     memory: int | None = None,
@@ -179,12 +179,12 @@ def chunk_for_memory(
     (``benchmarks/bench_candidates.py``), and only small networks gain from going together.
 
     Args:
-        definition: of the network.
+        apply: ``(variables, *inputs) -> outputs``.
         variables: dense.
         inputs: the batch each candidate sees, arrays or ``jax.ShapeDtypeStruct``.
         memory: bytes to use.
     """
-    program, _ = trace_program(definition.apply, variables, *inputs)
+    program, _ = trace_program(apply, variables, *inputs)
     outputs = [slot for equation in program.equations for slot in equation.outputs]
     largest = max(
         math.prod(program.avals[slot].shape) * program.avals[slot].dtype.itemsize

@@ -5,7 +5,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.training.recalibration import untold_statistics
 from rlprune_jax.training.task import positional
 from rlprune_jax.types import Apply, ApplyTrain, Gates, PyTree, Variables
+
+Function = TypeVar("Function", bound=Callable)
 
 
 class NetworkError(ValueError):
@@ -189,12 +191,12 @@ class Network:
             )
         self.variables = variables
         self.definition = Definition(
-            apply=rebind_convolutions(apply),
-            apply_train=None if apply_train is None else rebind_convolutions(apply_train),
+            apply=bound(apply),
+            apply_train=None if apply_train is None else bound(apply_train),
             example=inputs,
             shapes=shapes_of(variables),
             ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
-            own_apply=None if own_apply is None else rebind_convolutions(own_apply),
+            own_apply=None if own_apply is None else bound(own_apply),
             rebuild=rebuild,
         )
 
@@ -374,6 +376,17 @@ class Network:
         found = restore_slim(folder, self.apply, self.graph, self.variables)
         slim = self.slim(found.gates)
         return slim.replace(found.variables)
+
+
+def bound(apply: Function) -> Function:
+    """Return a function whose convolutions are fast inside loops on this machine.
+
+    Only CPUs need it: there XLA runs a convolution inside a loop ten times slower than outside.
+    """
+    if jax.default_backend() != "cpu":
+        return apply
+    rebound: PyTree = rebind_convolutions(apply)
+    return rebound
 
 
 def plain(variables: Variables) -> Variables:

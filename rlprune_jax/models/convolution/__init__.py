@@ -1,4 +1,4 @@
-"""A convolution that is fast on CPUs too, and networks of others made to use it.
+"""Convolve fast on CPUs too, also in networks of others.
 
 `conv_general_dilated` takes the place of lax's in a layer; `rebind_convolutions` puts it into a
 whole function that is written already.

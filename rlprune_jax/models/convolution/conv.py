@@ -43,7 +43,7 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
-    """Convolve images with kernels; a drop-in for `jax.lax.conv_general_dilated`.
+    """Convolve images with kernels, a drop-in for lax's convolution.
 
     Two-dimensional NHWC / HWIO convolutions of floating-point arrays go through the primitives of
     this module; anything else (other ranks and layouts, lhs_dilation, batch_group_count, another
@@ -71,6 +71,7 @@ def conv_general_dilated(
       TypeError: lhs and rhs of different dtypes.
 
     Example:
+      >>> import flax.linen as nn
       >>> conv = nn.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
     """
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
