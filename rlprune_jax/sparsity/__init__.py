@@ -11,7 +11,8 @@ it, ``apply_mask`` sets them to 0 and ``masked_updates`` keeps them there in tra
     optimizer = optax.chain(optax.sgd(0.1), masked_updates(mask))
 
 ``pq_index`` and ``gini`` measure sparsity, ``pq_bound`` how many weights are enough. Everything is
-pure, jittable and vmappable. ``rlprune_jax.iterative`` runs the whole loop of training and pruning.
+pure, jittable and vmappable. ``rlprune_jax.prune_iteratively`` runs the whole loop of training and
+pruning.
 """
 
 from rlprune_jax.sparsity.masks import (

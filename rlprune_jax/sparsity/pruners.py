@@ -8,7 +8,7 @@ Each is a pair of pure functions like an optax transformation, on parameters and
 
 Every number may be traced, so a grid of settings is one ``vmap`` of a function that makes the
 pruner and calls it. Counts are exact integers; a mask only ever loses weights. Between updates one
-trains with ``masked_updates``, or rewinds and trains again, as ``rlprune_jax.iterative`` does.
+trains with ``masked_updates``, or rewinds and trains again, as ``rlprune_jax.prune_iteratively`` does.
 
 A score that is NaN ranks its weight last: it is pruned only where nothing else is left.
 """
@@ -37,7 +37,7 @@ from rlprune_jax.types import Mask, PyTree
 Score = Callable[[PyTree], PyTree]
 """``params -> scores`` congruent to them; larger is kept, NaN too."""
 
-Schedule = Callable[[jax.Array], ArrayLike]
+SparsitySchedule = Callable[[jax.Array], ArrayLike]
 """``i32[] number of the update, from 0 -> sparsity``, the fraction of weights gone after it."""
 
 
@@ -288,7 +288,7 @@ def one_shot(
 
 
 def gradual(
-    schedule: Schedule,
+    schedule: SparsitySchedule,
     scope: str = "global",
     *,
     score: Score = magnitude,
@@ -344,7 +344,9 @@ def gradual(
     return Pruner(init, update)
 
 
-def cubic_schedule(final_sparsity: ArrayLike, updates: int, initial: ArrayLike = 0.0) -> Schedule:
+def cubic_schedule(
+    final_sparsity: ArrayLike, updates: int, initial: ArrayLike = 0.0
+) -> SparsitySchedule:
     """Make a sparsity that rises fast and then slowly.
 
     Args:
