@@ -8,7 +8,7 @@ Each is a pair of pure functions like an optax transformation, on parameters and
 
 Every number may be traced, so a grid of settings is one ``vmap`` of a function that makes the
 pruner and calls it. Counts are exact integers; a mask only ever loses weights. Between updates one
-trains with ``masked_updates``, or rewinds and trains again, as ``rlprune_jax.prune_iteratively`` does.
+trains with ``masked_updates``, or rewinds and trains again, as ``prune_iteratively`` does.
 
 A score that is NaN ranks its weight last: it is pruned only where nothing else is left.
 """

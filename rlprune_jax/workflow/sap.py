@@ -34,8 +34,8 @@ def compare_pruners(
 ) -> IterativeResult:
     """Run the pruners of a configuration on a network.
 
-    Use it for the paper's comparison on a network and task of your own; ``prune_iteratively`` leaves more
-    open.
+    Use it for the paper's comparison on a network and task of your own; ``prune_iteratively``
+    leaves more open.
 
     Args:
         network: to prune.
