@@ -68,7 +68,7 @@ class SeedsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SapConfig(PrunersConfig, RetrainingConfig, SeedsConfig):
-    """Settings of a comparison of iterative pruners, besides network and task.
+    """Hold the settings of a comparison of iterative pruners.
 
     Example:
         >>> resolve_sap(SapConfig(rate=0.5)).epochs
@@ -117,7 +117,7 @@ def check_batch(batch_size: int, examples: int) -> None:
 
 
 def check_pruners(config: PrunersConfig) -> None:
-    """Refuse pruners that there are not, and numbers out of their range.
+    """Refuse unknown pruners and numbers out of their range.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
