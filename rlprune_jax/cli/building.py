@@ -13,21 +13,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from rlprune_jax.cli.options import DataOptions, NetworkOptions, is_own
 from rlprune_jax.costs import import_function, source_digest
 from rlprune_jax.export.weights import read_leaves
 from rlprune_jax.models import create_model
 from rlprune_jax.pytree import flatten_with_paths
-from rlprune_jax.runs import read_checkpoint
 from rlprune_jax.training import data
 from rlprune_jax.training.image_task import image_task
 from rlprune_jax.training.metrics import Metric, SoftmaxCrossEntropy, labels_of
 from rlprune_jax.training.task import Task, classification
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.network import Network, check_weights
-from rlprune_jax.workflow.pruning import stage_key
 
 
 class Wanted(NamedTuple):
@@ -102,7 +99,7 @@ def as_task(name: str, found: PyTree) -> Task:
     if isinstance(found, tuple | list) and len(found) == 3:
         return classification(*(tuple(each) if isinstance(each, list) else each for each in found))
     raise ValueError(
-        f"dataset={name!r} returned a {type(found).__name__}; it must return a rlprune_jax.Task, "
+        f"dataset={name!r} returned an object of type {type(found).__name__}; it must return a rlprune_jax.Task, "
         "or (train, held_out, test), each (inputs, labels)"
     )
 
@@ -157,9 +154,16 @@ def zoo_network(options: NetworkOptions, wanted: Wanted) -> Built:
 
 def initialised(module: nn.Module, options: NetworkOptions, wanted: Wanted) -> Built:
     """Return a Linen module with fresh variables, or with their shapes alone."""
-    make = jax.eval_shape if wanted.shapes_only else lambda init, *args: jax.jit(init)(*args)
     try:
-        variables = make(module.init, stage_key(wanted.seed, "init"), *wanted.example)
+        if wanted.shapes_only:
+            variables = jax.eval_shape(module.init, jax.random.key(0), *wanted.example)
+        else:
+            # Only here, since it loads the whole search.
+            from rlprune_jax.workflow.pruning import stage_key
+
+            key = stage_key(wanted.seed, "init")
+            # Under jit the forward pass of an initialisation is dead code and never runs.
+            variables = jax.jit(module.init)(key, *wanted.example)
     except (ValueError, TypeError) as error:
         raise ValueError(f"model={options.model!r}: {error}") from error
     network = Network.from_linen(module, variables, wanted.example, ignore=options.ignore)
@@ -184,13 +188,13 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
     module, state = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if isinstance(module, nn.Module) and isinstance(state, Mapping):
         network = Network.from_linen(module, state, example, ignore=ignore)
-    elif isinstance(module, nnx.Module) and state is None:
+    elif is_module_of("flax.nnx", module) and state is None:
         network = Network.from_nnx(module, example, ignore=ignore)
-    elif is_equinox(module):
+    elif is_module_of("equinox", module):
         network = Network.from_equinox(module, example, state=state, ignore=ignore)
     else:
         raise ValueError(
-            f"model={options.model!r} returned a {type(found).__name__}; it must return a "
+            f"model={options.model!r} returned an object of type {type(found).__name__}; it must return a "
             "rlprune_jax.Network, a Linen module with or without its variables, an NNX module, or "
             "an Equinox module with or without its state"
         )
@@ -202,10 +206,10 @@ def unpacked(example: tuple[PyTree, ...]) -> PyTree:
     return example[0] if len(example) == 1 else example
 
 
-def is_equinox(module: PyTree) -> bool:
-    """Return whether something is an Equinox module; Equinox is not imported for it."""
-    equinox = sys.modules.get("equinox")
-    return equinox is not None and isinstance(module, equinox.Module)
+def is_module_of(library: str, module: PyTree) -> bool:
+    """Return whether something is a library's ``Module``; the library is not imported for it."""
+    loaded = sys.modules.get(library)
+    return loaded is not None and isinstance(module, loaded.Module)
 
 
 def call_own(option: str, path: str, given: Mapping[str, PyTree]) -> tuple[PyTree, set[str]]:
@@ -219,9 +223,9 @@ def call_own(option: str, path: str, given: Mapping[str, PyTree]) -> tuple[PyTre
     """
     function = import_function(path, option)
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        parameters = ()
+        parameters = []
     fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = [each for each in parameters if each.kind not in fixed]
     for each in named:
@@ -259,6 +263,8 @@ def with_weights(network: Network, place: str) -> Network:
         ExportError: the file is no safetensors file.
     """
     if os.path.isdir(place):
+        from rlprune_jax.runs import read_checkpoint  # only here, since it loads Orbax
+
         stored = read_checkpoint(place)
     else:
         stored = {name: leaf.value for name, leaf in read_leaves(place).items()}

@@ -125,7 +125,7 @@ class BudgetOptions:
 class PlaceOptions:
     """Say where the run goes."""
 
-    runs_dir: str | os.PathLike = "runs"
+    runs_dir: str = "runs"
     """Where run directories go."""
 
 
@@ -351,7 +351,7 @@ def check_place(options: PlaceOptions) -> None:
     Raises:
         ValueError: it is empty.
     """
-    if not os.fspath(options.runs_dir):
+    if not options.runs_dir:
         raise ValueError("runs_dir='' is empty; name a directory, such as 'runs'")
 
 
