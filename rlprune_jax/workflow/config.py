@@ -162,6 +162,7 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
     if config.constraint is None:
         filled["constraint"] = "both" if measured else "projection"
     config = dataclasses.replace(config, **filled)  # type: ignore[arg-type]
+    require("candidates", config.candidates, config.candidates >= 2, "must be at least 2")
     for name in COUNTS:
         require(name, getattr(config, name), getattr(config, name) >= 1, "must be at least 1")
     require("tile", config.tile, min(config.tile) >= 1, "must be two integers of at least 1")

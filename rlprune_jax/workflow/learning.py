@@ -223,7 +223,12 @@ def run_training(
 
 
 def train_dense(
-    network: Network, task: Task, recipe: DenseRecipe, seed: int = 0, run: Run | None = None
+    network: Network,
+    task: Task,
+    recipe: DenseRecipe,
+    seed: int = 0,
+    run: Run | None = None,
+    save_seconds: float = 20.0,
 ) -> Network:
     """Return the network trained on the task's training data.
 
@@ -235,6 +240,7 @@ def train_dense(
         recipe: for how long and how fast.
         seed: of order, augmentation and dropout.
         run: where checkpoints and metrics go; None keeps them in memory.
+        save_seconds: between two checkpoints.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
@@ -248,7 +254,7 @@ def train_dense(
         recipe=recipe,
         steps=recipe.steps,
     )
-    return network.replace(run_training(training, stage_key(seed, "dense"), run))
+    return network.replace(run_training(training, stage_key(seed, "dense"), run, save_seconds))
 
 
 class MaskedFunction:

@@ -33,7 +33,6 @@ class Strategy:
     Attributes:
         method: makes the searcher; programs are shared by all problems of one structure.
         env: the decision process, as the method sees it.
-        candidates: an iteration.
         iterations: of a search.
         hparams: numbers of the agent, None of a rival.
         fill: whether room that is left within the budgets is filled in what is delivered.
@@ -41,7 +40,6 @@ class Strategy:
 
     method: SearchMethod
     env: Environment
-    candidates: int
     iterations: int
     hparams: PyTree = None
     fill: bool = True
@@ -105,7 +103,7 @@ def _agent(pruning: Pruning, env: Environment) -> Strategy:
 def uniform_ratio(pruning: Pruning) -> Strategy:
     """Keep the same fraction of every group."""
     method = search_method(uniform, num_candidates=1)
-    return _strategy(pruning, method, candidates=1, iterations=1, fill=False)
+    return _strategy(pruning, method, iterations=1, fill=False)
 
 
 def one_threshold(pruning: Pruning) -> Strategy:
@@ -158,7 +156,6 @@ def _strategy(pruning: Pruning, method: SearchMethod, **changed: PyTree) -> Stra
     config = pruning.config
     usual: dict[str, PyTree] = {
         "env": pruning.env,
-        "candidates": config.candidates,
         "iterations": config.evaluations // config.candidates,
     }
     return Strategy(method=method, **usual | changed)

@@ -374,8 +374,9 @@ class Network:
         from rlprune_jax.export.restore import restore_slim
 
         found = restore_slim(folder, self.apply, self.graph, self.variables)
-        slim = self.slim(found.gates)
-        return slim.replace(found.variables)
+        variables = plain(found.variables)
+        definition = self.definition.slim(found.gates, shapes_of(variables))
+        return type(self).of(definition, variables)
 
 
 def bound(apply: Function) -> Function:

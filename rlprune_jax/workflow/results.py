@@ -78,6 +78,9 @@ class NetworkResult:
         )
 
 
+LABELS = ("dataset", "model", "extends")
+"""What a command line tells besides: what was pruned, and the run that this one goes on from."""
+
 BATCHES = {1, 128}
 """Examples a call that every result has latencies for."""
 
@@ -213,7 +216,7 @@ class PruneResult:
                 seconds=content.get("seconds", float("nan")),
                 versions=content["versions"],
                 device=content["device"],
-                labels={key: content[key] for key in ("dataset", "model") if key in content},
+                labels={key: content[key] for key in LABELS if key in content},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ResultError(

@@ -10,7 +10,7 @@ from rlprune_jax import costs
 
 MODULES = sorted(module.name for module in pkgutil.iter_modules(costs.__path__))
 WITHOUT = {
-    *("extents", "interpolation", "latency_table", "options", "registry", "segments"),
+    *("extents", "interpolation", "latency_table", "options", "segments"),
     *("slim_latency", "timings"),
 }
 
