@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from rlprune_jax.training.task import regression as regression
     from rlprune_jax.units.gates import round_gates as round_gates
     from rlprune_jax.workflow.config import PruneConfig as PruneConfig
+    from rlprune_jax.workflow.curves import IterativeResult as IterativeResult
+    from rlprune_jax.workflow.curves import prune_iteratively as prune_iteratively
     from rlprune_jax.workflow.delivery import deliver as deliver
+    from rlprune_jax.workflow.iterative import Schedule as Schedule
     from rlprune_jax.workflow.learning import DenseRecipe as DenseRecipe
     from rlprune_jax.workflow.learning import train_dense as train_dense
     from rlprune_jax.workflow.methods import METHODS as METHODS
@@ -62,12 +65,14 @@ _HOMES = {
     "DenseRecipe": "workflow.learning",
     "Graph": "graph.groups",
     "Group": "graph.groups",
+    "IterativeResult": "workflow.curves",
     "METHODS": "workflow.methods",
     "Network": "workflow.network",
     "PruneConfig": "workflow.config",
     "PruneResult": "workflow.results",
     "Pruner": "sparsity.pruners",
     "Pruning": "workflow.pruning",
+    "Schedule": "workflow.iterative",
     "Task": "training.task",
     "apply_mask": "sparsity.masks",
     "classification": "training.task",
@@ -94,6 +99,7 @@ _HOMES = {
     "pq_index": "sparsity.pqi",
     "pq_index_grid": "sparsity.pqi",
     "prune": "workflow.pipeline",
+    "prune_iteratively": "workflow.curves",
     "random_pruning": "sparsity.pruners",
     "recalibrate": "training.recalibration",
     "regression": "training.task",
@@ -115,11 +121,13 @@ __all__ = [
     "DenseRecipe",
     "Graph",
     "Group",
+    "IterativeResult",
     "Network",
     "PruneConfig",
     "PruneResult",
     "Pruner",
     "Pruning",
+    "Schedule",
     "Task",
     "apply_mask",
     "classification",
@@ -146,6 +154,7 @@ __all__ = [
     "pq_index",
     "pq_index_grid",
     "prune",
+    "prune_iteratively",
     "random_pruning",
     "recalibrate",
     "regression",

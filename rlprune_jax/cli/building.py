@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from rlprune_jax.training import data
 from rlprune_jax.training.image_task import image_task
 from rlprune_jax.training.metrics import Metric, SoftmaxCrossEntropy, labels_of
 from rlprune_jax.training.task import Task, classification
-from rlprune_jax.types import PyTree
+from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.network import Network, check_weights
 
 
@@ -46,10 +46,17 @@ class Wanted(NamedTuple):
 
 
 class Built(NamedTuple):
-    """Hold a network and whether it is trained."""
+    """Hold a network and whether it is trained.
+
+    Attributes:
+        network: with its variables.
+        is_trained: whether they are not fresh from an initialisation.
+        init: ``(key, *inputs) -> variables`` for other fresh ones; None where there is none.
+    """
 
     network: Network
     is_trained: bool
+    init: Callable[..., Variables] | None = None
 
 
 def build_task(options: DataOptions, seed: int) -> Task:
@@ -160,7 +167,7 @@ def initialised(module: nn.Module, options: NetworkOptions, wanted: Wanted) -> B
     except (ValueError, TypeError) as error:
         raise ValueError(f"model={options.model!r}: {error}") from error
     network = Network.from_linen(module, variables, wanted.example, ignore=options.ignore)
-    return Built(network=network, is_trained=False)
+    return Built(network=network, is_trained=False, init=module.init)
 
 
 def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
