@@ -5,7 +5,20 @@ import importlib
 
 import pytest
 
-MODULES = ("archive", "baselines", "config", "loop", "ppo_lagrangian", "problem", "ranking")
+MODULES = (
+    "advantages",
+    "archive",
+    "baselines",
+    "config",
+    "critics",
+    "environment",
+    "loop",
+    "multipliers",
+    "ppo_lagrangian",
+    "problem",
+    "ranking",
+    "searcher",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
