@@ -24,12 +24,9 @@ import tyro
 from rlprune_jax.cli.common import run_command
 from rlprune_jax.workflow.studies import STUDIES, Study
 
-OPTIONS = Annotated[
-    Union[  # noqa: UP007 - of as many as there are
-        tuple(Annotated[study, tyro.conf.subcommand(name)] for name, study in STUDIES.items())
-    ],
-    tyro.conf.OmitSubcommandPrefixes,
-]
+_EACH = tuple(Annotated[study, tyro.conf.subcommand(name)] for name, study in STUDIES.items())
+
+OPTIONS: object = Annotated[Union[_EACH], tyro.conf.OmitSubcommandPrefixes]  # noqa: UP007
 """Options of all studies, a subcommand each."""
 
 

@@ -13,7 +13,7 @@ from rlprune_jax.files import to_json
 from rlprune_jax.report.page import Table, percent, render_report, write_report
 from rlprune_jax.report.study_figures import correlation_figure, effects_figure, front_figure
 
-Values = Sequence[bool] | Sequence[int] | Sequence[float] | Sequence[str]
+Values = Sequence[bool | int | float | str]
 """The values of one hyper-parameter in all settings."""
 
 

@@ -56,8 +56,7 @@ def sap_study_job(study: SapStudy) -> StudyJob:
     def job(
         hparams: Mapping[str, jax.Array], key: jax.Array, shared: IterativeData, scope: str
     ) -> dict[str, jax.Array]:
-        numbers = {name: hparams[name] for name in NUMBERS if name in hparams}
-        pruner = sap(**numbers, scope=scope)
+        pruner = sap(**{name: hparams[name] for name in NUMBERS}, scope=scope)  # type: ignore[arg-type]
         loop = iterative_pruning(functions, objective, optimizer, pruner, schedule)
 
         def step(state: PyTree, _: None) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
