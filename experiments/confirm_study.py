@@ -192,6 +192,8 @@ def run_again(
                 known=job.known,
                 static=job.static,
                 identity=study.identity(),
+                strategy=study.strategy,
+                chunk=study.chunk,
                 tick=tick,
             )
 

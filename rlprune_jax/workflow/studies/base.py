@@ -34,7 +34,7 @@ EXTENDS = ("num_settings", "trials")
 PLACE = ("coordinator", "num_processes", "process_id", "worker")
 """Options that say who works on a study, and change nothing in it."""
 
-HOW = ("strategy", "chunk", "batch", "optuna")
+HOW = ("strategy", "chunk", "batch")
 """Options that decide how settings are run, but not what one of them gives."""
 
 
@@ -224,7 +224,7 @@ class Study(abc.ABC):
 
     def identity(self) -> dict[str, str]:
         """Return the options that decide what a setting gives."""
-        left_out = {*PLACE, *HOW, *EXTENDS, "runs_dir", "data_dir"}
+        left_out = {*PLACE, *HOW, *EXTENDS, "optuna", "runs_dir", "data_dir"}
         return {name: str(value) for name, value in self.record().items() if name not in left_out}
 
     def prune_config(self, **others: int) -> PruneConfig:

@@ -10,9 +10,9 @@ import jax
 from rlprune_jax.runs import COSMETIC, Extension, config_hash, open_run, show_progress
 from rlprune_jax.study import StudyResult, initialize, run_study
 from rlprune_jax.study.results import write_table
-from rlprune_jax.workflow.studies.base import EXTENDS, PLACE, Study, StudyJob
+from rlprune_jax.workflow.studies.base import EXTENDS, HOW, PLACE, Study, StudyJob
 
-NOT_HASHED = (*COSMETIC, *PLACE)
+NOT_HASHED = (*COSMETIC, *PLACE, *HOW)
 """Options that do not make another run."""
 
 MORE = Extension(settings=EXTENDS, stages=("dense",))

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from rlprune_jax.search import candidate_costs, masks_to_gates
+from rlprune_jax.workflow.delivery import evaluate_network
+from rlprune_jax.workflow.learning import Training, finetune_recipe, run_training
 from rlprune_jax.workflow.studies.proxy_job import proxy_study_job, random_candidates
 
 
@@ -20,7 +22,22 @@ def test_rewards_of_a_candidate(pruning):
     np.testing.assert_allclose(found["no_recalibration"], expected, rtol=1e-6)
     # An MLP has no running statistics.
     assert found["recalibration"] == found["no_recalibration"]
-    assert found["finetune_128"] > found["no_recalibration"]
+    # The long finetune is that of a delivery.
+    training = Training(
+        name="finetune",
+        network=pruning.network,
+        objective=pruning.task.objective,
+        data=job.shared["all"],
+        recipe=finetune_recipe(pruning.config),
+        steps=40,
+        gates=gates,
+    )
+    tuned = run_training(training, jax.random.split(jax.random.key(0))[1])
+    cut = pruning.network.replace(tuned).slim(gates)
+    whole = evaluate_network(cut, pruning.task.objective, pruning.task.test)
+    np.testing.assert_allclose(found["accuracy"], whole.metric, atol=0.01)
+    before = evaluate_network(slim, pruning.task.objective, pruning.task.test)
+    assert whole.loss < before.loss
     assert set(found) == {
         *("no_recalibration", "recalibration", "finetune_32", "finetune_128", "accuracy")
     }
