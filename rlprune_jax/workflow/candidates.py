@@ -130,8 +130,7 @@ def evaluate_candidates(
     chunk = evaluator.chunk
     if chunk is None:
         inputs = evaluator.objective.network_inputs(data.batch)
-        small = not evaluator.finetune_steps
-        chunk = chunk_for_memory(evaluator.definition, variables, inputs) if small else 1
+        chunk = chunk_for_memory(evaluator.definition, variables, inputs)
 
     def one(each: tuple[Gates, jax.Array]) -> Evaluation:
         gates, key = each
@@ -139,10 +138,11 @@ def evaluate_candidates(
         return evaluate_candidate(evaluator, tuned, gates, data)
 
     keys = jax.random.split(key, count)
-    if not evaluator.finetune_steps and chunk >= count:
+    if evaluator.finetune_steps or chunk == 1:
+        return jax.lax.map(one, (gates, keys))
+    if chunk >= count:
         return jax.vmap(one)((gates, keys))
-    alone = bool(evaluator.finetune_steps) or chunk == 1
-    return jax.lax.map(one, (gates, keys), batch_size=None if alone else chunk)
+    return jax.lax.map(one, (gates, keys), batch_size=chunk)
 
 
 def short_finetune(

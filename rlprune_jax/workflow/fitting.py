@@ -257,10 +257,18 @@ def equivalence(
     with jax.default_matmul_precision("highest"):
         masked = dense.definition.jitted_masked(dense.variables, gates, *inputs)
         cut = slim.definition.jitted(slim.variables, *inputs)
-    pairs = zip(jax.tree.leaves(masked), jax.tree.leaves(cut), strict=True)
-    differences = [float(jnp.max(jnp.abs(a - b), initial=0.0)) for a, b in pairs]
-    largest = [float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree.leaves(cut)]
-    return Equivalence(max_abs_diff=max(differences), largest=max(largest))
+    pairs = [
+        (np.asarray(a, np.float64), np.asarray(b, np.float64))
+        for a, b in zip(jax.tree.leaves(masked), jax.tree.leaves(cut), strict=True)
+    ]
+    # Where both are NaN, or the same infinity, there is no difference.
+    differences = [
+        np.abs(np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, a - b)) for a, b in pairs
+    ]
+    return Equivalence(
+        max_abs_diff=max(float(each.max(initial=0.0)) for each in differences),
+        largest=max(float(np.abs(b).max(initial=0.0)) for _, b in pairs),
+    )
 
 
 def _concrete(gates: Gates) -> Gates:
