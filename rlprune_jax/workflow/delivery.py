@@ -162,7 +162,7 @@ def deliver(
         tuned = tuner.short(number, gates)
         return float(evaluate_masked(network, task.objective, tuned, gates, task.held_out).metric)
 
-    best, ratings = 0, []
+    best, ratings = 0, list[float]()
     if len(candidates) > 1:
         best, ratings = best_of(range(len(candidates)), rate)
     gates = candidates[best]

@@ -180,7 +180,7 @@ def _steps_of_source(training: Training, key: jax.Array) -> _Take:
 
     def take(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
         nonlocal passed
-        rows = []
+        rows: list[Metrics] = []
         for batch in itertools.islice(stream, start - passed, start - passed + count):
             step_key = jax.random.fold_in(noise, start + len(rows))
             state, row = _step(*fixed, state, training.gates, total, batch, step_key)

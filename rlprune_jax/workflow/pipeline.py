@@ -19,7 +19,7 @@ from rlprune_jax.workflow.config import AGENT, PruneConfig, check_methods
 from rlprune_jax.workflow.delivery import Delivered, deliver, evaluate_network
 from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Network
-from rlprune_jax.workflow.pruning import Pruning, check_problem, make_pruning
+from rlprune_jax.workflow.pruning import Budgets, Pruning, check_problem, make_pruning
 from rlprune_jax.workflow.results import NetworkResult, PruneResult, of_latencies
 from rlprune_jax.workflow.searches import Search, search
 from rlprune_jax.workflow.shipping import BATCHES, Shipped, ship
@@ -29,7 +29,7 @@ from rlprune_jax.workflow.tuning import Finetune
 def prune(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str] | Budget | str,
+    budgets: Budgets,
     *,
     finetune: Finetune | None = None,
     run_dir: str | os.PathLike | None = None,
@@ -150,7 +150,7 @@ def read_finished(network: Network, path: os.PathLike) -> PruneResult:
 def run_pruning(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str],
+    budgets: Budgets,
     config: PruneConfig,
     run: Run,
     finetune: Finetune | None = None,

@@ -30,6 +30,9 @@ from rlprune_jax.workflow.candidates import CandidateData
 from rlprune_jax.workflow.config import PruneConfig, overrides, resolve
 from rlprune_jax.workflow.network import Definition, Network, NetworkError, check_weights
 
+Budgets = Sequence[Budget | str] | Budget | str
+"""One budget or several, as text (``"params=0.1"``) or as ``Budget``."""
+
 SCORE_BATCH, SCORE_EXAMPLES = 64, 1024
 """Minibatches that Taylor scores are averaged over, and examples in all."""
 
@@ -66,9 +69,7 @@ def stage_key(seed: int, stage: str) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), len(stage))
 
 
-def bind_budgets(
-    network: Network, budgets: Sequence[Budget | str] | Budget | str, config: PruneConfig
-) -> tuple[Constraint, ...]:
+def bind_budgets(network: Network, budgets: Budgets, config: PruneConfig) -> tuple[Constraint, ...]:
     """Bind budgets to a network and refuse those that no pruning can meet.
 
     The values of its weights do not matter, so this can come before any training. Times are
@@ -127,7 +128,7 @@ def repeated(inputs: tuple[PyTree, ...], count: int) -> tuple[PyTree, ...]:
 def make_pruning(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str] | Budget | str,
+    budgets: Budgets,
     config: PruneConfig | None = None,
 ) -> Pruning:
     """Make the problem of pruning a trained network to budgets.
@@ -157,7 +158,7 @@ def make_pruning(
 def check_problem(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str] | Budget | str,
+    budgets: Budgets,
     config: PruneConfig,
 ) -> tuple[Constraint, ...]:
     """Refuse what cannot be pruned, and return the bound budgets.
@@ -189,6 +190,10 @@ def check_problem(
     return bind_budgets(network, budgets, config)
 
 
+TAKEN_NAMES = ("loss", "stage", "step", "params", "macs", "kept", "latency_ms", "evaluations")
+"""Names beside which a metric is stored."""
+
+
 def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
     """Refuse a task that a network cannot be asked; nothing is computed.
 
@@ -201,6 +206,11 @@ def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
         raise TaskError(
             f"reward='accuracy': the task's metric is {objective.metric_name!r}; use "
             "reward='metric', or a task with an accuracy"
+        )
+    if objective.metric_name in TAKEN_NAMES:
+        raise TaskError(
+            f"metric_name={objective.metric_name!r} has another meaning in metrics.jsonl and "
+            "result.json; give the task another metric_name"
         )
     for split in SPLITS:
         _check_split(network, task, split)
