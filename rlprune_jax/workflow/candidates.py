@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlprune_jax.checks import require_count
 from rlprune_jax.graph.program import trace_program
 from rlprune_jax.training.loops import init_train_state, make_train_step, train
 from rlprune_jax.training.recalibration import recalibrate
@@ -65,8 +66,8 @@ class Evaluator:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk={self.chunk} must be at least 1")
+        if self.chunk is not None:
+            require_count("chunk", self.chunk)
 
 
 def masked_training(definition: Definition, gates: Gates) -> ApplyTrain:

@@ -55,9 +55,8 @@ class NetworkResult:
         row: dict[str, PyTree] = {metric_name: self.metric}
         row |= {"params": self.params, "macs": self.macs}
         if self.latency_ms is not None:
-            row["latency_ms"] = self.latency_ms[
-                max(BATCHES & set(self.latency_ms) or self.latency_ms)
-            ]
+            timed = BATCHES & set(self.latency_ms) or set(self.latency_ms)
+            row["latency_ms"] = self.latency_ms[max(timed)]
             row["latency_ms_by_batch"] = {
                 str(count): latency for count, latency in self.latency_ms.items()
             }
