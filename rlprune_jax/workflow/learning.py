@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rlprune_jax.checks import require, require_count, require_range
 from rlprune_jax.runs import MemoryRun, Run, StageOptions, run_stage
 from rlprune_jax.training.loops import (
     Metrics,
@@ -47,10 +48,10 @@ class DenseRecipe:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
-        if not 0 < self.rate < float("inf"):
-            raise ValueError(f"rate={self.rate} must be finite and above 0")
+        require_count("steps", self.steps)
+        require_count("batch_size", self.batch_size)
+        require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
+        require_range("weight_decay", self.weight_decay, 0.0)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
         """Return the optimizer; its length is the recipe's own."""

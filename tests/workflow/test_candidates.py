@@ -1,13 +1,13 @@
 """N candidates in one call equal N networks evaluated one by one."""
 
-from functools import partial
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import random_gates, small_cnn, small_mlp
+from small import Small, random_gates, small_cnn, small_mlp
 
 import rlprune_jax as rp
 from rlprune_jax.training.recalibration import recalibrate
@@ -31,6 +31,47 @@ def evaluator(small, **options):
 def evaluated(small, gates, data=None, **options):
     given = small.data if data is None else data
     return CALL(evaluator(small, **options), small.variables, gates, given, KEY)
+
+
+def apply_train(variables, x, key=None):
+    """One hidden layer of 6 units under batch norm, with the statistics of the batch."""
+    hidden = x @ variables["params"]["a"]
+    mean, variance = hidden.mean(0), hidden.var(0)
+    return head(variables, hidden, mean, variance), {
+        "batch_stats": {
+            name: 0.9 * variables["batch_stats"][name] + 0.1 * new
+            for name, new in (("mean", mean), ("variance", variance))
+        }
+    }
+
+
+def head(variables, hidden, mean, variance):
+    hidden = (hidden - mean) * jax.lax.rsqrt(variance + 1e-5) * variables["params"]["scale"]
+    return jax.nn.relu(hidden) @ variables["params"]["b"]
+
+
+def apply(variables, x):
+    statistics = variables["batch_stats"]
+    hidden = x @ variables["params"]["a"]
+    return head(variables, hidden, statistics["mean"], statistics["variance"])
+
+
+@functools.cache
+def small_normed():
+    """A network with batch norm whose running statistics are far from those of its data."""
+    keys = jax.random.split(jax.random.key(10), 4)
+    params = {
+        "a": jax.random.normal(keys[0], (4, 6)),
+        "scale": jnp.linspace(0.5, 2.0, 6),
+        "b": jax.random.normal(keys[1], (6, 3)),
+    }
+    statistics = {"mean": jnp.ones(6), "variance": jnp.full(6, 9.0)}
+    variables = {"params": params, "batch_stats": statistics}
+    x = jax.random.normal(keys[2], (40, 4)) + 1
+    batch = (x[:12], jax.random.randint(keys[3], (12,), 0, 3))
+    network = rp.Network(apply, variables, x[:2], apply_train=apply_train)
+    task = rp.classification(batch, batch, batch)
+    return Small(network, task, CandidateData((x[12:],), batch))
 
 
 def nth(gates, index):
@@ -57,26 +98,29 @@ def test_chunks_equal_candidates_one_by_one(chunk):
 
 
 def test_an_evaluation_equals_the_slim_network_recalibrated():
-    small = small_cnn()
+    small = small_normed()
     gates = random_gates(small.graph, 1, jax.random.key(2))
     found = evaluated(small, gates)
     slim = small.network.slim(nth(gates, 0))
-    recalibrated = jax.jit(partial(recalibrate, slim.apply_train))
-    slim = slim.replace(recalibrated(slim.variables, *small.data.calibration))
-    images, labels = small.data.batch
-    logits = jax.jit(slim.apply)(slim.variables, images)
+    slim = slim.replace(recalibrate(slim.apply_train, slim.variables, *small.data.calibration))
+    x, labels = small.data.batch
+    logits = slim(x)
     np.testing.assert_allclose(found.loss[0], cross_entropy(logits, labels), rtol=1e-4)
     assert found.metric[0] == pytest.approx(np.mean(np.argmax(logits, -1) == labels))
 
 
-def test_recalibration_matters_and_can_be_switched_off():
-    small = small_cnn()
+def test_recalibration_puts_the_statistics_of_the_data_and_can_be_switched_off():
+    small = small_normed()
     gates = random_gates(small.graph, 3, jax.random.key(3))
-    without = evaluated(small, gates, recalibration=False)
-    images, labels = small.data.batch
-    logits = small.network.definition.jitted_masked(small.variables, nth(gates, 1), images)
-    np.testing.assert_allclose(without.loss[1], cross_entropy(logits, labels), rtol=1e-5)
-    assert not np.allclose(without.loss, evaluated(small, gates).loss)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), small.variables["params"])
+    gate = np.asarray(nth(gates, 1)["params/a"], np.float64)
+    x, labels = small.data.batch
+    hidden, seen = (np.asarray(each) @ params["a"] for each in (x, *small.data.calibration))
+    for switched, mean, variance in ((True, seen.mean(0), seen.var(0)), (False, 1.0, 9.0)):
+        normed = (hidden - mean) / np.sqrt(variance + 1e-5) * params["scale"]
+        expected = cross_entropy((np.maximum(normed, 0) * gate) @ params["b"], labels)
+        found = evaluated(small, gates, recalibration=switched)
+        np.testing.assert_allclose(found.loss[1], expected, rtol=1e-4)
 
 
 def test_dense_gates_change_nothing():

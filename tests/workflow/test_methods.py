@@ -8,7 +8,7 @@ from small import small_pruning
 
 from rlprune_jax.costs import limits, satisfies
 from rlprune_jax.search import check_archive
-from rlprune_jax.units.structured_sap import group_sparsity
+from rlprune_jax.units.structured_sap import group_sparsity, structured_sap_scores
 from rlprune_jax.workflow.config import AGENT, MethodName
 from rlprune_jax.workflow.delivery import deliver
 from rlprune_jax.workflow.fitting import deliverable
@@ -40,16 +40,21 @@ def test_what_uniform_delivers_is_uniform_and_not_filled():
     pruning = small_pruning("params=0.5")
     assert not METHODS["uniform"](pruning).fill
     kept = deliver(pruning, search(pruning, "uniform")).kept
-    # Of 8 and 6 units: 4 and 3 make 4 * 4 + 4 + 4 * 3 + 3 * 3 = 41 of 106 parameters, 5 and 4 make
-    # 57 and are over the half, as are 5 and 4's neighbours of one ratio.
-    assert list(kept.values()) == [4, 3]
+    # Of 8 and 6 units, ratios up to 7 / 12 round to 5 and 3, which make 4 * 5 + 5 + 5 * 3 + 3 * 3 =
+    # 49 of 106 parameters; beyond, 5 and 4 make 57, more than the half.
+    assert list(kept.values()) == [5, 3]
 
 
 def test_structured_sap_goes_from_the_papers_norms_to_the_other_end():
     pruning = small_pruning("params=0.5")
     scores = METHODS["structured_sap"](pruning).method.arrays["scores"]
-    assert scores.shape[0] == pruning.config.candidates
-    assert not np.array_equal(scores[0], scores[-1])
+    for name, ends in ((0, (0.5, 1.0)), (-1, (1.0, 2.0))):
+        expected = structured_sap_scores(
+            pruning.graph, pruning.network.variables, p=ends[0], q=ends[1]
+        )
+        for group, score in expected.items():
+            assert scores[group].shape[0] == pruning.config.candidates
+            np.testing.assert_allclose(scores[group][name], score, rtol=1e-5)
 
 
 def test_the_informed_agent_sees_the_pq_index_and_starts_within_the_budgets():
