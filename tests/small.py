@@ -48,7 +48,7 @@ def small_cnn() -> Small:
     calibration = jax.random.normal(keys[0], (16, 8, 8, 1))
     images = jax.random.normal(keys[1], (12, 8, 8, 1))
     labels = jax.random.randint(keys[2], (12,), 0, 4)
-    variables = module.init(keys[3], images, train=False)
+    variables = jax.jit(functools.partial(module.init, train=False))(keys[3], images)
     network = Network.from_linen(module, variables, images)
     batch = (images, labels)
     task = rp.classification(batch, batch, batch)

@@ -28,7 +28,7 @@ from rlprune_jax.units.descriptors import layer_descriptors
 from rlprune_jax.units.scores import magnitude_scores, random_scores, taylor_scores
 from rlprune_jax.workflow.candidates import CandidateData
 from rlprune_jax.workflow.config import PruneConfig, overrides, resolve
-from rlprune_jax.workflow.network import Definition, Network, NetworkError, check_weights
+from rlprune_jax.workflow.network import Definition, Network, check_weights
 
 Budgets = Sequence[Budget | str] | Budget | str
 """One budget or several, as text (``"params=0.1"``) or as ``Budget``."""
@@ -167,9 +167,10 @@ def check_problem(
 
     Raises:
         TypeError: what is given is no ``Network`` or no ``Task``.
-        NetworkError: weights that are not finite, or nothing that can be pruned.
+        NetworkError: weights that are not finite.
         TaskError: outputs that do not fit the task's loss or metric.
-        ValueError: a setting that cannot be, or budgets that cannot be met.
+        ValueError: a setting that cannot be, nothing that can be pruned, or budgets that cannot be
+            met.
     """
     if not isinstance(network, Network):
         raise TypeError(
@@ -183,9 +184,6 @@ def check_problem(
         )
     config = resolve(config)
     check_weights(network.variables)
-    if not network.graph.groups:
-        reasons = "; ".join(f"{each.path}: {each.reason}" for each in network.graph.frozen[:3])
-        raise NetworkError(f"nothing of the network can be pruned: {reasons or 'no weights'}")
     check_fit(network, task, config)
     return bind_budgets(network, budgets, config)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import Small, random_gates, small_cnn, small_mlp
+from small import Small, random_gates, small_mlp
 
 import rlprune_jax as rp
 from rlprune_jax.training.recalibration import recalibrate
@@ -113,7 +113,7 @@ def test_recalibration_puts_the_statistics_of_the_data_and_can_be_switched_off()
     small = small_normed()
     gates = random_gates(small.graph, 3, jax.random.key(3))
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), small.variables["params"])
-    gate = np.asarray(nth(gates, 1)["params/a"], np.float64)
+    gate = np.asarray(nth(gates, 1)[small.graph.names[0]], np.float64)
     x, labels = small.data.batch
     hidden, seen = (np.asarray(each) @ params["a"] for each in (x, *small.data.calibration))
     for switched, mean, variance in ((True, seen.mean(0), seen.var(0)), (False, 1.0, 9.0)):
@@ -208,9 +208,9 @@ def test_no_candidates_and_empty_chunks_are_refused():
 
 
 def test_the_chunk_follows_the_memory():
-    small = small_cnn()
+    small = small_mlp()
     inputs = (small.data.batch[0],)
-    largest = 12 * 8 * 8 * 4 * 4  # the first map: 12 images, 8x8, 4 channels, float32
+    largest = 24 * 8 * 4  # the first hidden layer: 24 examples, 8 units, float32
     definition = small.network.definition
     assert chunk_for_memory(definition, small.variables, inputs, 6 * largest) == 2
     assert chunk_for_memory(definition, small.variables, inputs, 1) == 1

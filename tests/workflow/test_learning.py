@@ -60,7 +60,7 @@ def test_training_that_diverges_stops_and_leaves_no_checkpoint(tmp_path):
     recipe = DenseRecipe(steps=120, rate=100.0, batch_size=16)
     with (
         open_run_at(tmp_path / "run", {}) as run,
-        pytest.raises(DivergenceError, match="'dense' diverged: the loss is .*lower the learning"),
+        pytest.raises(DivergenceError, match=r"'dense' diverged: the loss is .*lower the learning"),
     ):
         train_dense(SMALL.network, task, recipe, run=run)
     kept = [path for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file()]
