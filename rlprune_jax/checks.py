@@ -1,14 +1,13 @@
 """Refuse wrong arguments in one idiom.
 
 A message names the argument, its value, what it must be, and the way out where that is not plain:
-``min_keep=0 must be at least 1; ...``.
+``min_keep=0 must be at least 1; ...``. Nothing here imports JAX until a key is checked, so that
+settings are refused before it is there.
 """
 
 import math
 import operator
 from collections.abc import Sequence
-
-from rlprune_jax.pytree import is_key
 
 
 def require(condition: bool, argument: str, value: object, rule: str) -> None:
@@ -101,5 +100,7 @@ def require_key(argument: str, key: object) -> None:
         >>> import jax
         >>> require_key("key", jax.random.key(0))
     """
+    from rlprune_jax.pytree import is_key
+
     single = is_key(key) and getattr(key, "shape", None) == ()
     require(single, argument, key, "one typed key; make it by jax.random.key(seed)")
