@@ -1,4 +1,4 @@
-"""What the commands share: options before JAX, compilation cache, errors, the last line."""
+"""What every command does before and after its work."""
 
 import os
 import sys
@@ -10,7 +10,10 @@ from rlprune_jax.runs.interruption import interruptible
 
 
 class Job(Protocol):
-    """Do what options ask for; heavy modules are imported here and not before."""
+    """Do what the options of a command ask for.
+
+    Heavy modules are imported here and not before.
+    """
 
     def __call__(self, options: object, /) -> object:
         """Return what to print last, such as a run directory; None for nothing."""
@@ -25,10 +28,10 @@ def run_command(
     args: Sequence[str] | None = None,
     saved: str = "checkpoint",
 ) -> None:
-    """Parse the options, do the job and print what it returns.
+    """Parse the options, do the job, print the result.
 
-    Exits with 130 on Ctrl-C, 143 on SIGTERM, and 2 where the job is refused, always with one line
-    that says why.
+    Use it as the body of every command. It exits with 130 on Ctrl-C, 143 on SIGTERM, and 2 where
+    the job is refused, always with one line that says why.
 
     Args:
         job: from the parsed options to what is printed last.
@@ -53,7 +56,10 @@ def run_command(
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs between processes, unless the user has chosen where already."""
+    """Keep compiled programs between processes.
+
+    A place that the user has chosen already stays.
+    """
     # Read by JAX when it is imported, which is later.
     cache = Path.home() / ".cache" / "rlprune_jax" / "compiled"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -1,4 +1,4 @@
-"""Put our convolution in the place of XLA's in a network that somebody else wrote.
+"""Our convolution in the place of XLA's, in any network.
 
 A network is traced to a jaxpr anyway; here every `conv_general_dilated` in it that our primitives
 can express becomes one of them, in the bodies of loops, branches and checkpoints too.
