@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 
 from rlprune_jax.models.cnn import CNN
+from rlprune_jax.models.convolution import conv_general_dilated, rebind_convolutions
 from rlprune_jax.models.densenet import DenseNet
 from rlprune_jax.models.mlp import MLP
 from rlprune_jax.models.mobilenet import MobileNet
@@ -34,9 +35,11 @@ __all__ = [
     "ThinResNet",
     "VisionTransformer",
     "WideResNet",
+    "conv_general_dilated",
     "create_model",
     "model_functions",
     "model_names",
+    "rebind_convolutions",
 ]
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {

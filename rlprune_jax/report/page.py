@@ -24,6 +24,8 @@ __all__ = [
     "Table",
     "candidates_figure",
     "layers_figure",
+    "metric_text",
+    "percent",
     "progress_figure",
     "render_report",
     "results_table",
@@ -60,6 +62,7 @@ def results_table(
     methods: Mapping[str, Mapping[str, object]],
     emphasis: Sequence[str] = ("agent",),
     caption: str = "",
+    metric: str = "accuracy",
 ) -> Table:
     """Make the table of every method beside the dense network.
 
@@ -72,6 +75,7 @@ def results_table(
             ``satisfied`` (all budgets kept).
         emphasis: methods to stress.
         caption: a sentence below the table.
+        metric: the key that holds how well a network does; accuracies are fractions.
     """
     everything = {"dense": dense, **methods}
     optional = [
@@ -83,12 +87,13 @@ def results_table(
         )
         if any(key in entry for entry in everything.values())
     ]
-    columns = ["method", "test accuracy", "params", "MACs"]
+    columns = ["method", f"test {metric.replace('_', ' ')}", "params", "MACs"]
     rows = []
     for name, entry in everything.items():
-        change = 100 * (_number(entry, "accuracy") - _number(dense, "accuracy"))
-        beside = "" if name == "dense" or math.isnan(change) else f" ({change:+.2f})"
-        row: list[object] = [name, percent(_number(entry, "accuracy"), 2) + beside]
+        change = _number(entry, metric) - _number(dense, metric)
+        text = f"{100 * change:+.2f}" if "accuracy" in metric else f"{change:+.3g}"
+        beside = "" if name == "dense" or math.isnan(change) else f" ({text})"
+        row: list[object] = [name, metric_text(_number(entry, metric), metric) + beside]
         for key in ("params", "macs"):
             fraction = percent(_number(entry, key) / max(_number(dense, key), 1e-30), 2)
             row.append(_cell(entry.get(key)) + ("" if name == "dense" else f" ({fraction})"))
@@ -171,6 +176,20 @@ def percent(fraction: float, digits: int = 1) -> str:
         ('12.3 %', '–')
     """
     return f"{100 * fraction:.{digits}f} %" if math.isfinite(fraction) else "–"
+
+
+def metric_text(value: float, metric: str) -> str:
+    """Return a metric as text.
+
+    An accuracy is in percent; a dash stands where it is unknown.
+
+    Example:
+        >>> metric_text(0.9817, "accuracy"), metric_text(-1.25, "negative_loss")
+        ('98.17 %', '-1.25')
+    """
+    if "accuracy" in metric:
+        return percent(value, 2)
+    return f"{value:.4g}" if math.isfinite(value) else "–"
 
 
 def _number(entry: Mapping[str, object], key: str) -> float:

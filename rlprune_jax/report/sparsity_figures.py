@@ -1,4 +1,4 @@
-"""Figures of iterative pruning.
+"""Figures of iterative pruning: the course over iterations, accuracy against density, layers.
 
 Curves are named methods; arrays are [S, T], S seeds by T iterations; lines are means over seeds and
 bands one standard deviation.
@@ -22,15 +22,7 @@ _SHORT_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 
 def running_mean(values: ArrayLike) -> np.ndarray:
-    """Return the mean over all iterations so far.
-
-    It is what the accuracy curves of the SAP paper show.
-
-    Args:
-        values: f[..., T].
-
-    Returns:
-        f[..., T].
+    """Mean over all iterations so far, f[..., T]: what the paper's accuracy curves show.
 
     Example:
         >>> running_mean([1.0, 0.0, 0.5]).tolist()
@@ -41,10 +33,9 @@ def running_mean(values: ArrayLike) -> np.ndarray:
 
 
 def iterations_figure(curves: Curves) -> Figure:
-    """Draw the panels of the SAP paper against the iteration.
+    """The paper's panels against the iteration: accuracy, what remains, PQ Index, Gini.
 
-    They show accuracy, density, PQ Index and Gini Index. Accuracy is that of each iteration; its
-    running mean, which the paper plotted, is dashed.
+    Accuracy is that of each iteration; its running mean, which the paper plotted, is dashed.
 
     Args:
         curves: with ``accuracy``, ``density``, ``pq_index`` and ``gini``.
@@ -70,9 +61,7 @@ def iterations_figure(curves: Curves) -> Figure:
 
 
 def pruned_figure(curves: Curves) -> Figure:
-    """Draw what pruning costs before the network is retrained.
-
-    Panels show the accuracy then, and what accuracy and PQ Index lost.
+    """After pruning and before retraining: accuracy, and what it and the PQ Index lost.
 
     Args:
         curves: with ``accuracy``, ``accuracy_pruned``, ``pq_index`` and ``pq_index_pruned``.
@@ -98,9 +87,7 @@ def pruned_figure(curves: Curves) -> Figure:
 
 
 def density_figure(curves: Curves) -> Figure:
-    """Draw accuracy against density, a line per method.
-
-    Use it to compare methods at matched density.
+    """Accuracy against density on one axis for all methods: what matched sparsity is worth.
 
     Args:
         curves: with ``accuracy`` and ``density``.
@@ -134,7 +121,7 @@ def density_figure(curves: Curves) -> Figure:
 
 
 def layer_densities_figure(layers: Mapping[str, Mapping[str, ArrayLike]], what: str) -> Figure:
-    """Draw a quantity per layer against the iteration, per method.
+    """A quantity per layer against the iteration, one panel per method.
 
     Args:
         layers: method -> path -> f[S, T]; of more than six layers the first, the middle and the
@@ -157,9 +144,7 @@ def layer_densities_figure(layers: Mapping[str, Mapping[str, ArrayLike]], what: 
 def heat_map_figure(
     grids: Mapping[str, ArrayLike], iterations: Sequence[int], p: ArrayLike, q: ArrayLike
 ) -> Figure:
-    """Draw the PQ Index over pairs of exponents, per method.
-
-    Methods are rows, iterations columns.
+    """PQ Index over pairs of exponents at some iterations: a row per method.
 
     Args:
         grids: method -> f[T, P, Q].

@@ -24,7 +24,7 @@ def layer_descriptors(graph: Graph) -> np.ndarray:
     """Describe each group by numbers near 1.
 
     Fan-in, kernel and positions are those of the first layer that makes the group's units; a
-    group's share of a cost is what the dense network would save without the group.
+    group's fraction of a cost is what the dense network would save without the group.
 
     Args:
         graph: of the network.
