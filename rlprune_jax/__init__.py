@@ -1,4 +1,7 @@
-"""Pruning of JAX networks by constrained reinforcement learning and by their own sparsity."""
+"""Prune JAX networks by constrained reinforcement learning and by sparsity.
+
+Start at `prune`, with a `Network`, a `Task` and budgets.
+"""
 
 from typing import TYPE_CHECKING
 

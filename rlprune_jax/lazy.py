@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
-    """Return the ``__getattr__`` of a package whose names are imported on demand.
+    """Return a package's ``__getattr__`` that imports names on demand.
 
     Use it where a part of a package must stay cheap to import, as the settings that a command line
     reads before JAX is there.
