@@ -28,7 +28,21 @@ from rlprune_jax.workflow.network import Definition, Network
 from rlprune_jax.workflow.pruning import stage_key
 
 STEPS_AT_ONCE = 60
-"""Steps of training between two looks at the clock."""
+"""Most steps of training between two looks at the clock."""
+
+
+def steps_at_once(steps: int) -> int:
+    """Return how many steps one compiled program takes.
+
+    It divides them all, unless that would make it short: a remainder is a second program.
+
+    Example:
+        >>> steps_at_once(1000), steps_at_once(100), steps_at_once(997)
+        (50, 50, 60)
+    """
+    fewest = STEPS_AT_ONCE // 2
+    even = (count for count in range(STEPS_AT_ONCE, fewest, -1) if steps % count == 0)
+    return min(steps, next(even, STEPS_AT_ONCE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +230,7 @@ def run_training(
         training.steps,
         advance,
         StageOptions(
-            chunk=min(STEPS_AT_ONCE, training.steps),
+            chunk=steps_at_once(training.steps),
             save_seconds=save_seconds,
             note=lambda row: f"loss {row['loss']:.3f} {metric_name} {row[metric_name]:.3f}",
         ),
