@@ -13,7 +13,7 @@ def content(metric, matched):
 
     def row(iteration):
         density = 0.5**iteration
-        numbers = dict.fromkeys(("pq_index", "pq_index_pruned", "gini"), [0.2, 0.3])
+        numbers = {key: [0.2, 0.3] for key in ("pq_index", "pq_index_pruned", "gini")}
         layer = {"live": [8, 6], "pq_index": [0.1, 0.2], "gini": [0.1, 0.2]}
         return {
             "iteration": iteration,
