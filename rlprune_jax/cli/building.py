@@ -195,8 +195,8 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
     else:
         raise ValueError(
             f"model={options.model!r} returned an object of type {type(found).__name__}; it must "
-            "return a rlprune_jax.Network, a Linen module with or without its variables, an NNX module, or "
-            "an Equinox module with or without its state"
+            "return a rlprune_jax.Network, a Linen module with or without its variables, an NNX "
+            "module, or an Equinox module with or without its state"
         )
     return Built(network=network, is_trained=True)
 
