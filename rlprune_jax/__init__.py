@@ -1,10 +1,14 @@
-"""Pruning of JAX networks by constrained reinforcement learning and by their own sparsity."""
+"""Prune JAX networks by constrained reinforcement learning and by sparsity.
+
+Start at `prune`, with a `Network`, a `Task` and budgets.
+"""
 
 from typing import TYPE_CHECKING
 
 from rlprune_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rlprune_jax import search as search
     from rlprune_jax.costs.budgets import Budget as Budget
     from rlprune_jax.costs.constraints import Constraint as Constraint
     from rlprune_jax.costs.constraints import constrain as constrain
@@ -108,6 +112,7 @@ _HOMES = {
     "round_gates": "units.gates",
     "run_study": "study.run",
     "sap": "sparsity.pruners",
+    "search": "search",
     "ship": "workflow.shipping",
     "trace_graph": "graph.trace",
     "train_dense": "workflow.learning",
@@ -163,6 +168,7 @@ __all__ = [
     "round_gates",
     "run_study",
     "sap",
+    "search",
     "ship",
     "trace_graph",
     "train_dense",

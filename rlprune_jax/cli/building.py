@@ -99,8 +99,8 @@ def as_task(name: str, found: PyTree) -> Task:
     if isinstance(found, tuple | list) and len(found) == 3:
         return classification(*(tuple(each) if isinstance(each, list) else each for each in found))
     raise ValueError(
-        f"dataset={name!r} returned an object of type {type(found).__name__}; it must return a rlprune_jax.Task, "
-        "or (train, held_out, test), each (inputs, labels)"
+        f"dataset={name!r} returned an object of type {type(found).__name__}; it must return a "
+        "rlprune_jax.Task, or (train, held_out, test), each (inputs, labels)"
     )
 
 
@@ -194,9 +194,9 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
         network = Network.from_equinox(module, example, state=state, ignore=ignore)
     else:
         raise ValueError(
-            f"model={options.model!r} returned an object of type {type(found).__name__}; it must return a "
-            "rlprune_jax.Network, a Linen module with or without its variables, an NNX module, or "
-            "an Equinox module with or without its state"
+            f"model={options.model!r} returned an object of type {type(found).__name__}; it must "
+            "return a rlprune_jax.Network, a Linen module with or without its variables, an NNX "
+            "module, or an Equinox module with or without its state"
         )
     return Built(network=network, is_trained=True)
 

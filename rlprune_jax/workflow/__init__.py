@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.iterative import iterative_pruning as iterative_pruning
     from rlprune_jax.workflow.iterative import over_seeds as over_seeds
     from rlprune_jax.workflow.learning import DenseRecipe as DenseRecipe
-    from rlprune_jax.workflow.learning import Finetune as Finetune
     from rlprune_jax.workflow.learning import FinetuneRecipe as FinetuneRecipe
     from rlprune_jax.workflow.learning import train_dense as train_dense
     from rlprune_jax.workflow.methods import METHODS as METHODS
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.searches import search as search
     from rlprune_jax.workflow.shipping import Shipped as Shipped
     from rlprune_jax.workflow.shipping import ship as ship
+    from rlprune_jax.workflow.tuning import Finetune as Finetune
 
 _HOMES = {
     "CandidateData": "candidates",
@@ -59,7 +59,7 @@ _HOMES = {
     "Delivered": "delivery",
     "DenseRecipe": "learning",
     "Evaluator": "candidates",
-    "Finetune": "learning",
+    "Finetune": "tuning",
     "FinetuneRecipe": "learning",
     "IterativeData": "iterative",
     "IterativeOptions": "curves",

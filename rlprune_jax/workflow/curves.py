@@ -34,10 +34,10 @@ from rlprune_jax.workflow.iterative import (
     iterative_pruning,
     over_seeds,
 )
-from rlprune_jax.workflow.learning import training_data
 from rlprune_jax.workflow.network import Network
 from rlprune_jax.workflow.pruning import check_fit
 from rlprune_jax.workflow.sap_config import check_batch
+from rlprune_jax.workflow.tuning import training_data
 
 Initialise = Callable[..., Variables]
 """``(key, *inputs) -> variables``, with which a seed starts."""

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from rlprune_jax.workflow.config import check_choices, require
+from rlprune_jax.checks import refuse_unless
+from rlprune_jax.workflow.config import check_choices
 
 PrunerName = Literal["sap", "lottery_ticket", "one_shot", "random"]
 ScopeName = Literal["global", "layer", "neuron"]
@@ -89,20 +90,26 @@ def resolve_sap(config: SapConfig, usual_epochs: int = 2) -> SapConfig:
     check_choices(config)
     check_pruners(config)
     for name in ("seeds", "batch_size"):
-        require(name, getattr(config, name), getattr(config, name) >= 1, "must be at least 1")
-    require("seed", config.seed, config.seed >= 0, "must be at least 0")
+        refuse_unless(name, getattr(config, name), getattr(config, name) >= 1, "must be at least 1")
+    refuse_unless("seed", config.seed, config.seed >= 0, "must be at least 0")
     last = config.seed + config.seeds - 1
-    require("seed", config.seed, last < 2**32, f"gives seeds up to {last}; 4294967295 is the last")
+    refuse_unless(
+        "seed", config.seed, last < 2**32, f"gives seeds up to {last}; 4294967295 is the last"
+    )
     rate = config.learning_rate
-    require("learning_rate", rate, math.isfinite(rate) and rate > 0, "must be finite and above 0")
+    refuse_unless(
+        "learning_rate", rate, math.isfinite(rate) and rate > 0, "must be finite and above 0"
+    )
     images, batch = config.train_images, config.batch_size
-    require("train_images", images, images is None or images >= 1, "must be at least 1")
+    refuse_unless("train_images", images, images is None or images >= 1, "must be at least 1")
     if images is not None:
         check_batch(batch, images)
-    require("rewind_epoch", config.rewind_epoch, config.rewind_epoch >= 0, "must be at least 0")
+    refuse_unless(
+        "rewind_epoch", config.rewind_epoch, config.rewind_epoch >= 0, "must be at least 0"
+    )
     epochs = usual_epochs if config.epochs is None else config.epochs
     above = f"must be above rewind_epoch={config.rewind_epoch}"
-    require("epochs", epochs, epochs > config.rewind_epoch, above)
+    refuse_unless("epochs", epochs, epochs > config.rewind_epoch, above)
     return dataclasses.replace(config, epochs=epochs)
 
 
@@ -113,7 +120,7 @@ def check_batch(batch_size: int, examples: int) -> None:
         ValueError: naming both numbers.
     """
     above = f"is above the {examples} training images; lower it"
-    require("batch_size", batch_size, batch_size <= examples, above)
+    refuse_unless("batch_size", batch_size, batch_size <= examples, above)
 
 
 def check_pruners(config: PrunersConfig) -> None:
@@ -124,8 +131,8 @@ def check_pruners(config: PrunersConfig) -> None:
     """
     methods = config.method
     once = bool(methods) and len(set(methods)) == len(methods)
-    require("method", methods, once, "must be one or more, each once")
-    require("iterations", config.iterations, config.iterations >= 1, "must be at least 1")
+    refuse_unless("method", methods, once, "must be one or more, each once")
+    refuse_unless("iterations", config.iterations, config.iterations >= 1, "must be at least 1")
     p, q = config.p, config.q
     if len(p) != len(q) or not p:
         raise ValueError(f"p={p} and q={q} must be as many; they go in pairs")
@@ -133,15 +140,15 @@ def check_pruners(config: PrunersConfig) -> None:
     for low, high in pairs:
         for name, value in (("p", low), ("q", high)):
             good = math.isfinite(value) and value > 0
-            require(name, value, good, "must be finite and above 0")
-        require("p", low, low < high, f"must be below q={high}")
+            refuse_unless(name, value, good, "must be finite and above 0")
+        refuse_unless("p", low, low < high, f"must be below q={high}")
     twice = [pair for pair in pairs if pairs.count(pair) > 1]
     if twice:
         raise ValueError(f"p={p}, q={q} hold the pair {twice[0]} twice; give each pair once")
     eta_r, gamma, beta, rate = config.eta_r, config.gamma, config.beta, config.rate
     finite = math.isfinite
-    require("eta_r", eta_r, finite(eta_r) and eta_r >= 0, "must be at least 0 and finite")
-    require("gamma", gamma, finite(gamma) and gamma > 0, "must be above 0 and finite")
-    require("beta", beta, 0 < beta <= 1, "must be above 0 and at most 1")
+    refuse_unless("eta_r", eta_r, finite(eta_r) and eta_r >= 0, "must be at least 0 and finite")
+    refuse_unless("gamma", gamma, finite(gamma) and gamma > 0, "must be above 0 and finite")
+    refuse_unless("beta", beta, 0 < beta <= 1, "must be above 0 and at most 1")
     reason = "must be above 0 and below 1: of what is left 0 prunes nothing and 1 everything"
-    require("rate", rate, 0 < rate < 1, reason)
+    refuse_unless("rate", rate, 0 < rate < 1, reason)
