@@ -384,8 +384,9 @@ def stage_name(name: str) -> str:
 def matched_rows(curves: Mapping[str, Curve], against: str) -> list[Json]:
     """Compare every pruner with another at matched density.
 
-    Seed by seed. The other's metric is interpolated linearly in the logarithm of the density between its two
-    nearest iterations; points beyond its range, and those with no seed's, are left out.
+    Seed by seed. The other's metric is interpolated linearly in the logarithm of the density
+    between its two nearest iterations; points beyond its range, and those with no seed's, are left
+    out.
 
     Returns:
         Rows ``{"method", "iteration", "density", "difference", "std", "seeds"}``: means over the

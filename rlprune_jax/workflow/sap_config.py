@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
-from rlprune_jax.checks import refuse_unless
+from rlprune_jax.checks import refuse_unless, require_choice
 from rlprune_jax.workflow.config import check_choices
 
 PrunerName = Literal["sap", "lottery_ticket", "one_shot", "random"]
@@ -132,6 +132,8 @@ def check_pruners(config: PrunersConfig) -> None:
     methods = config.method
     once = bool(methods) and len(set(methods)) == len(methods)
     refuse_unless("method", methods, once, "must be one or more, each once")
+    for method in methods:
+        require_choice("method", method, get_args(PrunerName))
     refuse_unless("iterations", config.iterations, config.iterations >= 1, "must be at least 1")
     p, q = config.p, config.q
     if len(p) != len(q) or not p:
