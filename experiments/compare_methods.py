@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rlprune_jax.checks import refuse_unless
 from rlprune_jax.cli.common import run_command
 from rlprune_jax.cli.options import Flat, PruneOptions, resolved
-from rlprune_jax.workflow.config import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,18 +50,18 @@ def check(options: CompareOptions) -> None:
     Raises:
         ValueError: naming the option, its value and what it may be.
     """
-    require("seeds", options.seeds, options.seeds >= 1, "must be at least 1")
+    refuse_unless("seeds", options.seeds, options.seeds >= 1, "must be at least 1")
     resolved(options.prune)
     figure = options.figure
     if figure is None:
         return
     good = figure.suffix in (".png", ".svg", ".pdf")
-    require("figure", figure, good, "must end in .png, .svg or .pdf")
+    refuse_unless("figure", figure, good, "must end in .png, .svg or .pdf")
     try:
         figure.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"figure={figure} cannot be written: {error.strerror}") from error
-    require("figure", figure, os.access(figure.parent, os.W_OK), "cannot be written")
+    refuse_unless("figure", figure, os.access(figure.parent, os.W_OK), "cannot be written")
 
 
 def best_so_far(rewards: "np.ndarray", costs: "np.ndarray", limits: "np.ndarray") -> "np.ndarray":

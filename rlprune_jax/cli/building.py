@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from rlprune_jax.training import data
 from rlprune_jax.training.image_task import image_task
 from rlprune_jax.training.metrics import Metric, SoftmaxCrossEntropy, labels_of
 from rlprune_jax.training.task import Task, classification
-from rlprune_jax.types import PyTree
+from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.network import Network, check_weights
 
 
@@ -46,10 +46,17 @@ class Wanted(NamedTuple):
 
 
 class Built(NamedTuple):
-    """Hold a network and whether it is trained."""
+    """Hold a network and whether it is trained.
+
+    Attributes:
+        network: with its variables.
+        is_trained: whether they are not fresh from an initialisation.
+        init: ``(key, *inputs) -> variables`` for other fresh ones; None where there is none.
+    """
 
     network: Network
     is_trained: bool
+    init: Callable[..., Variables] | None = None
 
 
 def build_task(options: DataOptions, seed: int) -> Task:
@@ -92,8 +99,8 @@ def as_task(name: str, found: PyTree) -> Task:
     if isinstance(found, tuple | list) and len(found) == 3:
         return classification(*(tuple(each) if isinstance(each, list) else each for each in found))
     raise ValueError(
-        f"dataset={name!r} returned an object of type {type(found).__name__}; it must return a rlprune_jax.Task, "
-        "or (train, held_out, test), each (inputs, labels)"
+        f"dataset={name!r} returned an object of type {type(found).__name__}; it must return a "
+        "rlprune_jax.Task, or (train, held_out, test), each (inputs, labels)"
     )
 
 
@@ -160,7 +167,7 @@ def initialised(module: nn.Module, options: NetworkOptions, wanted: Wanted) -> B
     except (ValueError, TypeError) as error:
         raise ValueError(f"model={options.model!r}: {error}") from error
     network = Network.from_linen(module, variables, wanted.example, ignore=options.ignore)
-    return Built(network=network, is_trained=False)
+    return Built(network=network, is_trained=False, init=module.init)
 
 
 def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
@@ -187,9 +194,9 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
         network = Network.from_equinox(module, example, state=state, ignore=ignore)
     else:
         raise ValueError(
-            f"model={options.model!r} returned an object of type {type(found).__name__}; it must return a "
-            "rlprune_jax.Network, a Linen module with or without its variables, an NNX module, or "
-            "an Equinox module with or without its state"
+            f"model={options.model!r} returned an object of type {type(found).__name__}; it must "
+            "return a rlprune_jax.Network, a Linen module with or without its variables, an NNX "
+            "module, or an Equinox module with or without its state"
         )
     return Built(network=network, is_trained=True)
 

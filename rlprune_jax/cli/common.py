@@ -1,4 +1,4 @@
-"""What the commands share: options before JAX, compilation cache, errors, the last line."""
+"""What every command does before and after its work."""
 
 import os
 import sys
@@ -21,10 +21,10 @@ def run_command(
     args: Sequence[str] | None = None,
     saved: str = "checkpoint",
 ) -> None:
-    """Parse the options, do the job and print what it returns.
+    """Parse the options, do the job, print the result.
 
-    Exits with 130 on Ctrl-C, 143 on SIGTERM, and 2 where the job is refused, always with one line
-    that says why.
+    Use it as the body of every command. It exits with 130 on Ctrl-C, 143 on SIGTERM, and 2 where
+    the job is refused, always with one line that says why.
 
     Args:
         job: from the parsed options to what is printed last, such as a run directory; None for
@@ -50,7 +50,10 @@ def run_command(
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs between processes, unless the user has chosen where already."""
+    """Keep compiled programs between processes.
+
+    A place that the user has chosen already stays.
+    """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     cache = Path.home() / ".cache" / "rlprune_jax" / "compiled"

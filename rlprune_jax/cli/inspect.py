@@ -10,6 +10,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Annotated
 
+from rlprune_jax.checks import refuse_unless
 from rlprune_jax.cli.common import run_command
 from rlprune_jax.cli.options import (
     DATASETS,
@@ -20,7 +21,7 @@ from rlprune_jax.cli.options import (
     check_unit_options,
     is_own,
 )
-from rlprune_jax.workflow.config import PruneConfig, UnitConfig, overrides, require
+from rlprune_jax.workflow.config import PruneConfig, UnitConfig, overrides
 
 if TYPE_CHECKING:
     from rlprune_jax.cli.building import Wanted
@@ -103,9 +104,9 @@ def check_options(options: InspectOptions) -> None:
         )
     shape = inputs.input_shape
     if shape is not None:
-        require("input_shape", shape, bool(shape) and min(shape) >= 1, "must be above 0")
+        refuse_unless("input_shape", shape, bool(shape) and min(shape) >= 1, "must be above 0")
     classes = inputs.classes
-    require("classes", classes, classes is None or classes >= 1, "must be at least 1")
+    refuse_unless("classes", classes, classes is None or classes >= 1, "must be at least 1")
 
 
 def usual_widths(options: InspectOptions) -> NetworkOptions:

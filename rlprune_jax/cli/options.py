@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from rlprune_jax.checks import refuse_unless
 from rlprune_jax.costs import Budget, parse_budgets
 from rlprune_jax.workflow.config import (
     DeliveryConfig,
@@ -19,7 +20,6 @@ from rlprune_jax.workflow.config import (
     SearchConfig,
     UnitConfig,
     check_choices,
-    require,
     resolve,
 )
 
@@ -239,14 +239,16 @@ def check_network(options: NetworkOptions) -> None:
             continue
         instead = f"; it has {', '.join(has)}" if has else "; leave it out"
         raise ValueError(f"{name}={value}: {model} has no such option{instead}")
-    require("widths", options.widths, all(each >= 1 for each in options.widths), "must be above 0")
+    refuse_unless(
+        "widths", options.widths, all(each >= 1 for each in options.widths), "must be above 0"
+    )
     if options.width is not None:
         good = math.isfinite(options.width) and options.width > 0
-        require("width", options.width, good, "must be finite and above 0")
+        refuse_unless("width", options.width, good, "must be finite and above 0")
         if options.widths:
             raise ValueError(f"give either width={options.width} or widths={options.widths}")
     if options.pools is not None:
-        require("pools", options.pools, options.pools in range(6), "must be from 0 to 5")
+        refuse_unless("pools", options.pools, options.pools in range(6), "must be from 0 to 5")
     if options.pretrained is not None and not os.path.exists(options.pretrained):
         raise ValueError(
             f"pretrained={options.pretrained!r} does not exist; name a safetensors file or the "
@@ -315,9 +317,9 @@ def check_dense(options: DenseOptions) -> None:
         ValueError: naming the option, its value and what it may be.
     """
     steps, rate = options.dense_steps, options.dense_rate
-    require("dense_steps", steps, steps is None or steps >= 1, "must be at least 1")
+    refuse_unless("dense_steps", steps, steps is None or steps >= 1, "must be at least 1")
     good = rate is None or (math.isfinite(rate) and rate > 0)
-    require("dense_rate", rate, good, "must be finite and above 0")
+    refuse_unless("dense_rate", rate, good, "must be finite and above 0")
 
 
 USED_BY = {

@@ -145,7 +145,7 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]
 
     seed, config = options.run.seed, options.config
     task = build_task(options.data, seed)
-    network, is_trained = build_network(options.network, wanted_of(task, seed))
+    network, is_trained, _ = build_network(options.network, wanted_of(task, seed))
     check_fit(network, task, config)
     say(str(network.graph))
     bind_budgets(network, parse_budgets(options.budgets.budget, options.budgets.budget_fn), config)

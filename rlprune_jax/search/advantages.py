@@ -20,6 +20,10 @@ def terminal_rewards(reward: jax.Array, num_steps: int) -> jax.Array:
 
     Returns:
         f32[T, ...].
+
+    Example:
+        >>> terminal_rewards(jnp.array([2.0]), 3)[:, 0].tolist()
+        [0.0, 0.0, 2.0]
     """
     return jnp.zeros((num_steps, *reward.shape), reward.dtype).at[-1].set(reward)
 
@@ -66,6 +70,11 @@ def episode_advantages(
         values: f32[T, N], the critic before each step; the value after the last step is 0.
         gamma: discount of one step, scalar.
         lambda_: decay of the trace, scalar.
+
+    Example:
+        >>> reward, values = jnp.array([1.0]), jnp.zeros((3, 1))
+        >>> episode_advantages(reward, values, gamma=1.0, lambda_=0.5)[:, 0].tolist()
+        [0.25, 0.5, 1.0]
     """
     chex.assert_rank([reward, values], [1, 2])
     discount = jnp.full(values.shape, gamma).at[-1].set(0.0)
@@ -80,6 +89,10 @@ def leave_one_out(reward: jax.Array) -> jax.Array:
     Use it as an unbiased baseline of f32[N, ...] where no critic is learned.
 
     With one candidate there are no others, and the advantage is 0.
+
+    Example:
+        >>> leave_one_out(jnp.array([1.0, 2.0, 6.0])).tolist()
+        [-3.0, -1.5, 4.5]
     """
     count = reward.shape[0]
     return (reward - reward.mean(0)) * (count / max(count - 1, 1))
@@ -89,6 +102,10 @@ def normalise(advantage: jax.Array, centre_only: bool = False) -> jax.Array:
     """Centre f32[...] and, unless ``centre_only``, divide by its standard deviation.
 
     Where all entries are equal, as identical masks make them, the result is exactly 0.
+
+    Example:
+        >>> normalise(jnp.array([1.0, 3.0])).tolist()
+        [-1.0, 1.0]
     """
     centred = advantage - advantage.mean()
     if centre_only:
@@ -110,6 +127,10 @@ def rank_utilities(advantage: jax.Array, elite_fraction: float | None = None) ->
         advantage: f32[N].
         elite_fraction: None for evenly spaced utilities; else the fraction of candidates that gets
             the logarithmic weights of CMA-ES (Hansen 2016, arXiv 1604.00772), the rest equal.
+
+    Example:
+        >>> rank_utilities(jnp.array([5.0, -100.0])).tolist()
+        [1.0, -1.0]
     """
     chex.assert_rank(advantage, 1)
     count = advantage.shape[0]

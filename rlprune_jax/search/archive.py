@@ -116,6 +116,17 @@ def archive_best(archive: Archive) -> Entries:
     """Return the feasible mask of highest reward.
 
     Use it to read a finished search. The leading axis is dropped; check ``valid`` before using it.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> masks, costs = jnp.ones((2, 2, 3)), jnp.array([[0.9], [0.5]])
+        >>> archive = archive_update(archive_init(env, capacity=4), masks, jnp.array([9.0, 1.0]),
+        ...                          costs, env.limits)
+        >>> best = archive_best(archive)
+        >>> bool(best.valid), float(best.rewards)
+        (True, 1.0)
     """
     return jax.tree.map(lambda leaf: leaf[0], archive.feasible)
 

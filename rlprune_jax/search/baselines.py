@@ -65,6 +65,15 @@ def uniform(env: Environment, num_candidates: int) -> Searcher:
     The plainest rival. The first candidate has the largest ratio that meets the budgets.
 
     Further candidates try smaller ratios, evenly spaced down to half of it.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> searcher = uniform(env, num_candidates=1)
+        >>> state = searcher.init(None, jax.random.key(0))
+        >>> searcher.ask(state, jax.random.key(1))[0].masks.sum(-1).tolist()
+        [[1.0, 2.0]]
     """
     require_count("num_candidates", num_candidates)
     scale = jnp.linspace(1.0, 0.5, num_candidates)
@@ -84,6 +93,15 @@ def global_threshold(env: Environment, num_candidates: int) -> Searcher:
 
     The first candidate compares raw scores; further ones divide them by their group's mean to a
     power that rises to 1, since layers score on scales of their own.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> searcher = global_threshold(env, num_candidates=1)
+        >>> state = searcher.init(None, jax.random.key(0))
+        >>> searcher.ask(state, jax.random.key(1))[0].masks.tolist()
+        [[[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]]
     """
     require_count("num_candidates", num_candidates)
     power = jnp.linspace(0.0, 1.0, num_candidates)[:, None, None]
@@ -106,6 +124,16 @@ def ranked(env: Environment, scores: Gates) -> Searcher:
     Args:
         env: the problem.
         scores: group -> f32[N, units], comparable across groups; N ways to score, a candidate each.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> scores = {"group0": jnp.array([[5., 4.]]), "group1": jnp.array([[1., 2., 3.]])}
+        >>> searcher = ranked(env, scores)
+        >>> state = searcher.init(None, jax.random.key(0))
+        >>> searcher.ask(state, jax.random.key(1))[0].masks.tolist()
+        [[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]
     """
     priorities = gates_to_masks(env, scores)
     return _without_learning(env, lambda state, key: _thresholded(env, priorities))
@@ -124,6 +152,16 @@ def random_search(
 
     Raises:
         ValueError: ``num_candidates`` below 1 or an unknown granularity.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> searcher = random_search(env, num_candidates=8)
+        >>> state = searcher.init(None, jax.random.key(0))
+        >>> candidates, state = searcher.ask(state, jax.random.key(1))
+        >>> candidates.masks.shape, float(candidates.masks.sum((1, 2)).max())
+        ((8, 2, 3), 3.0)
     """
     require_count("num_candidates", num_candidates)
     require_choice("granularity", granularity, CHOICES["granularity"])
@@ -174,6 +212,15 @@ def cross_entropy(
     Raises:
         ValueError: ``num_candidates`` below 1, a fraction outside (0, 1], a negative deviation,
             unknown granularity.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> searcher = cross_entropy(env, num_candidates=8, granularity="fine")
+        >>> state = searcher.init(None, jax.random.key(0))
+        >>> searcher.ask(state, jax.random.key(1))[0].masks.shape
+        (8, 2, 3)
     """
     require_count("num_candidates", num_candidates)
     require_choice("granularity", granularity, CHOICES["granularity"])
@@ -199,14 +246,15 @@ def cross_entropy(
         shape = (num_candidates, *state.mean.shape)
         if not coarse:
             masks = _units(env, state.mean + jax.random.logistic(key, shape))
-            return Candidates(masks, masks), state
+            return Candidates(masks=masks, trajectory=masks), state
         logits = state.mean + state.std * jax.random.normal(key, shape)
         if not env.cost_fn:
-            return Candidates(ratios_to_masks(env, jax.nn.sigmoid(logits)), logits), state
+            masks = ratios_to_masks(env, jax.nn.sigmoid(logits))
+            return Candidates(masks=masks, trajectory=logits), state
         masks, shift = project_logits(env, logits)
         # Elites are followed where they were executed, but for the shift that all share.
         moved = logits + jnp.clip(shift - shift.mean(), -3.0, 3.0)[:, None]
-        return Candidates(masks, moved), state
+        return Candidates(masks=masks, trajectory=moved), state
 
     def tell(
         state: Distribution, candidates: Candidates, rewards: jax.Array, costs: jax.Array
@@ -242,17 +290,17 @@ class Propose(Protocol):
 
 def _without_learning(env: Environment, propose: Propose) -> Searcher:
     def init(hparams: PyTree, key: jax.Array) -> Nothing:
-        return Nothing(jnp.int32(0))
+        return Nothing(iteration=jnp.int32(0))
 
     def ask(state: Nothing, key: jax.Array) -> tuple[Candidates, Nothing]:
-        return Candidates(propose(state, key), ()), state
+        return Candidates(masks=propose(state, key), trajectory=()), state
 
     def tell(
         state: Nothing, candidates: Candidates, rewards: jax.Array, costs: jax.Array
     ) -> tuple[Nothing, Metrics]:
         rewards, costs = check_told(candidates.masks, rewards, costs, env.num_budgets)
         metrics = batch_metrics(rewards, costs, env.limits)
-        return Nothing(state.iteration + 1), metrics
+        return Nothing(iteration=state.iteration + 1), metrics
 
     return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
 

@@ -86,6 +86,10 @@ def running_update(running: Running, batch: jax.Array) -> Running:
     """Add a batch to running statistics.
 
     The parallel form of Welford's update (Chan et al. 1979) of a batch f32[B, F].
+
+    Example:
+        >>> running_update(running_init(1), jnp.array([[1.0], [3.0]])).mean.tolist()
+        [2.0]
     """
     size = batch.shape[0]
     mean = batch.mean(0)

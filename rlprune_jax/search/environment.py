@@ -94,6 +94,13 @@ def masks_to_gates(env: Environment, masks: jax.Array) -> Gates:
 
     Use it to evaluate candidates on a network. Padding of f32[..., G, Cmax] is dropped, and a group
     of ``size`` units becomes f32[..., size].
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> {name: gate.shape for name, gate in masks_to_gates(env, jnp.ones((4, 2, 3))).items()}
+        {'group0': (4, 2), 'group1': (4, 3)}
     """
     _check_trailing("masks", masks, (env.num_groups, env.num_units))
     return {
@@ -109,6 +116,13 @@ def gates_to_masks(env: Environment, gates: Gates) -> jax.Array:
 
     Raises:
         ValueError: unknown or missing group, wrong size, or NaN where the values are known.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> gates_to_masks(env, {"group0": jnp.ones(2), "group1": jnp.ones(3)}).tolist()
+        [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
     """
     if set(gates) != set(env.names):
         raise ValueError(f"gates names groups {sorted(gates)}: needs {sorted(env.names)}")
@@ -139,6 +153,13 @@ def ratios_to_masks(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     Raises:
         ValueError: a wrong shape, or known ratios outside [0, 1]. Where they are traced, what is
             outside is clipped and NaN keeps ``min_keep``.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> ratios_to_masks(env, jnp.array([0.5, 0.67])).tolist()
+        [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
     """
     _check_ratios(env, keep_ratio)
     return _counts_to_masks(env, _counts(env, keep_ratio))
@@ -219,6 +240,10 @@ def feasible(costs: jax.Array, limits: jax.Array) -> jax.Array:
     """Return whether every cost is within its limit.
 
     Costs are f32[..., K], limits f32[K]; a cost that is not finite is not within.
+
+    Example:
+        >>> feasible(jnp.array([[0.1, 0.2], [0.1, jnp.nan]]), jnp.array([0.3, 0.3])).tolist()
+        [True, False]
     """
     return jnp.all(jnp.isfinite(costs) & (costs <= limits), axis=-1)
 
@@ -235,6 +260,13 @@ def reachable(env: Environment) -> jax.Array:
     """Return which budgets some mask can meet.
 
     bool[K]. Use it before a search, which cannot meet the others.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> reachable(env).tolist(), round(float(minimum_costs(env)[0]), 3)
+        ([True], 0.4)
     """
     return minimum_costs(env) <= env.limits
 
@@ -258,6 +290,14 @@ def project_ratios(env: Environment, keep_ratio: jax.Array) -> jax.Array:
     Raises:
         ValueError: a wrong shape, known ratios outside [0, 1], or no traceable costs. Where ratios
             are traced, what is outside is clipped and NaN counts as a half.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> masks = ratios_to_masks(env, project_ratios(env, jnp.array([0.9, 0.9])))
+        >>> masks.sum(-1).tolist()  # three of five units
+        [1.0, 2.0]
     """
     _check_ratios(env, keep_ratio)
     return masks_to_ratios(env, project_logits(env, logit(jnp.nan_to_num(keep_ratio, nan=0.5)))[0])
@@ -321,6 +361,13 @@ def project_priorities(env: Environment, priorities: jax.Array) -> jax.Array:
 
     Returns:
         Masks f32[..., G, Cmax] that meet every reachable budget.
+
+    Example:
+        >>> from rlprune_jax.search import make_environment
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> project_priorities(env, jnp.array([[9.0, 8.0, 0.0], [1.0, 7.0, 2.0]])).tolist()
+        [[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
     """
     _check_trailing("priorities", priorities, (env.num_groups, env.num_units))
     return jnp.vectorize(lambda row: _project_one(env, row), signature="(g,c)->(g,c)")(priorities)

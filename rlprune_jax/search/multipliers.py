@@ -114,6 +114,12 @@ def pid(
         delay: updates over which the derivative is taken, static.
         derivative_of_error: the first rise is counted from the limit, else from zero cost.
         relative: see the module.
+
+    Example:
+        >>> rule = pid(proportional_gain=1.0, integral_gain=0.5, derivative_gain=0.0)
+        >>> state = rule.update(rule.init(1), jnp.array([1.5]), jnp.array([1.0]))
+        >>> state.multiplier.tolist()
+        [0.75]
     """
 
     def init(num_budgets: int) -> PidState:
@@ -161,6 +167,12 @@ def projected_gradient(
     """Raise multipliers by projected gradient ascent.
 
     ``multiplier = clip(multiplier + rate * e, 0, maximum)``. Use it as the textbook rule.
+
+    Example:
+        >>> rule = projected_gradient(learning_rate=0.5)
+        >>> state = rule.update(rule.init(1), jnp.array([2.0]), jnp.array([1.0]))
+        >>> state.multiplier.tolist()
+        [0.5]
     """
 
     def init(num_budgets: int) -> GradientState:

@@ -287,9 +287,6 @@ def coarse_policy(
     def squash(action: jax.Array, settings: PolicySettings) -> jax.Array:
         return jnp.maximum(jax.nn.sigmoid(action), settings.least_ratio)
 
-    def distribution(parameters):
-        return distrax.Normal(*parameters)
-
     def act(params, settings, normaliser, key):
         fraction = jnp.asarray(env.sizes, jnp.float32) / sum(env.sizes)
 
@@ -298,7 +295,7 @@ def coarse_policy(
             group, step_key = inputs
             observations = observe(env, group, last_ratio, kept)
             parameters = step_parameters(params, settings, normaliser, group, observations)
-            action = distribution(parameters).sample(seed=step_key)
+            action = _normal(parameters).sample(seed=step_key)
             ratio = squash(action, settings)
             return (ratio, kept + ratio * fraction[group]), (observations, action, parameters)
 
@@ -315,7 +312,7 @@ def coarse_policy(
             actions = actions + jnp.clip(shift - shift.mean(), -3.0, 3.0)
         actions = actions[..., None]
         behaviour = jax.tree.map(lambda leaf: leaf[..., None], parameters)
-        log_probs = distribution(behaviour).log_prob(actions)
+        log_probs = _normal(behaviour).log_prob(actions)
         return masks, Trajectory(
             observations=observations,
             actions=actions,
@@ -336,7 +333,7 @@ def coarse_policy(
         init=init,
         act=act,
         describe=describe,
-        distribution=distribution,
+        distribution=_normal,
         live=jnp.ones((groups, 1, 1), bool),
         num_live=groups,
     )
@@ -383,9 +380,6 @@ def fine_policy(
         learned = params["group_logit"][:, None] + params["unit_logit"] + correction
         return settings.sharpness * start + learned
 
-    def distribution(parameters):
-        return distrax.Bernoulli(logits=parameters[0])
-
     def act(params, settings, normaliser, key):
         logits = logits_of(params, settings)
         priorities = logits + jax.random.logistic(key, (num_candidates, *shape))
@@ -404,7 +398,7 @@ def fine_policy(
             shift = shift[..., None] if shift.ndim else shift
         actions = jnp.swapaxes(credited, 0, 1)
         behaviour = ((logits - shift)[:, None],)
-        log_probs = distribution(behaviour).log_prob(actions)
+        log_probs = _bernoulli(behaviour).log_prob(actions)
         log_probs = jnp.where(env.alive[:, None], log_probs, 0.0)
         observations = observe_ratios(env, masks_to_ratios(env, masks))
         return masks, Trajectory(
@@ -423,7 +417,16 @@ def fine_policy(
         init=init,
         act=act,
         describe=describe,
-        distribution=distribution,
+        distribution=_bernoulli,
         live=env.alive[:, None],
         num_live=sum(env.sizes),
     )
+
+
+def _normal(parameters: tuple[jax.Array, ...]) -> distrax.Distribution:
+    mean, std = parameters
+    return distrax.Normal(mean, std)
+
+
+def _bernoulli(parameters: tuple[jax.Array, ...]) -> distrax.Distribution:
+    return distrax.Bernoulli(logits=parameters[0])

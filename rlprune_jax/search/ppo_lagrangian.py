@@ -183,21 +183,32 @@ def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
             ),
             outcomes=outcomes,
         )
-        # What one relative unit of a budget is worth in reward: undoes the standardisation.
-        spread = costs.std(0) if config.standardise_cost else jnp.ones(env.num_budgets)
-        price = multiplier * rewards.std() / jnp.maximum(spread, 1e-12) * (costs.std(0) > 0)
-        weight = 1.0 / (1.0 + multiplier.sum())
-        capped = (multiplier >= hparams.multiplier_max).astype(jnp.float32)
-        return state, metrics | losses | {
-            "multiplier": multiplier,
-            "multiplier_capped": capped,
-            "shadow_price": price,
-            "reward_weight": weight,
-            "cost_weight": multiplier * weight,
-            "proposed_cost_mean": costs.mean(0) * env.limits,
-        }
+        found = _multiplier_metrics(config, hparams, multiplier, rewards, costs)
+        found["proposed_cost_mean"] = costs.mean(0) * env.limits
+        return state, metrics | losses | found
 
     return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
+
+
+def _multiplier_metrics(
+    config: AgentConfig,
+    hparams: HParams,
+    multiplier: jax.Array,
+    rewards: jax.Array,
+    costs: jax.Array,
+) -> Metrics:
+    """Return what the multipliers f32[K] amount to, with costs relative to their limits."""
+    # What one relative unit of a budget is worth in reward: undoes the standardisation.
+    spread = costs.std(0) if config.standardise_cost else jnp.ones_like(multiplier)
+    price = multiplier * rewards.std() / jnp.maximum(spread, 1e-12) * (costs.std(0) > 0)
+    weight = 1.0 / (1.0 + multiplier.sum())
+    return {
+        "multiplier": multiplier,
+        "multiplier_capped": (multiplier >= hparams.multiplier_max).astype(jnp.float32),
+        "shadow_price": price,
+        "reward_weight": weight,
+        "cost_weight": multiplier * weight,
+    }
 
 
 def _dual(config: AgentConfig, hparams: HParams) -> multipliers.DualUpdate:

@@ -75,6 +75,10 @@ def worst_for_missing(rewards: jax.Array) -> jax.Array:
     """Replace missing rewards by the worst of the batch.
 
     NaN and infinities of f32[N] count as the worst finite one, or 0 where there is none.
+
+    Example:
+        >>> worst_for_missing(jnp.array([jnp.nan, 3.0, -2.0])).tolist()
+        [-2.0, 3.0, -2.0]
     """
     finite = jnp.isfinite(rewards)
     worst = jnp.min(jnp.where(finite, rewards, jnp.inf))
@@ -95,6 +99,10 @@ def violation(costs: jax.Array, limits: jax.Array) -> jax.Array:
     """Sum how far costs pass their limits.
 
     Of costs f32[..., K] over limits f32[K], relative to them; f32[...].
+
+    Example:
+        >>> violation(jnp.array([1.5, 1.0]), jnp.array([1.0, 2.0])).tolist()
+        0.5
     """
     return jnp.sum(jnp.maximum(costs / limits - 1.0, 0.0), axis=-1)
 

@@ -20,6 +20,7 @@ import uuid
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import optuna
@@ -31,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 import rlprune_jax
 from rlprune_jax.checks import require_count
 from rlprune_jax.files import try_lock
-from rlprune_jax.study.blocks import Programs, Tick
+from rlprune_jax.study.blocks import Programs, StudyTick
 from rlprune_jax.study.program import Job, job_name
 from rlprune_jax.study.results import StudyResult
 from rlprune_jax.study.run import check_seeds, run_study
@@ -62,7 +63,7 @@ def run_worker(
     identity: object = None,
     strategy: str = "vmap",
     sampler_seed: int | None = None,
-    tick: Tick | None = None,
+    tick: StudyTick | None = None,
 ) -> StudyResult:
     """Work on a shared study until its trials are done.
 
@@ -126,6 +127,7 @@ def run_worker(
         _check_same(study, about)
         _fill(study, trials)
         compiled: Programs = {}
+        objective = StudyObjective(metric=metric, maximize=maximize, limits=limits or {})
         while True:
             _check_same(study, about)
             worker.take_over(study)
@@ -152,10 +154,24 @@ def run_worker(
                 )
             for trial, row in zip(taken, rows, strict=True):
                 place = different.index(row)
-                _tell(study, trial, result, place, metric, maximize, limits or {})
+                _tell(study, trial, result, place, objective)
             if tick is not None:
                 tick(len(taken), f"best {_best(study)}")
         return study_result(study, seeds)
+
+
+class StudyObjective(NamedTuple):
+    """Say what a study optimises.
+
+    Attributes:
+        metric: by name.
+        maximize: whether more is better.
+        limits: per metric the largest value allowed.
+    """
+
+    metric: str
+    maximize: bool
+    limits: Mapping[str, float]
 
 
 class Worker:
@@ -427,10 +443,9 @@ def _tell(
     trial: optuna.Trial,
     result: StudyResult,
     index: int,
-    metric: str,
-    maximize: bool,
-    limits: Mapping[str, float],
+    objective: StudyObjective,
 ) -> None:
+    metric, maximize, limits = objective
     if unknown := sorted({metric, *limits} - set(result.metrics)):
         raise ValueError(f"the job has no metric {unknown}; it has {', '.join(result.metrics)}")
     rows = {

@@ -30,7 +30,7 @@ class JobError(ValueError):
 
 
 class UnknownSettingError(ValueError):
-    """Raised where a job reads a hyper-parameter that the settings do not have."""
+    """Raised where a job reads an unknown hyper-parameter."""
 
 
 class CallBlock(Protocol):

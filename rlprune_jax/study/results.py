@@ -98,7 +98,7 @@ class StudyResult:
 
 
 class About(TypedDict):
-    """Name what a result says of the call that made it."""
+    """Name what a result says of its call."""
 
     strategies: Mapping[str, str]
     compile_seconds: float

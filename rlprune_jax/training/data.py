@@ -1,25 +1,32 @@
-"""Image classification data as arrays: scikit-learn's digits, and TFDS without TensorFlow."""
+"""Data sets of images as arrays, read without TensorFlow."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from rlprune_jax.files import default_cache_dir
 from rlprune_jax.training.array_cache import read_arrays, write_arrays
 
-Progress = Callable[[int, int], None]
+
+class Progress(Protocol):
+    """Show how far a long reading has come."""
+
+    def __call__(self, done: int, total: int, /) -> None:
+        """Take the images decoded and the images in all."""
+
+
 _DECODED_AT_ONCE = 1000
 
 
 class Split(NamedTuple):
-    """Images with their labels.
+    """Hold images with their labels.
 
     Attributes:
         images: uint8[n, H, W, C].
@@ -32,7 +39,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in host memory.
+    """Hold a data set in host memory.
 
     Attributes:
         name: as given to ``load``.
@@ -111,7 +118,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read a data set and split it into train, held-out and test.
+    """Read a data set, split into train, held-out and test.
 
     ``digits`` comes with scikit-learn; its 1,797 images are split once and for all into 1,437 for
     training and 360 for testing, class by class. The others are read from a folder prepared by
@@ -161,8 +168,8 @@ def load(
         num_classes=source.num_classes,
         mean=source.mean,
         std=source.std,
-        train=Split(train.images[kept], train.labels[kept]),
-        held_out=Split(train.images[held], train.labels[held]),
+        train=Split(images=train.images[kept], labels=train.labels[kept]),
+        held_out=Split(images=train.images[held], labels=train.labels[held]),
         test=test,
     )
 
@@ -178,7 +185,8 @@ def _digits() -> tuple[Split, Split]:
     order = np.lexsort((np.random.default_rng(0).random(len(labels)), labels))
     test = np.zeros(len(labels), bool)
     test[order[::5]] = True
-    return Split(images[~test], labels[~test]), Split(images[test], labels[test])
+    train = Split(images=images[~test], labels=labels[~test])
+    return train, Split(images=images[test], labels=labels[test])
 
 
 def _prepared(
@@ -257,7 +265,10 @@ def _splits(arrays: dict[str, np.ndarray] | None, sizes: dict[str, int]) -> dict
     if arrays is None:
         return None
     try:
-        splits = {name: Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in sizes}
+        splits = {
+            name: Split(images=arrays[f"{name}_images"], labels=arrays[f"{name}_labels"])
+            for name in sizes
+        }
     except KeyError:
         return None
     whole = all(
@@ -300,7 +311,7 @@ def _decode(
                 f"split {name!r} in {folder} is empty or has labels outside 0 to "
                 f"{source.num_classes - 1}; prepare the data set again"
             )
-        splits[name] = Split(images, labels)
+        splits[name] = Split(images=images, labels=labels)
     return splits
 
 

@@ -136,6 +136,8 @@ def test_cross_entropy_ranks_feasible_above_infeasible(env):
         (lambda env: cross_entropy(env, 2, granularity=""), "granularity=''"),
         (lambda env: cross_entropy(env, 2, elite_fraction=0.0), "elite_fraction=0.0"),
         (lambda env: cross_entropy(env, 2, smoothing=1.5), "smoothing=1.5"),
+        (lambda env: cross_entropy(env, 2, initial_std=-1.0), "initial_std=-1.0"),
+        (lambda env: cross_entropy(env, 2, sharpness=float("nan")), "sharpness=nan"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(env, make, message):

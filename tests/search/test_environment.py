@@ -238,6 +238,12 @@ def test_start_is_the_uniform_ratio_on_the_budget(env):
         ({"sizes": [8, 0, 5]}, "sizes"),
         ({"sizes": []}, "sizes"),
         ({"initial_keep": 0.0}, "initial_keep"),
+        ({"initial_keep": [0.5, 0.5]}, r"initial_keep has shape \(2,\) and must have \(3,\)"),
+        ({"initial_keep": [0.5]}, "initial_keep has shape"),
+        ({"cost_fn": lambda masks: np.asarray(masks).sum()[None]}, "cost_fn must be traceable"),
+        ({"cost_fn": lambda masks: masks.sum()[None] * np.nan}, r"cost_fn gives \[nan\]"),
+        ({"cost_fn": lambda masks: -masks.sum()[None]}, r"cost_fn gives \[-29.0\]"),
+        ({"cost_fn": lambda masks: None}, "cost_fn returns shape None"),
         ({"cost_fn": lambda masks: jnp.ones(2)}, "cost_fn"),
     ],
 )
@@ -257,6 +263,21 @@ def test_wrong_shapes_are_refused_by_name(env):
     ):
         with pytest.raises(ValueError, match=argument):
             function(env, jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize("ratios", [[0.5, 1.5, 0.5], [0.5, -0.1, 0.5], [0.5, np.nan, 0.5]])
+@pytest.mark.parametrize("function", [ratios_to_masks, project_ratios])
+def test_ratios_that_are_none_are_refused_and_harmless_where_they_are_traced(env, function, ratios):
+    ratios = jnp.asarray(ratios)
+    with pytest.raises(ValueError, match=r"keep_ratio=\[.*\] must be ratios from 0 to 1"):
+        function(env, ratios)
+    found = jax.jit(function)(env, ratios)
+    clipped = jax.jit(function)(env, jnp.clip(ratios, 0, 1))
+    missing = {ratios_to_masks: 0.0, project_ratios: 0.5}[function]
+    expected = function(env, jnp.nan_to_num(jnp.clip(ratios, 0, 1), nan=missing))
+    assert bool(jnp.isfinite(found).all())
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, clipped)
 
 
 def test_bad_gates_are_refused_by_name(env):
