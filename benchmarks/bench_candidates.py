@@ -4,7 +4,7 @@ Command:  python benchmarks/bench_candidates.py [--quick]
 
 All are timed in turn in one run; the medians of the ratios are printed. Last comes JSON:
 ``gates_over_plain_forward`` (the rate of images through gated candidates, in chunks of the size
-that `judge_candidates` picks, over that of the network without gates on as many images in one
+that `evaluate_candidates` picks, over that of the network without gates on as many images in one
 batch), ``gates_over_mapped_forward`` (the same network without gates, one batch after the other),
 ``gates_over_all_at_once`` (all candidates under one vmap), ``gates_over_weight_masks`` and
 ``gates_over_python_loop``; and ``all_at_once_over_plain_forward``, the price of gating alone. More
@@ -74,7 +74,7 @@ def main(config: Config) -> dict[str, Any]:
         if path.startswith("params/") and len(shape.shape) > 1
     }
 
-    chunk = min(candidates, chunk_for_memory(functions.apply, variables, x))
+    chunk = min(candidates, chunk_for_memory(functions.apply, variables, (x,)))
     plain = jax.jit(functions.apply)
     one = jax.jit(gated(functions.apply, graph))
     together = jax.jit(jax.vmap(gated(functions.apply, graph), in_axes=(None, 0, None)))

@@ -1,6 +1,5 @@
 """Files written whole, locks, and JSON."""
 
-import doctest
 import os
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlprune_jax import files
 from rlprune_jax.files import UnwritableError, to_json, try_lock, write_atomically
 
 
@@ -58,8 +56,3 @@ def test_json_of_arrays_and_numbers():
     assert to_json(np.True_) is True
     kept = to_json({"a": [jnp.float32(np.inf), np.nan]}, keep_nonfinite=True)
     assert kept["a"][0] == np.inf and np.isnan(kept["a"][1])
-
-
-def test_examples():
-    result = doctest.testmod(files)
-    assert result.failed == 0 and result.attempted > 0

@@ -32,7 +32,8 @@ OPTIONS: object = Annotated[Union[_EACH], tyro.conf.OmitSubcommandPrefixes]  # n
 
 def main(prog: str | None = None, args: Sequence[str] | None = None) -> None:
     """Run the study that the command line names."""
-    run_command(work, OPTIONS, __doc__, prog=prog, args=args, saved="chunk")
+    options: type = OPTIONS  # type: ignore[assignment]
+    run_command(work, options, __doc__, prog=prog, args=args, saved="chunk")
 
 
 def work(options: object) -> Path:

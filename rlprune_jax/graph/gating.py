@@ -8,7 +8,7 @@ import numpy as np
 
 from rlprune_jax.graph.groups import Graph, check_gates
 from rlprune_jax.graph.matching import Matched, flat_arguments, match
-from rlprune_jax.graph.program import Call, Literal, evaluate
+from rlprune_jax.graph.program import Call, Literal, Value, evaluate
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 
 
@@ -72,7 +72,7 @@ def flat_gates(graph: Graph, gates: Gates) -> jax.Array:
     return jnp.concatenate([*parts, jnp.ones(1, jnp.float32)])
 
 
-def _evaluate(matched: Matched, leaves: list[Any], gates: jax.Array) -> list[Any]:
+def _evaluate(matched: Matched, leaves: list[Value], gates: jax.Array) -> list[Value]:
     program = matched.program
     # Made here, not where they are read, so that none belongs to the body of a checkpoint.
     made: dict[bytes, jax.Array] = {}
@@ -91,14 +91,14 @@ def _evaluate(matched: Matched, leaves: list[Any], gates: jax.Array) -> list[Any
         if axes:
             reads[each.equation] = (each.operand, axes)
 
-    def step(number: int, operands: list[Any]) -> list[Any]:
+    def step(number: int, operands: list[Value]) -> list[Value]:
         if number in reads:
             position, axes = reads[number]
             for axis, gate in axes:
                 operands[position] = _multiply(operands[position], axis, gate)
         return program.equations[number].bind(*operands)
 
-    def call(item: Call, operands: list[Any]) -> list[Any] | None:
+    def call(item: Call, operands: list[Value]) -> list[Value] | None:
         if any(number in reads for number in range(item.first, item.last)):
             return None
         return item.equation.bind(*operands)

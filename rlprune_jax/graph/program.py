@@ -1,17 +1,20 @@
 """A traced function as one flat list of equations, calls inlined."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jax.extend import core as jex_core
+
+from rlprune_jax.types import PyTree
 
 _INLINED = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
+    "eval_jaxpr": "call_jaxpr",  # the two above, from JAX 0.12 on
     "composite": "jaxpr",
 }
 _KEPT = {
@@ -25,6 +28,16 @@ _KEPT = {
 """Calls that mean more than their body: what is stored for the gradient, or what it is."""
 
 
+Value: TypeAlias = Any
+"""An array, a tracer or a scalar: whatever JAX computes with."""
+
+Atom: TypeAlias = Any
+"""A slot's number, or a ``Literal``."""
+
+Aval: TypeAlias = Any
+"""Shape and dtype of a value, as JAX keeps them."""
+
+
 class Equation(NamedTuple):
     """Hold one application of a primitive.
 
@@ -34,7 +47,7 @@ class Equation(NamedTuple):
     """
 
     source: Any
-    inputs: tuple[Any, ...]
+    inputs: tuple[Atom, ...]
     outputs: tuple[int, ...]
 
     @property
@@ -47,7 +60,7 @@ class Equation(NamedTuple):
         """Return the static parameters of the primitive."""
         return {} if self.source is None else self.source.params
 
-    def bind(self, *operands: Any, **changed: Any) -> list[Any]:
+    def bind(self, *operands: Value, **changed: object) -> list[Value]:
         """Apply the primitive, with some of its parameters changed."""
         if self.source is None:
             return list(operands)
@@ -62,7 +75,7 @@ class Equation(NamedTuple):
 class Literal(NamedTuple):
     """Hold a scalar written into the program."""
 
-    value: Any
+    value: Value
 
 
 class Call(NamedTuple):
@@ -101,14 +114,14 @@ class Program(NamedTuple):
     """
 
     inputs: tuple[int, ...]
-    constants: dict[int, Any]
+    constants: dict[int, Value]
     equations: list[Equation]
-    outputs: tuple[Any, ...]
-    avals: list[Any]
+    outputs: tuple[Atom, ...]
+    avals: list[Aval]
     body: tuple[int | Call, ...]
 
 
-def trace_program(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
+def trace_program(function: Callable[..., PyTree], *args: PyTree) -> tuple[Program, PyTree]:
     """Trace a function and inline its calls.
 
     Args:
@@ -137,11 +150,11 @@ def trace_program(function: Callable[..., Any], *args: Any) -> tuple[Program, An
 
 class _Builder:
     def __init__(self) -> None:
-        self.avals: list[Any] = []
-        self.constants: dict[int, Any] = {}
+        self.avals: list[Aval] = []
+        self.constants: dict[int, Value] = {}
         self.equations: list[Equation] = []
 
-    def new_slot(self, aval: Any) -> int:
+    def new_slot(self, aval: Aval) -> int:
         self.avals.append(aval)
         return len(self.avals) - 1
 
@@ -149,20 +162,24 @@ class _Builder:
         body.append(len(self.equations))
         self.equations.append(equation)
 
-    def _constant(self, aval: Any, value: Any) -> int:
+    def _constant(self, aval: Aval, value: Value) -> int:
         slot = self.new_slot(aval)
         self.constants[slot] = value
         return slot
 
     def inline(
-        self, jaxpr: Any, consts: Any, operands: list[Any], body: list[int | Call]
-    ) -> list[Any]:
+        self,
+        jaxpr: jex_core.Jaxpr,
+        consts: Sequence[Value],
+        operands: list[Atom],
+        body: list[int | Call],
+    ) -> list[Atom]:
         """Add the equations of ``jaxpr`` to ``body``; return slots or literals of its outputs."""
-        env: dict[Any, Any] = dict(zip(jaxpr.invars, operands, strict=True))
+        env: dict[object, Atom] = dict(zip(jaxpr.invars, operands, strict=True))
         for var, value in zip(jaxpr.constvars, consts, strict=True):
             env[var] = self._constant(var.aval, value)
 
-        def read(atom: Any) -> Any:
+        def read(atom: object) -> Atom:
             if not isinstance(atom, jex_core.Literal):
                 return env[atom]
             return (
@@ -182,7 +199,9 @@ class _Builder:
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _call(self, eqn: Any, inputs: list[Any], body: list[int | Call]) -> list[Any]:
+    def _call(
+        self, eqn: jex_core.JaxprEqn, inputs: list[Atom], body: list[int | Call]
+    ) -> list[Atom]:
         first = len(self.equations)
         inner: list[int | Call] = []
         results = self.inline(*_opened(eqn.params[_KEPT[eqn.primitive.name]]), inputs, inner)
@@ -194,17 +213,19 @@ class _Builder:
         return outputs
 
 
-def _opened(jaxpr: Any) -> tuple[Any, Any]:
-    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
+def _opened(
+    jaxpr: jex_core.ClosedJaxpr | jex_core.Jaxpr,
+) -> tuple[jex_core.Jaxpr, Sequence[Value]]:
+    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, jex_core.ClosedJaxpr) else (jaxpr, ())
 
 
 def evaluate(
     program: Program,
-    arguments: Sequence[Any],
-    constants: dict[int, Any],
-    step: Callable[[int, list[Any]], list[Any]],
-    call: Callable[[Call, list[Any]], list[Any] | None],
-) -> list[Any]:
+    arguments: Sequence[Value],
+    constants: dict[int, Value],
+    step: Callable[[int, list[Value]], list[Value]],
+    call: Callable[[Call, list[Value]], list[Value] | None],
+) -> list[Value]:
     """Run a program with other meanings for its equations.
 
     Args:
@@ -219,10 +240,10 @@ def evaluate(
         The flat outputs.
     """
 
-    def read(values: dict[int, Any], atom: Any) -> Any:
+    def read(values: dict[int, Value], atom: Atom) -> Value:
         return atom.value if isinstance(atom, Literal) else values[atom]
 
-    def run(body: tuple[int | Call, ...], values: dict[int, Any]) -> None:
+    def run(body: tuple[int | Call, ...], values: dict[int, Value]) -> None:
         for item in body:
             equation = program.equations[item] if isinstance(item, int) else item.equation
             operands = [read(values, atom) for atom in equation.inputs]
@@ -232,8 +253,8 @@ def evaluate(
                 outputs = run_call(item, operands, values)
             values.update(zip(equation.outputs, outputs, strict=True))
 
-    def run_call(item: Call, operands: list[Any], values: dict[int, Any]) -> list[Any]:
-        def rematerialised(*operands: Any) -> list[Any]:
+    def run_call(item: Call, operands: list[Value], values: dict[int, Value]) -> list[Value]:
+        def rematerialised(*operands: Value) -> list[Value]:
             own = dict(values)
             for atom, operand in zip(item.equation.inputs, operands, strict=True):
                 if not isinstance(atom, Literal):
@@ -248,7 +269,7 @@ def evaluate(
         run(item.body, values)
         return [values[slot] for slot in item.equation.outputs]
 
-    values: dict[int, Any] = dict(zip(program.inputs, arguments, strict=True))
+    values: dict[int, Value] = dict(zip(program.inputs, arguments, strict=True))
     values.update(constants)
     run(program.body, values)
     return [read(values, atom) for atom in program.outputs]

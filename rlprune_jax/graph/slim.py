@@ -13,14 +13,16 @@ from rlprune_jax.graph.matching import (
     flat_arguments,
     match,
 )
-from rlprune_jax.graph.program import Call, Literal, evaluate
+from rlprune_jax.graph.program import Atom, Call, Literal, Value, evaluate
 from rlprune_jax.graph.specialise import Alive, cut, is_cut, specialise, spread
 from rlprune_jax.graph.widths import check_widths, kept_units, widths_to_kept
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 
 
-def compact(graph: Graph, variables: Variables, gates: Gates, *, opt_state: PyTree = None) -> Any:
+def compact(
+    graph: Graph, variables: Variables, gates: Gates, *, opt_state: PyTree = None
+) -> PyTree:
     """Cut every variable to the units that ``gates`` keep.
 
     Args:
@@ -213,7 +215,7 @@ def _ranks(graph: Graph, kept: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _varies(value: Any, alive: Alive) -> bool:
+def _varies(value: Value, alive: Alive) -> bool:
     if not is_cut(alive):
         return False
     if isinstance(value, jax.core.Tracer):
@@ -226,11 +228,11 @@ def _varies(value: Any, alive: Alive) -> bool:
     )
 
 
-def _evaluate(matched: Matched, leaves: list[Any], alive: list[Alive]) -> list[Any]:
+def _evaluate(matched: Matched, leaves: list[Value], alive: list[Alive]) -> list[Value]:
     program = matched.program
     constants = {slot: cut(value, alive[slot]) for slot, value in program.constants.items()}
 
-    def alive_of(atoms: tuple[Any, ...]) -> list[Alive]:
+    def alive_of(atoms: tuple[Atom, ...]) -> list[Alive]:
         return [() if isinstance(atom, Literal) else alive[atom] for atom in atoms]
 
     changed = [
@@ -243,13 +245,13 @@ def _evaluate(matched: Matched, leaves: list[Any], alive: list[Alive]) -> list[A
         if any(map(is_cut, alive_of(program.equations[each.equation].inputs)))
     }
 
-    def step(number: int, operands: list[Any]) -> list[Any]:
+    def step(number: int, operands: list[Value]) -> list[Value]:
         equation = program.equations[number]
         if not changed[number]:
             return equation.bind(*operands)
         return specialise(equation, operands, alive_of(equation.inputs), alive_of(equation.outputs))
 
-    def call(item: Call, operands: list[Any]) -> list[Any] | None:
+    def call(item: Call, operands: list[Value]) -> list[Value] | None:
         body = range(item.first, item.last)
         if not any(changed[number] for number in body):
             return item.equation.bind(*operands)

@@ -1,7 +1,6 @@
 """Evaluating one equation on arrays whose pruned indices are gone."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +8,22 @@ import numpy as np
 from jax import lax
 
 from rlprune_jax.graph import primitives
-from rlprune_jax.graph.program import Equation
+from rlprune_jax.graph.program import Equation, Value
 
 Alive = tuple[np.ndarray, ...]
 """For each axis of the dense array bool[size]: which indices are still there."""
 
-Specialised = Callable[[Equation, list[Any], list[Alive], list[Alive]], list[Any]]
+Size = int
+"""Of an axis; symbolic ones (``jax.export``) are handed on as they are."""
+
+Specialised = Callable[[Equation, list[Value], list[Alive], list[Alive]], list[Value]]
 
 _CHANGED: dict[str, Specialised] = {}
 
 
 def specialise(
-    equation: Equation, operands: list[Any], alive_in: list[Alive], alive_out: list[Alive]
-) -> list[Any]:
+    equation: Equation, operands: list[Value], alive_in: list[Alive], alive_out: list[Alive]
+) -> list[Value]:
     """Evaluate an equation on slim operands.
 
     Args:
@@ -50,7 +52,7 @@ def is_cut(alive: Alive) -> bool:
     return any(not each.all() for each in alive)
 
 
-def cut(value: Any, alive: Alive) -> Any:
+def cut(value: Value, alive: Alive) -> Value:
     """Take the indices of an array that are still there."""
     for axis, each in enumerate(alive):
         if not each.all():
@@ -63,7 +65,7 @@ def cut(value: Any, alive: Alive) -> Any:
     return value if isinstance(value, jax.core.Tracer) else jnp.asarray(value)
 
 
-def spread(value: Any, alive: Alive) -> Any:
+def spread(value: Value, alive: Alive) -> Value:
     """Undo a cut with kept indices in gone places."""
     for axis, each in enumerate(alive):
         if not each.all():
@@ -71,7 +73,7 @@ def spread(value: Any, alive: Alive) -> Any:
     return value
 
 
-def _sizes(alive: Alive, dense: tuple[Any, ...]) -> tuple[Any, ...]:
+def _sizes(alive: Alive, dense: tuple[Size, ...]) -> tuple[Size, ...]:
     """Return the sizes of a slim array.
 
     An axis that is not cut keeps its dense size, symbolic or not.
@@ -81,7 +83,7 @@ def _sizes(alive: Alive, dense: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _out_sizes(equation: Equation, alive: Alive) -> tuple[Any, ...]:
+def _out_sizes(equation: Equation, alive: Alive) -> tuple[Size, ...]:
     return _sizes(alive, equation.source.outvars[0].aval.shape)
 
 
@@ -136,7 +138,7 @@ def _split(equation: Equation, operands: list, inputs: list, outputs: list) -> l
     return list(lax.split(operands[0], [int(alive[axis].sum()) for alive in outputs], axis))
 
 
-def _take_run(value: Any, places: np.ndarray, axis: int) -> Any:
+def _take_run(value: Value, places: np.ndarray, axis: int) -> Value:
     if len(places) == value.shape[axis]:
         return value
     if len(places) and np.array_equal(places, places[0] + np.arange(len(places))):

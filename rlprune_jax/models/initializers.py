@@ -14,9 +14,10 @@ def variance_scaling(
     mode: Literal["fan_in", "fan_out", "fan_avg"],
     distribution: Literal["normal", "uniform"],
 ) -> Initializer:
-    """Make an initializer of variance ``scale`` over the fan, as ``jax.nn.initializers`` has.
+    """Make an initializer of a set variance.
 
-    The numbers are the same (``"normal"`` is not truncated), but drawn as a vector and reshaped:
+    The variance is ``scale`` over the fan, as in ``jax.nn.initializers.variance_scaling``. The
+    numbers are the same (``"normal"`` is not truncated), but drawn as a vector and reshaped:
     XLA takes about eight times as long to compile the generator over the four axes of a kernel, by
     far the greatest part of initialising a network on CPU.
 

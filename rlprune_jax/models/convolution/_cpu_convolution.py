@@ -1,4 +1,4 @@
-"""Convolution and its two gradients for CPUs, in the form that is fastest for the shape.
+"""Convolution and its two gradients, in forms that CPUs run fast.
 
 XLA's own CPU convolution is good at one thing: the forward pass on maps of more than a few pixels.
 Its gradients run 45 to 115 times slower inside a loop, and 2x2 maps 40 times slower. So everything
@@ -39,7 +39,7 @@ _THIN_PATCH = 96  # up to this depth the forward patches beat XLA's convolution
 _THICK_PATCH = 600  # up to this depth the kernel gradient's patches beat its taps
 _SMALL_MAP = 16  # output pixels up to which XLA's convolution is the slower
 _WORTH_COMPILING = 5e8  # floating-point operations that repay a second of compilation soon
-_WINOGRAD_WORK = 0.75  # share of the taps' products above which the transforms eat the gain
+_WINOGRAD_WORK = 0.75  # fraction of the taps' products above which the transforms eat the gain
 _WINOGRAD_CHANNELS = 64  # thinner, the transforms of pixels eat the gain
 _WINOGRAD_TILES = 128  # fewer, the transform of the kernel eats the gain
 
@@ -79,12 +79,13 @@ def convolution(
 def input_gradient(
     cotangent: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any = None
 ) -> jax.Array:
-    """Pull a cotangent f[B,H',W',O] back through the kernel f[h,w,C/groups,O] to f[B,H,W,C].
+    """Pull a cotangent back through the kernel to the images.
 
-    At stride 1 it is the convolution with the flipped kernel, lowered as any other. At other
-    strides each residue of the pixel's position modulo the stride gets its own taps, and the
-    residues are interleaved once: no product with a zero. Where there is little work, zeros are put
-    between the pixels instead, which makes it the case of stride 1.
+    f[B,H',W',O] goes through f[h,w,C/groups,O] to f[B,H,W,C]. At stride 1 it is the convolution
+    with the flipped kernel, lowered as any other. At other strides each residue of the pixel's
+    position modulo the stride gets its own taps, and the residues are interleaved once: no product
+    with a zero. Where there is little work, zeros are put between the pixels instead, which makes
+    it the case of stride 1.
 
     Raises: nothing; the primitives validate.
     """
@@ -147,7 +148,7 @@ def kernel_gradient(
 
 
 def form_of(geometry: Geometry, batch: Any, channels: Pair, gradient: bool = False) -> str:
-    """Name the form for a shape: "taps", "winograd", "patches" or "xla".
+    """Choose the form of a convolution by its shape.
 
     Args:
       geometry: sizes and steps.
@@ -155,7 +156,8 @@ def form_of(geometry: Geometry, batch: Any, channels: Pair, gradient: bool = Fal
       channels: input channels of one group, and output channels.
       gradient: whether the kernel's gradient is to be found rather than the output.
 
-    Raises: nothing.
+    Returns:
+      "taps", "winograd", "patches" or "xla".
     """
     positions = math.prod(geometry.kernel_size)
     depth = positions * channels[0]

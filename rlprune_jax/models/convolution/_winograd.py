@@ -1,5 +1,6 @@
-"""Winograd's F(2x2, 3x3): a 3x3 convolution of stride 1 in 16 products per 2x2 outputs, not 36.
+"""Winograd's form of a 3x3 convolution of stride 1.
 
+F(2x2, 3x3) takes 16 products for every 2x2 outputs, where 36 are usual.
 Lavin and Gray (2015), https://arxiv.org/abs/1509.09308. All constants are 0, 1/2 and 1, and the
 float32 error was measured equal to that of the plain sum over the kernel's pixels: 1e-5 of the
 output's spread.
@@ -24,6 +25,7 @@ _KERNEL_TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0
 
 
 def convolution(lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any) -> jax.Array:
+    """Convolve lhs f[B,H,W,C] with rhs f[3,3,C,O] to f[B,H',W',O]."""
     height, width = geometry.output_size
     padded = _pad_to_tiles(lhs, geometry)
     pixels = [

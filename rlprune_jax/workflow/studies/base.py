@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+from rlprune_jax.checks import refuse_unless
 from rlprune_jax.workflow.config import (
     ConstraintHandling,
     Granularity,
     PruneConfig,
     check_choices,
-    require,
 )
 from rlprune_jax.workflow.studies.storage import check_storage, hide_password
 
@@ -127,7 +127,7 @@ class Study(abc.ABC):
             ValueError: naming the option, its value and the way out.
         """
         check_choices(self)
-        require(
+        refuse_unless(
             "dataset", self.dataset, self.dataset in DATASETS, f"must be one of {names(DATASETS)}"
         )
         for option in ("seeds", "trials", "batch", "reward_images"):
@@ -136,8 +136,10 @@ class Study(abc.ABC):
             if getattr(self, option) is not None:
                 self.at_least(option, 1)
         self.at_least("worker", 0)
-        require("widths", self.widths, min(self.widths, default=1) >= 1, "must be at least 1 each")
-        require("seed", self.seed, 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
+        refuse_unless(
+            "widths", self.widths, min(self.widths, default=1) >= 1, "must be at least 1 each"
+        )
+        refuse_unless("seed", self.seed, 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
         check_budget(self.budget)
         if self.optuna is not None:
             check_storage(self.optuna)
@@ -145,7 +147,7 @@ class Study(abc.ABC):
     def at_least(self, option: str, least: int) -> None:
         """Refuse an option below its least value."""
         value = getattr(self, option)
-        require(option, value, value >= least, f"must be at least {least}")
+        refuse_unless(option, value, value >= least, f"must be at least {least}")
 
     @abc.abstractmethod
     def settings(self, cost: str) -> "StudySettings":
@@ -249,8 +251,8 @@ def check_budget(text: str) -> None:
         ValueError: naming the budget and the way out.
     """
     name, found, limit = text.rpartition("=")
-    require("budget", repr(text), bool(found and name and limit), "must be NAME=LIMIT")
-    require(
+    refuse_unless("budget", repr(text), bool(found and name and limit), "must be NAME=LIMIT")
+    refuse_unless(
         "budget",
         repr(text),
         name != "latency" and ":" not in name,
@@ -272,6 +274,8 @@ def require_each(
     Raises:
         ValueError: naming the option, its value and what it may be.
     """
-    require(option, values, bool(values), "is empty; give at least one")
-    require(option, values, len(set(values)) == len(values), "repeats a value; give each once")
-    require(option, values, all(map(holds, values)), wanted)
+    refuse_unless(option, values, bool(values), "is empty; give at least one")
+    refuse_unless(
+        option, values, len(set(values)) == len(values), "repeats a value; give each once"
+    )
+    refuse_unless(option, values, all(map(holds, values)), wanted)

@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rlprune_jax.workflow.config import MethodName, require
+from rlprune_jax.checks import refuse_unless
+from rlprune_jax.workflow.config import MethodName
 from rlprune_jax.workflow.studies.base import Study, StudyJob, require_each
 from rlprune_jax.workflow.studies.search import check_search
 
@@ -55,10 +56,10 @@ class BudgetStudy(Study):
         self.at_least("finetune_steps", 0)
         tuned = self.metric != "accuracy" or self.finetune_steps > 0
         text = "is read after finetuning; give finetune_steps of at least 1"
-        require("metric", self.metric, tuned, text)
+        refuse_unless("metric", self.metric, tuned, text)
         if self.optuna:
             text = "are one number, and Optuna draws between the least and the greatest; give two"
-            require("limits", self.limits, len(self.limits) > 1, text)
+            refuse_unless("limits", self.limits, len(self.limits) > 1, text)
 
     def settings(self, cost: str) -> "StudySettings":
         """Return all limits with all methods."""

@@ -19,9 +19,8 @@ from rlprune_jax.workflow.config import PruneConfig
 from rlprune_jax.workflow.delivery import evaluate_masked, evaluate_network
 from rlprune_jax.workflow.learning import (
     DenseRecipe,
-    finetune_recipe,
+    FinetuneRecipe,
     train_dense,
-    training_data,
 )
 from rlprune_jax.workflow.network import Network
 from rlprune_jax.workflow.pruning import (
@@ -32,6 +31,7 @@ from rlprune_jax.workflow.pruning import (
     stage_key,
 )
 from rlprune_jax.workflow.studies.base import Study
+from rlprune_jax.workflow.tuning import training_data
 
 DENSE_STEPS = {"digits": 300, "mnist": 1000}
 """Steps of the dense training where the data set is known."""
@@ -129,7 +129,8 @@ def finetuned(
     pruning: Pruning, variables: Variables, gates: Gates, batch: Batch, steps: int, key: jax.Array
 ) -> Variables:
     """Return the masked network's variables after so many steps, traceably."""
-    recipe = finetune_recipe(pruning.config)
+    config = pruning.config
+    recipe = FinetuneRecipe(rate=config.finetune_rate, batch_size=config.batch_size)
     optimizer = recipe.optimizer(jnp.float32(steps))
     masked = masked_training(pruning.network.definition, gates)
     step = make_train_step(masked, optimizer, pruning.task.objective)

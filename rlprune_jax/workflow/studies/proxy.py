@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rlprune_jax.workflow.config import require
+from rlprune_jax.checks import refuse_unless
 from rlprune_jax.workflow.studies.base import Study, StudyJob
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ class ProxyStudy(Study):
         """Refuse options that cannot be."""
         super().check()
         count = self.candidates
-        require("candidates", count, count >= 3, "must be at least 3; fewer do not correlate")
+        refuse_unless("candidates", count, count >= 3, "must be at least 3; fewer do not correlate")
         text = f"must be at most {MOST_CANDIDATES}; each of them is finetuned"
-        require("candidates", count, count <= MOST_CANDIDATES, text)
+        refuse_unless("candidates", count, count <= MOST_CANDIDATES, text)
         self.at_least("finetune_steps", 1)
         text = "has nothing to choose in a proxy study; leave it out"
-        require("optuna", self.optuna, self.optuna is None, text)
+        refuse_unless("optuna", self.optuna, self.optuna is None, text)
 
     def settings(self, cost: str) -> "StudySettings":
         """Return the numbers of the candidates."""

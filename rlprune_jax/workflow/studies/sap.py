@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rlprune_jax.workflow.config import require
+from rlprune_jax.checks import refuse_unless
 from rlprune_jax.workflow.studies.base import Study, StudyJob, require_each
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class SapStudy(Study):
             require_each(option, given, between(low, high), wanted)
         require_each("scope", self.scope, bool, "")
         some = any(p < q for p in self.p for q in self.q)
-        require("p", self.p, some, f"must have a number below one of q={self.q}")
+        refuse_unless("p", self.p, some, f"must have a number below one of q={self.q}")
 
     def settings(self, cost: str) -> "StudySettings":
         """Return all combinations with p below q."""

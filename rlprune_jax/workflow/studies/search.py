@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import tyro
 
-from rlprune_jax.workflow.config import require
+from rlprune_jax.checks import refuse_unless
 from rlprune_jax.workflow.studies.base import Study, StudyJob, names, require_each
 
 if TYPE_CHECKING:
@@ -79,18 +79,18 @@ class SearchStudy(Study):
         super().check()
         count = self.num_settings
         wanted = "must be at least 2; the first is the defaults, which are compared with the others"
-        require("settings", count, count >= 2, wanted)
+        refuse_unless("settings", count, count >= 2, wanted)
         known = (*RANGES, *CHOICES)
         text = f"must be among {names(known)}"
         require_each("vary", self.vary, known.__contains__, text)
         varied = set(self.vary) & set(RANGES)
         text = f"shapes the program alone; vary a number too, one of {names(RANGES)}"
-        require("vary", self.vary, bool(varied), text)
+        refuse_unless("vary", self.vary, bool(varied), text)
         sizes = CHOICES["candidates"] if "candidates" in self.vary else ()
         check_search(self.evaluations, self.candidates, max(map(int, sizes), default=0))
         if self.around is not None:
             holds = self.around > 1 and math.isfinite(self.around)
-            require("around", self.around, holds, "must be a finite factor above 1")
+            refuse_unless("around", self.around, holds, "must be a finite factor above 1")
 
     def settings(self, cost: str) -> "StudySettings":
         """Return the defaults and what is drawn at random.
@@ -170,10 +170,10 @@ def check_search(evaluations: int, candidates: int, most: int = 0) -> None:
     Raises:
         ValueError: naming the option, its value and the way out.
     """
-    require("evaluations", evaluations, evaluations >= 1, "must be at least 1")
+    refuse_unless("evaluations", evaluations, evaluations >= 1, "must be at least 1")
     text = "must be at least 2; the agent compares the candidates of an iteration"
-    require("candidates", candidates, candidates >= 2, text)
+    refuse_unless("candidates", candidates, candidates >= 2, text)
     text = f"an iteration exceed evaluations={evaluations}; lower candidates or raise evaluations"
-    require("candidates", candidates, candidates <= evaluations, text)
+    refuse_unless("candidates", candidates, candidates <= evaluations, text)
     text = f"is below the {most} candidates that a setting may have; raise evaluations"
-    require("evaluations", evaluations, most <= evaluations, text)
+    refuse_unless("evaluations", evaluations, most <= evaluations, text)

@@ -91,7 +91,9 @@ def search_job(pruning: Pruning, finetune_steps: int = 0) -> Job:
             env = with_limit(env, hparams[cost])
         strategy = strategy_of(pruning, shared["variables"], env, method, structure)
         env, searcher = strategy.env, strategy.method(strategy.env)
-        evaluator = Evaluator(definition, objective, chunk=strategy.candidates)
+        evaluator = Evaluator(
+            definition, objective, chunk=structure.get("candidates", pruning.config.candidates)
+        )
 
         def evaluate(masks: jax.Array, key: jax.Array) -> jax.Array:
             gates = masks_to_gates(env, masks)
