@@ -28,7 +28,9 @@ def test_rewards_of_a_candidate(pruning):
         network=pruning.network,
         objective=pruning.task.objective,
         data=job.shared["all"],
-        recipe=FinetuneRecipe(),
+        recipe=FinetuneRecipe(
+            rate=pruning.config.finetune_rate, batch_size=pruning.config.batch_size
+        ),
         steps=40,
         gates=gates,
     )
