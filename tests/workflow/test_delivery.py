@@ -11,12 +11,18 @@ from small import in_batches, random_gates, small_mlp, small_pruning
 import rlprune_jax as rp
 from rlprune_jax.costs import satisfies
 from rlprune_jax.runs import DivergenceError, MemoryRun
+from rlprune_jax.units.scores import magnitude_scores
 from rlprune_jax.workflow import delivery
+from rlprune_jax.workflow.config import PruneConfig, resolve
 from rlprune_jax.workflow.delivery import deliver, evaluate_masked, evaluate_network
 from rlprune_jax.workflow.fitting import equivalence, fit_to_budgets
+from rlprune_jax.workflow.pruning import bind_budgets, search_environment
 from rlprune_jax.workflow.searches import search
 
 SMALL = small_mlp()
+
+
+SCORES = magnitude_scores(SMALL.graph, SMALL.variables)
 
 
 @settings(max_examples=15)
@@ -27,17 +33,33 @@ SMALL = small_mlp()
     macs=st.integers(20, 98),
     fill=st.booleans(),
 )
-def test_any_mask_and_budget_give_a_network_within_it(seed, keep, params, macs, fill):
-    """Counted in the arrays of the slim network; masked equals slim."""
-    pruning = small_pruning(f"params={params}", f"macs={macs}", min_keep=1, score="magnitude")
-    mask = jax.random.bernoulli(jax.random.key(seed), keep, pruning.env.ranks.shape)
-    gates = fit_to_budgets(pruning.env, pruning.constraints, mask, fill=fill)
-    assert satisfies(pruning.constraints, gates)
+def test_any_mask_and_budget_give_gates_within_it(seed, keep, params, macs, fill):
+    """Counted in closed form: widths a and b have 5a + ab + 3b parameters and 4a + ab + 3b MACs."""
+    config = resolve(PruneConfig(min_keep=1))
+    constraints = bind_budgets(SMALL.network, [f"params={params}", f"macs={macs}"], config)
+    env = search_environment(SMALL.graph, constraints, SCORES, config)
+    mask = jax.random.bernoulli(jax.random.key(seed), keep, env.ranks.shape)
+    gates = fit_to_budgets(env, constraints, mask, fill=fill)
+    assert satisfies(constraints, gates)
+    a, b = (int(np.asarray(gate).sum()) for gate in gates.values())
+    assert min(a, b) >= 1
+    assert 5 * a + a * b + 3 * b <= params * 106
+    assert 4 * a + a * b + 3 * b <= macs
+    assert all(np.isin(np.asarray(gate), (0, 1)).all() for gate in gates.values())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_slim_network_holds_what_the_gates_keep_and_equals_its_masked_twin(seed):
+    drawn = random_gates(SMALL.graph, 1, jax.random.key(seed))
+    gates = jax.tree.map(lambda each: each[0], drawn)
+    a, b = (int(np.asarray(gate).sum()) for gate in gates.values())
     slim = SMALL.network.slim(gates)
-    sizes = {name: leaf.size for name, leaf in slim.variables.items()}
-    assert sum(sizes.values()) <= params * 106
-    assert sizes["a"] + sizes["b"] + sizes["c"] <= macs
-    assert min(leaf.size for leaf in jax.tree.leaves(slim.variables)) > 0
+    assert [leaf.shape for leaf in jax.tree.leaves(slim.variables)] == [
+        (4, a),
+        (a,),
+        (a, b),
+        (b, 3),
+    ]
     assert equivalence(SMALL.network, slim, gates, (SMALL.task.test[0],)).max_abs_diff < 1e-5
 
 
@@ -73,6 +95,7 @@ def test_the_best_after_the_short_finetune_wins(monkeypatch):
         jax.tree.map(lambda each, i=i: each[i], random_gates(SMALL.graph, 3, jax.random.key(0)))
         for i in range(3)
     ]
+    candidates[1] = SMALL.ones
     monkeypatch.setattr(delivery, "deliverable", lambda *args, **options: candidates)
     tuned = []
 
