@@ -12,7 +12,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object
 
     Args:
         package: its ``__name__``.
-        homes: name -> module below the package.
+        homes: name -> module below the package; a name that is its own home is the module itself.
 
     Example:
         >>> get = lazy_names("rlprune_jax", {"is_key": "pytree"})
@@ -23,6 +23,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object
     def get(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        module = importlib.import_module(f"{package}.{homes[name]}")
+        return module if homes[name] == name else getattr(module, name)
 
     return get

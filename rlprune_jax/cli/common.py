@@ -2,26 +2,19 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 from rlprune_jax.runs.interruption import interruptible
 
-
-class Job(Protocol):
-    """Do what the options of a command ask for.
-
-    Heavy modules are imported here and not before.
-    """
-
-    def __call__(self, options: object, /) -> object:
-        """Return what to print last, such as a run directory; None for nothing."""
+Options = TypeVar("Options")
+"""A dataclass of options."""
 
 
 def run_command(
-    job: Job,
-    options: object,
+    job: Callable[[Options], object],
+    options: type[Options],
     description: str | None,
     *,
     prog: str | None = None,
@@ -34,7 +27,8 @@ def run_command(
     the job is refused, always with one line that says why.
 
     Args:
-        job: from the parsed options to what is printed last.
+        job: from the parsed options to what is printed last, such as a run directory; None for
+            nothing. It imports heavy modules itself.
         options: the type to parse, as tyro takes it; its module must not import JAX.
         description: of the command, for ``--help``.
         prog: name of the command, for ``--help``.
@@ -44,7 +38,7 @@ def run_command(
     with interruptible(saved):
         import tyro
 
-        parsed = tyro.cli(options, description=description, prog=prog, args=args)  # type: ignore[call-overload]
+        parsed = tyro.cli(options, description=description, prog=prog, args=args)
         enable_compilation_cache()
         try:
             last = job(parsed)
@@ -60,7 +54,12 @@ def enable_compilation_cache() -> None:
 
     A place that the user has chosen already stays.
     """
-    # Read by JAX when it is imported, which is later.
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     cache = Path.home() / ".cache" / "rlprune_jax" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    # Read by JAX when it is imported, which is later in a command, but not in a script.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    if jax := sys.modules.get("jax"):
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

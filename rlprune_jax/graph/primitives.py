@@ -18,6 +18,9 @@ REDUCTIONS = frozenset(
 )
 """Read every index of ``axes`` and drop these axes."""
 
+COLLECTIVES = frozenset(["psum", "pmax", "pmin"])
+"""Reduce each operand over ``axes``, which a ``vmap`` over a named axis has made axes of arrays."""
+
 CUMULATIVE = frozenset(["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"])
 """Mix the indices of ``axis`` and keep every axis."""
 

@@ -14,6 +14,7 @@ _INLINED = {
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
+    "eval_jaxpr": "call_jaxpr",  # the two above, from JAX 0.12 on
     "composite": "jaxpr",
 }
 _KEPT = {

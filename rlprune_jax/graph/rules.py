@@ -168,6 +168,13 @@ def _reduce(context: Context, equation: Equation, axes: list[Axes], shapes: list
     return [tuple(ids for position, ids in enumerate(axes[0]) if position not in dropped)]
 
 
+@register(*primitives.COLLECTIVES)
+def _reduce_collectively(
+    context: Context, equation: Equation, axes: list[Axes], shapes: list
+) -> list:
+    return [_reduce(context, equation, [operand], shapes)[0] for operand in axes]
+
+
 @register(*primitives.CUMULATIVE)
 def _cumulate(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     context.nodes.freeze(axes[0][equation.params["axis"]], f"mixed by '{equation.name}'")

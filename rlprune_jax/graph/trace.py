@@ -15,11 +15,15 @@ from rlprune_jax.graph.nodes import Nodes
 from rlprune_jax.graph.program import Literal, Program, trace_program
 from rlprune_jax.graph.walk import Walk, walk
 from rlprune_jax.pytree import flatten_with_paths, is_key
-from rlprune_jax.types import Apply, Variables
+from rlprune_jax.types import Apply, ApplyTrain, Variables
 
 
 def trace_graph(
-    apply: Apply, variables: Variables, *inputs: Any, ignore: Sequence[str] | str = ()
+    apply: Apply,
+    variables: Variables,
+    *inputs: Any,
+    ignore: Sequence[str] | str = (),
+    apply_train: ApplyTrain | None = None,
 ) -> Graph:
     """Find the units of a network that can be removed.
 
@@ -37,6 +41,8 @@ def trace_graph(
             batch size does: the graph holds for others.
         ignore: regular expressions; variables whose path one of them matches from some place on
             (``re.search``) keep their shapes, and all units that own a part of them stay.
+        apply_train: the same network in training mode. Needed where only training reads a variable,
+            such as the hidden averages of Haiku's batch norm; these are then cut along.
 
     Returns:
         The graph; ``print`` shows groups, what they own, and what is frozen and why.
@@ -70,6 +76,8 @@ def trace_graph(
         if not isinstance(atom, Literal):
             for ids in found.axes[atom]:
                 found.nodes.freeze(ids, "an output of the function")
+    if apply_train is not None:
+        _tie_unread(program, found, apply_train, (variables, *inputs))
     for path, expression in _ignored(structure, ignore).items():
         for ids in found.axes[program.inputs[list(structure).index(path)]]:
             found.nodes.freeze(ids, f"ignored by {expression!r}")
@@ -80,6 +88,35 @@ def trace_graph(
         )
     remember(apply, graph, (variables, inputs), (program, out_shape, found))
     return graph
+
+
+def _tie_unread(
+    program: Program, found: Walk, apply_train: ApplyTrain, arguments: tuple[Any, ...]
+) -> None:
+    """Tie variables that only training reads to the units that training ties them to."""
+    atoms = [*program.outputs, *(atom for each in program.equations for atom in each.inputs)]
+    read = {atom for atom in atoms if not isinstance(atom, Literal)}
+    count = len(jax.tree.leaves(arguments[0]))
+    unread = [slot for slot in program.inputs[:count] if slot not in read and found.axes[slot]]
+    if not unread:
+        return
+    training, _ = trace_program(apply_train, *arguments)
+    beside = walk(training, count)
+    node_of: dict[int, int] = {}
+    later: list[tuple[np.ndarray, np.ndarray]] = []
+    for slot, other in zip(program.inputs[:count], training.inputs[:count], strict=True):
+        for ids, others in zip(found.axes[slot], beside.axes[other], strict=True):
+            free = ~beside.nodes.frozen(others)
+            ids, roots = ids[free], beside.nodes.find(others)[free]
+            if slot in unread:
+                later.append((ids, roots))
+            else:
+                node_of.update(zip(roots.tolist(), ids.tolist(), strict=True))
+    for ids, roots in later:
+        known = np.asarray([root in node_of for root in roots.tolist()], bool)
+        if known.any():
+            nodes = np.asarray([node_of[root] for root in roots[known].tolist()])
+            found.nodes.tie(ids[known], nodes)
 
 
 def _ignored(structure: dict[str, Any], ignore: Sequence[str] | str) -> dict[str, str]:

@@ -60,8 +60,16 @@ class Dataset:
     test: Split
 
 
-class _Source(NamedTuple):
-    """What is known of a data set before it is read."""
+class Source(NamedTuple):
+    """What is known of a data set before it is read.
+
+    Attributes:
+        num_classes: how many classes the labels name.
+        image_shape: height, width and channels.
+        mean: per channel, of the training images in [0, 1].
+        std: per channel, of the training images in [0, 1].
+        held_out: how many of the training images are held out.
+    """
 
     num_classes: int
     image_shape: tuple[int, int, int]
@@ -73,17 +81,32 @@ class _Source(NamedTuple):
 # Means and deviations over all pixels of the training images (a test recomputes those of digits;
 # the others are the usual published ones, deviations over pixels and not within images).
 _SOURCES = {
-    "digits": _Source(10, (8, 8, 1), (0.3051,), (0.3756,), 287),
-    "mnist": _Source(10, (28, 28, 1), (0.1307,), (0.3081,), 5000),
-    "fashion_mnist": _Source(10, (28, 28, 1), (0.2860,), (0.3530,), 5000),
-    "cifar10": _Source(10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 5000),
-    "cifar100": _Source(100, (32, 32, 3), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 5000),
+    "digits": Source(10, (8, 8, 1), (0.3051,), (0.3756,), 287),
+    "mnist": Source(10, (28, 28, 1), (0.1307,), (0.3081,), 5000),
+    "fashion_mnist": Source(10, (28, 28, 1), (0.2860,), (0.3530,), 5000),
+    "cifar10": Source(10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 5000),
+    "cifar100": Source(100, (32, 32, 3), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 5000),
 }
 
 
 def dataset_names() -> tuple[str, ...]:
     """List the names that ``load`` knows."""
     return tuple(_SOURCES)
+
+
+def describe(name: str) -> Source:
+    """Return what is known of a data set without reading it.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> describe("cifar10").image_shape
+        (32, 32, 3)
+    """
+    if name not in _SOURCES:
+        raise ValueError(f"data set {name!r} is unknown; choose from {', '.join(_SOURCES)}")
+    return _SOURCES[name]
 
 
 def load(
@@ -124,9 +147,7 @@ def load(
         >>> load("digits").train.images.shape
         (1150, 8, 8, 1)
     """
-    if name not in _SOURCES:
-        raise ValueError(f"data set {name!r} is unknown; choose from {', '.join(_SOURCES)}")
-    source = _SOURCES[name]
+    source = describe(name)
     if held_out is None:
         held_out = source.held_out
     if isinstance(held_out, bool) or not isinstance(held_out, int) or held_out < 0:
@@ -170,7 +191,7 @@ def _digits() -> tuple[Split, Split]:
 
 def _prepared(
     name: str,
-    source: _Source,
+    source: Source,
     data_dir: str | os.PathLike[str] | None,
     cache_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
@@ -261,7 +282,7 @@ def _splits(arrays: dict[str, np.ndarray] | None, sizes: dict[str, int]) -> dict
 
 
 def _decode(
-    folder: Path, source: _Source, sizes: dict[str, int], progress: Progress | None
+    folder: Path, source: Source, sizes: dict[str, int], progress: Progress | None
 ) -> dict[str, Split]:
     """Read and decode every image of a prepared data set."""
     import tensorflow_datasets as tfds

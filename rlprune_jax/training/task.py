@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
@@ -162,7 +163,7 @@ class Task:
             check_data(split, getattr(self, split))
         find_inputs(self.sample("train", 1), self.inputs)
 
-    @property
+    @cached_property
     def objective(self) -> Objective:
         """Return the functions alone."""
         metric = self.metric
@@ -259,7 +260,8 @@ def check_data(argument: str, data: Data) -> None:
     for path, leaf in zip(leaf_paths(data), leaves, strict=True):
         if not hasattr(leaf, "dtype"):
             raise TaskError(
-                f"{argument}: leaf {path!r} is a {type(leaf).__name__}, not an array [n, ...]"
+                f"{argument}: leaf {path!r} is a {type(leaf).__name__}, not an array [n, ...]; "
+                "data that come in batches are given as a function that returns a new iterator"
             )
         if not np.shape(leaf):
             raise TaskError(

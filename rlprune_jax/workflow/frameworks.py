@@ -7,27 +7,19 @@ from typing import NamedTuple
 import jax
 
 from rlprune_jax.pytree import is_key
-from rlprune_jax.types import Apply, ApplyTrain, PyTree, Variables
+from rlprune_jax.types import PyTree, Variables
+from rlprune_jax.workflow.network import Functions, plain, same_shapes
 
 MODES = {
     "train": True,
     "training": True,
+    "is_train": True,
     "is_training": True,
     "deterministic": False,
     "use_running_average": False,
+    "inference": False,
 }
 """Keywords by which modules are told to train, with the value that says so."""
-
-
-class Functions(NamedTuple):
-    """A module as pure functions; the arguments of ``Network``."""
-
-    apply: Apply
-    variables: Variables
-    example: PyTree
-    apply_train: ApplyTrain | None
-    own_apply: Apply | None
-    rebuild: Callable[[Variables], PyTree] | None
 
 
 def training_mode(call: Callable, given: Mapping[str, bool] | str | None) -> dict[str, bool]:
@@ -59,6 +51,33 @@ def training_mode(call: Callable, given: Mapping[str, bool] | str | None) -> dic
     return mode
 
 
+class Mode(NamedTuple):
+    """Hold how a module is told to train and to evaluate.
+
+    Attributes:
+        train: keywords of a call in training.
+        evaluate: keywords of a call in evaluation.
+    """
+
+    train: dict[str, bool]
+    evaluate: dict[str, bool]
+
+    def __str__(self) -> str:
+        if not self.train:
+            return "with no keyword that tells training from evaluation"
+        said = [
+            ", ".join(f"{name}={value}" for name, value in each.items())
+            for each in (self.train, self.evaluate)
+        ]
+        return f"with {said[0]} in training and {said[1]} in evaluation"
+
+
+def mode_of(call: Callable, given: Mapping[str, bool] | str | None) -> Mode:
+    """Return how a call is told to train and to evaluate; see ``training_mode``."""
+    train = training_mode(call, given)
+    return Mode(train=train, evaluate={name: not value for name, value in train.items()})
+
+
 def from_linen(
     module: PyTree,
     variables: Variables,
@@ -80,23 +99,41 @@ def from_linen(
             "variables must be a mapping with 'params', as module.init returns; wrap bare "
             "parameters as {'params': parameters}"
         )
-    learning = training_mode(type(module).__call__, train)
-    still = {name: not value for name, value in learning.items()}
+    mode = mode_of(type(module).__call__, train)
+    learner, still, how = module, module, f"called {mode}"
+    fields = {name: MODES[name] for name in MODES if isinstance(getattr(module, name, None), bool)}
+    if train is None and not mode.train and fields:
+        made = mode_of(lambda **_: None, fields)
+        learner, still = _with_fields(module, made.train), _with_fields(module, made.evaluate)
+        how = f"made {made}"
     moved = [name for name in variables if name != "params"] if mutable is None else list(mutable)
+    streams = (rngs,) if isinstance(rngs, str) else tuple(rngs)
 
     def apply(variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
-        given: dict[str, PyTree] = {**still, **options}
-        return module.apply(variables, *inputs, **given)
+        given: dict[str, PyTree] = {**mode.evaluate, **options}
+        chosen = learner if options.keys() & {"mutable", "rngs"} else still
+        return chosen.apply(variables, *inputs, **given)
 
     def apply_train(
         variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None
     ) -> tuple[PyTree, dict[str, PyTree]]:
-        key = jax.random.key(0) if key is None else key
-        streams = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
-        options: dict[str, PyTree] = {**learning, "rngs": streams, "mutable": moved or False}
-        found = module.apply(variables, *inputs, **options)
-        outputs, updates = found if moved else (found, {})
-        return outputs, {name: updates[name] for name in moved if name in updates}
+        assert key is not None
+        options: dict[str, PyTree] = {
+            **mode.train,
+            "rngs": {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)},
+            "mutable": moved or False,
+        }
+        found = learner.apply(variables, *inputs, **options)
+        outputs, changed = found if moved else (found, {})
+        updates = {name: plain(changed[name]) for name in moved if name in changed}
+        if mutable is None:
+            # What training appends to, as sow does, is no state that the next step goes on from.
+            updates = {
+                name: update
+                for name, update in updates.items()
+                if same_shapes(update, variables[name])
+            }
+        return outputs, updates
 
     return Functions(
         apply=apply,
@@ -104,8 +141,15 @@ def from_linen(
         example=example,
         apply_train=apply_train,
         own_apply=apply,
-        rebuild=None,
+        assumed=(
+            f"Assumed: the module is {how}, with rngs={streams} and "
+            f"mutable={tuple(moved)} in training; say otherwise with train=, rngs= and mutable="
+        ),
     )
+
+
+def _with_fields(module: PyTree, fields: Mapping[str, bool]) -> PyTree:
+    return module.clone(**fields)
 
 
 def from_nnx(model: PyTree, example: PyTree, train: Mapping[str, bool] | str | None) -> Functions:
@@ -114,59 +158,60 @@ def from_nnx(model: PyTree, example: PyTree, train: Mapping[str, bool] | str | N
 
     if not isinstance(model, nnx.Module):
         raise TypeError(f"model={model!r} is a {type(model).__name__}, not an nnx.Module")
-    learning = training_mode(type(model).__call__, train)
-    still = {name: not value for name, value in learning.items()}
-    kinds = (nnx.Param, nnx.BatchStat, ...)
-    names = ("params", "batch_stats", "state")
+    call = type(model).__call__
+    mode = mode_of(call, train)
+    draws = "rngs" in inspect.signature(call).parameters
+    kinds: tuple[PyTree, ...] = (nnx.Param, nnx.BatchStat, nnx.RngState, ...)
     own = nnx.clone(model)
+    nnx.pop(own, nnx.Intermediate)
     own.train()
-    graphdef_train, *_ = nnx.split(own, *kinds)
+    graphdef_train = nnx.graphdef(own)
     own.eval()
-    graphdef, *states = nnx.split(own, *kinds)
-    variables = {
-        name: _strings(nnx.to_pure_dict(state))
-        for name, state in zip(names, states, strict=True)
-        if jax.tree.leaves(state)
-    }
-    abstract = [jax.tree.map(lambda leaf: leaf, state) for state in states]
+    graphdef = nnx.graphdef(own)
+    params, statistics, streams, other = nnx.state(own, *kinds)
+    states = {"params": params, "batch_stats": statistics, "state": other}
+    states = {name: state for name, state in states.items() if jax.tree.leaves(state)}
 
-    def filled(variables: Variables, key: jax.Array | None = None) -> list[PyTree]:
+    def filled(graphdef: PyTree, variables: Variables, key: jax.Array | None = None) -> PyTree:
         found = []
-        for name, template in zip(names, abstract, strict=True):
-            values = variables.get(name, {})
-            if key is not None and name == "state":
-                values = _rekeyed(values, key)
+        for name, template in states.items():
             state = jax.tree.map(lambda leaf: leaf, template)
-            nnx.replace_by_pure_dict(state, values)
+            nnx.replace_by_pure_dict(state, variables[name])
             found.append(state)
-        return found
+        # Copies of variables belong to the trace in which they are made, and may change there.
+        random = _restarted(streams, key)
+        return nnx.merge(graphdef, random, *found)
 
     def apply(variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
-        return nnx.merge(graphdef, *filled(variables))(*inputs, **{**still, **options})
+        return filled(graphdef, variables)(*inputs, **{**mode.evaluate, **options})
 
     def apply_train(
         variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None
     ) -> tuple[PyTree, dict[str, PyTree]]:
-        live = nnx.merge(graphdef_train, *filled(variables, key))
-        outputs = live(*inputs, **learning)
-        _, _, *after = nnx.split(live, *kinds)
-        updates = {
-            name: _strings(nnx.to_pure_dict(state))
-            for name, state in zip(names[1:], after, strict=True)
-            if name in variables
+        live = filled(graphdef_train, variables, key)
+        options: dict[str, PyTree] = dict(mode.train)
+        if draws:
+            options["rngs"] = nnx.Rngs(key)
+        outputs = live(*inputs, **options)
+        nnx.pop(live, nnx.Intermediate)
+        _, statistics, _, other = nnx.state(live, *kinds)
+        updates = {"batch_stats": statistics, "state": other}
+        return outputs, {
+            name: _strings(nnx.to_pure_dict(update))
+            for name, update in updates.items()
+            if name in states
         }
-        return outputs, updates
-
-    def rebuild(variables: Variables) -> PyTree:
-        return nnx.merge(graphdef, *filled(variables))
 
     return Functions(
         apply=apply,
-        variables=variables,
+        variables={name: _strings(nnx.to_pure_dict(state)) for name, state in states.items()},
         example=example,
         apply_train=apply_train,
-        own_apply=None,
-        rebuild=rebuild,
+        rebuild=lambda variables: filled(graphdef, variables),
+        assumed=(
+            f"Assumed: the module is called after train() and eval(), {mode}; say otherwise with "
+            "train="
+        ),
     )
 
 
@@ -177,40 +222,53 @@ def _strings(tree: PyTree) -> PyTree:
     return tree
 
 
-def _rekeyed(values: PyTree, key: jax.Array) -> PyTree:
-    """The state of random streams, started from another key."""
-    leaves, structure = jax.tree.flatten(values)
-    fresh = [
-        jax.random.fold_in(key, number) if is_key(leaf) and not leaf.shape else leaf
-        for number, leaf in enumerate(leaves)
-    ]
+def _restarted(streams: PyTree, key: jax.Array | None) -> PyTree:
+    """A copy of the state of random streams, started from another key where there is one."""
+    leaves, structure = jax.tree.flatten(streams)
+    fresh = []
+    for number, leaf in enumerate(leaves):
+        if key is not None and is_key(leaf):
+            own = jax.random.fold_in(key, number)
+            leaf = jax.random.split(own, leaf.shape) if leaf.shape else own
+        fresh.append(leaf)
     return jax.tree.unflatten(structure, fresh)
 
 
-def from_equinox(model: PyTree, example: PyTree, state: PyTree, axis_name: str) -> Functions:
+def from_equinox(
+    model: PyTree,
+    example: PyTree,
+    state: PyTree,
+    axis_name: str,
+    train: Mapping[str, bool] | str | None,
+) -> Functions:
     """Return an Equinox module as pure functions; see ``Network.from_equinox``."""
     import equinox as eqx
 
     if not isinstance(model, eqx.Module):
         raise TypeError(f"model={model!r} is a {type(model).__name__}, not an eqx.Module")
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    draws = "key" in inspect.signature(type(model).__call__).parameters
+    call = type(model).__call__
+    mode = mode_of(call, train)
+    takes_key = inspect.signature(call).parameters.get("key")
+    needs_key = takes_key is not None and takes_key.default is inspect.Parameter.empty
     variables: Variables = {"params": params}
     if state is not None:
         variables["state"] = state
 
-    def call(
+    def run(
         variables: Variables, inputs: tuple[PyTree, ...], learning: bool, key: jax.Array | None
     ) -> tuple[PyTree, PyTree]:
         whole = eqx.nn.inference_mode(eqx.combine(variables["params"], static), not learning)
         stateful = "state" in variables
         keys = None
-        if draws and learning:
+        if needs_key or (takes_key is not None and learning):
             count = jax.tree.leaves(inputs)[0].shape[0]
             keys = jax.random.split(jax.random.key(0) if key is None else key, count)
 
         def one(inputs: tuple[PyTree, ...], key: jax.Array | None, state: PyTree) -> PyTree:
-            options = {} if key is None else {"key": key}
+            options: dict[str, PyTree] = dict(mode.train if learning else mode.evaluate)
+            if key is not None:
+                options["key"] = key
             found = whole(*inputs, *((state,) if stateful else ()), **options)
             return found if stateful else (found, None)
 
@@ -223,23 +281,29 @@ def from_equinox(model: PyTree, example: PyTree, state: PyTree, axis_name: str) 
         return mapped(inputs, keys, variables.get("state"))
 
     def apply(variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
-        return call(variables, inputs, False, None)[0]
+        return run(variables, inputs, False, None)[0]
 
     def apply_train(
         variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None
     ) -> tuple[PyTree, dict[str, PyTree]]:
-        outputs, after = call(variables, inputs, True, key)
+        outputs, after = run(variables, inputs, True, key)
         return outputs, {} if after is None else {"state": after}
 
     def rebuild(variables: Variables) -> PyTree:
         whole = eqx.combine(variables["params"], static)
         return (whole, variables["state"]) if "state" in variables else whole
 
+    keyed = "in training and evaluation" if needs_key else "in training"
     return Functions(
         apply=apply,
         variables=variables,
         example=example,
         apply_train=apply_train,
-        own_apply=None,
         rebuild=rebuild,
+        assumed=(
+            f"Assumed: the module reads one example and is vmapped over axis {axis_name!r}, "
+            f"{'with no state' if state is None else 'with a state after its inputs'}, "
+            f"{'with no key' if takes_key is None else f'with a key {keyed}'}, "
+            f"{mode}; say otherwise with state=, axis_name= and train="
+        ),
     )

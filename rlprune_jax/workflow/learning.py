@@ -1,8 +1,7 @@
-"""Training in a run: the dense network, and what is left of it; resumable, and stopped by NaN."""
+"""Train in a run: recipes, steps over arrays and batches, resumable and stopped by NaN."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
@@ -11,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rlprune_jax.checks import require, require_count, require_range
 from rlprune_jax.runs import MemoryRun, Run, StageOptions, run_stage
 from rlprune_jax.training.loops import (
+    Metrics,
     TrainState,
     init_train_state,
     make_train_step,
@@ -21,33 +22,27 @@ from rlprune_jax.training.loops import (
 )
 from rlprune_jax.training.optimizers import make_optimizer
 from rlprune_jax.training.task import Batch, Data, Objective, Task, count_examples
-from rlprune_jax.types import Apply, Gates, PyTree, Variables
+from rlprune_jax.types import Gates, Variables
 from rlprune_jax.workflow.candidates import masked_training
-from rlprune_jax.workflow.config import PruneConfig
 from rlprune_jax.workflow.network import Definition, Network
 from rlprune_jax.workflow.pruning import stage_key
 
 STEPS_AT_ONCE = 60
-"""Steps of training between two looks at the clock."""
+"""Most steps of training between two looks at the clock."""
 
 
-class Finetune(Protocol):
-    """Train a masked network further, in a way of the user's own."""
+def steps_at_once(steps: int) -> int:
+    """Return how many steps one compiled program takes.
 
-    def __call__(
-        self, apply: Apply, variables: Variables, steps: int, key: jax.Array, /
-    ) -> Variables:
-        """Return the variables after so many steps.
+    It divides them all, unless that would make it short: a remainder is a second program.
 
-        Args:
-            apply: the masked network. It takes what the network's own function takes: for Linen
-                ``apply(variables, x, training=True, mutable=["batch_stats"], rngs=...)``; for all
-                others ``apply(variables, x)`` in evaluation mode and
-                ``apply.train(variables, x, key=key) -> (outputs, updates)``.
-            variables: dense ones to start from.
-            steps: of training.
-            key: for order and dropout.
-        """
+    Example:
+        >>> steps_at_once(1000), steps_at_once(100), steps_at_once(997)
+        (50, 50, 60)
+    """
+    fewest = STEPS_AT_ONCE // 2
+    even = (count for count in range(STEPS_AT_ONCE, fewest, -1) if steps % count == 0)
+    return min(steps, next(even, STEPS_AT_ONCE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +62,10 @@ class DenseRecipe:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
-        if not 0 < self.rate < float("inf"):
-            raise ValueError(f"rate={self.rate} must be finite and above 0")
+        require_count("steps", self.steps)
+        require_count("batch_size", self.batch_size)
+        require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
+        require_range("weight_decay", self.weight_decay, 0.0)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
         """Return the optimizer; its length is the recipe's own."""
@@ -150,7 +145,7 @@ def _start(recipe: Recipe, variables: Variables) -> TrainState:
     return init_train_state(variables, recipe.optimizer(1))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Training:
     """Hold one training: what is trained, on what, how and for how long.
 
@@ -173,6 +168,44 @@ class Training:
     gates: Gates | None = None
 
 
+class _Take(Protocol):
+    """Take some steps of training."""
+
+    def __call__(self, state: TrainState, start: int, count: int, /) -> tuple[TrainState, Metrics]:
+        """Return the state after ``count`` steps from step ``start``, and what each recorded."""
+
+
+def _steps(training: Training, key: jax.Array) -> _Take:
+    """Return steps over arrays, many in one program."""
+    fixed = (training.network.definition, training.objective, training.recipe)
+    total = jnp.float32(training.steps)
+
+    def take(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
+        return _train(*fixed, state, training.gates, total, training.data, key, steps=count)
+
+    return take
+
+
+def _steps_of_source(training: Training, key: jax.Array) -> _Take:
+    """Return steps over a source of batches, one at a time; steps done before are passed over."""
+    fixed = (training.network.definition, training.objective, training.recipe)
+    total, noise = jnp.float32(training.steps), jax.random.split(key)[1]
+    stream = passes(training.data)
+    passed = 0
+
+    def take(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
+        nonlocal passed
+        rows: list[Metrics] = []
+        for batch in itertools.islice(stream, start - passed, start - passed + count):
+            step_key = jax.random.fold_in(noise, start + len(rows))
+            state, row = _step(*fixed, state, training.gates, total, batch, step_key)
+            rows.append(row)
+        passed = start + count
+        return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
+
+    return take
+
+
 def run_training(
     training: Training, key: jax.Array, run: Run | None = None, save_seconds: float = 20.0
 ) -> Variables:
@@ -182,29 +215,12 @@ def run_training(
         DivergenceError: the loss became NaN or infinite; nothing of it is saved.
     """
     run = MemoryRun() if run is None else run
-    definition, objective = training.network.definition, training.objective
-    total = jnp.float32(training.steps)
-    metric_name = objective.metric_name
-    stream: Iterator[Batch] | None = None
+    metric_name = training.objective.metric_name
+    take = _steps_of_source(training, key) if callable(training.data) else _steps(training, key)
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, list]:
-        fixed = (definition, objective, training.recipe)
-        if callable(training.data):
-            found = []
-            step_key = jax.random.split(key)[1]
-            nonlocal stream
-            if stream is None:
-                stream = itertools.islice(passes(training.data), start, None)
-            for number in range(start, start + count):
-                batch, noise = next(stream), jax.random.fold_in(step_key, number)
-                state, row = _step(*fixed, state, training.gates, total, batch, noise)
-                found.append(row)
-            metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-        else:
-            state, metrics = _train(
-                *fixed, state, training.gates, total, training.data, key, steps=count
-            )
-        values = {name: float(jnp.mean(each)) for name, each in metrics.items()}
+        state, metrics = take(state, start, count)
+        values = {name: float(np.mean(jax.device_get(each))) for name, each in metrics.items()}
         return state, [(start + count, {"loss": values["loss"], metric_name: values["metric"]})]
 
     state = run_stage(
@@ -214,7 +230,7 @@ def run_training(
         training.steps,
         advance,
         StageOptions(
-            chunk=min(STEPS_AT_ONCE, training.steps),
+            chunk=steps_at_once(training.steps),
             save_seconds=save_seconds,
             note=lambda row: f"loss {row['loss']:.3f} {metric_name} {row[metric_name]:.3f}",
         ),
@@ -223,7 +239,12 @@ def run_training(
 
 
 def train_dense(
-    network: Network, task: Task, recipe: DenseRecipe, seed: int = 0, run: Run | None = None
+    network: Network,
+    task: Task,
+    recipe: DenseRecipe,
+    seed: int = 0,
+    run: Run | None = None,
+    save_seconds: float = 20.0,
 ) -> Network:
     """Return the network trained on the task's training data.
 
@@ -235,6 +256,7 @@ def train_dense(
         recipe: for how long and how fast.
         seed: of order, augmentation and dropout.
         run: where checkpoints and metrics go; None keeps them in memory.
+        save_seconds: between two checkpoints.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
@@ -248,55 +270,4 @@ def train_dense(
         recipe=recipe,
         steps=recipe.steps,
     )
-    return network.replace(run_training(training, stage_key(seed, "dense"), run))
-
-
-class MaskedFunction:
-    """A masked network for a training loop of the user's own.
-
-    Attributes:
-        train: ``(variables, *inputs, key=None) -> (outputs, updates)``, in training mode.
-    """
-
-    def __init__(self, definition: Definition, gates: Gates) -> None:
-        from rlprune_jax.graph.gating import gated
-
-        own = definition.own_apply
-        self._masked = definition.masked if own is None else gated(own, definition.graph)
-        self._gates = gates
-        self.train = masked_training(definition, gates)
-
-    def __call__(self, variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
-        """Return what the network's own function returns, of the masked network."""
-        return self._masked(variables, self._gates, *inputs, **options)
-
-
-def training_data(task: Task, held_out: bool) -> Data:
-    """Return what is finetuned on: the training data, with or without the held-out ones.
-
-    As many rows in both cases, the surplus repeated: one compiled program finetunes on either.
-    """
-    if task.is_streamed("train") or task.is_streamed("held_out"):
-        if not held_out:
-            return task.train
-        return lambda: (batch for split in ("train", "held_out") for batch in batches(task, split))
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.train, task.held_out)
-    if held_out:
-        return both
-    rows = jnp.arange(count_examples(both)) % count_examples(task.train)
-    return jax.tree.map(lambda leaf: leaf[rows], task.train)
-
-
-def batches(task: Task, split: str, size: int = 128) -> PyTree:
-    """Yield the batches of one pass over a split."""
-    data = getattr(task, split)
-    if callable(data):
-        yield from data()
-        return
-    for start in range(0, count_examples(data), size):
-        yield jax.tree.map(lambda leaf: np.asarray(leaf[start : start + size]), data)  # noqa: B023
-
-
-def finetune_recipe(config: PruneConfig) -> FinetuneRecipe:
-    """Return the recipe that settings name."""
-    return FinetuneRecipe(rate=config.finetune_rate, batch_size=config.batch_size)
+    return network.replace(run_training(training, stage_key(seed, "dense"), run, save_seconds))

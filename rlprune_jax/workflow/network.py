@@ -1,11 +1,12 @@
 """A network: pure functions, variables, an example of its input, and its graph."""
 
 import dataclasses
+import numbers
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Self
+from typing import NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,20 @@ from rlprune_jax.graph.slim import compact, respecialise
 from rlprune_jax.graph.trace import trace_graph
 from rlprune_jax.models.convolution import rebind_convolutions
 from rlprune_jax.pytree import flatten_with_paths
-from rlprune_jax.training.recalibration import untold_statistics
+from rlprune_jax.training.loops import parameters_of
+from rlprune_jax.training.recalibration import find_statistics, untold_statistics
 from rlprune_jax.training.task import positional
 from rlprune_jax.types import Apply, ApplyTrain, Gates, PyTree, Variables
+
+Function = TypeVar("Function", bound=Callable)
 
 
 class NetworkError(ValueError):
     """A network cannot be pruned as it was given; the message names the argument and the leaf."""
+
+
+class CallError(NetworkError):
+    """A network's functions cannot be called with its example, or return what they should not."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +51,7 @@ class Definition:
         own_apply: the framework's function with its own keyword arguments, for training loops of
             the user's; None where there is none.
         rebuild: ``variables -> module`` of the framework, or None.
+        dense_apply: what ``apply`` was before units were cut; None where none were.
     """
 
     apply: Apply
@@ -52,6 +61,7 @@ class Definition:
     ignore: tuple[str, ...] = ()
     own_apply: Apply | None = None
     rebuild: Callable[[Variables], PyTree] | None = None
+    dense_apply: Apply | None = None
 
     @cached_property
     def jitted(self) -> Apply:
@@ -61,7 +71,13 @@ class Definition:
     @cached_property
     def graph(self) -> Graph:
         """Groups of coupled units, traced once."""
-        return trace_graph(self.apply, self.shapes, *self.example, ignore=self.ignore)
+        return trace_graph(
+            self.apply,
+            self.shapes,
+            *self.example,
+            ignore=self.ignore,
+            apply_train=self.apply_train,
+        )
 
     @cached_property
     def masked(self) -> Apply:
@@ -112,6 +128,7 @@ class Definition:
                 apply_train=None if train is None else respecialise(train, graph, gates),
                 own_apply=None if own is None else respecialise(own, graph, gates),
                 shapes=shapes,
+                dense_apply=self.dense_apply or self.apply,
             )
             while len(self._slim) > REMEMBERED:
                 self._slim.popitem(last=False)
@@ -120,6 +137,28 @@ class Definition:
 
 REMEMBERED = 32
 """Slim networks whose compiled programs one dense network remembers."""
+
+
+class Functions(NamedTuple):
+    """Hold what a network is made of, by hand or of a framework's module.
+
+    Attributes:
+        apply: as in ``Network``.
+        variables: as in ``Network``.
+        example: as in ``Network``.
+        apply_train: as in ``Network``.
+        own_apply: as in ``Definition``.
+        rebuild: as in ``Definition``.
+        assumed: what was assumed of the module, a sentence for error messages.
+    """
+
+    apply: Apply
+    variables: Variables
+    example: PyTree
+    apply_train: ApplyTrain | None = None
+    own_apply: Apply | None = None
+    rebuild: Callable[[Variables], PyTree] | None = None
+    assumed: str = ""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -138,17 +177,17 @@ class Network:
         example: an input of the network, or a tuple of several, with a batch in front; only shapes
             and dtypes matter.
         apply_train: ``(variables, *inputs, key=None) -> (outputs, updates)``, where ``updates``
-            maps collections that changed to their new values; ``key`` is for dropout. A network
-            without running statistics and dropout needs none.
+            maps collections that changed to their new values; ``key`` is for dropout and always
+            given. A network without running statistics and dropout needs none.
         ignore: regular expressions; variables whose paths they match keep their shapes.
-        own_apply: as in ``Definition``.
-        rebuild: as in ``Definition``.
 
     Raises:
         NetworkError: weights that are NaN or infinite, or are no arrays; no example.
+        CallError: a function cannot be called with the example, or returns something else.
 
     Warns:
-        UserWarning: there seem to be running statistics, but no ``apply_train`` to renew them.
+        UserWarning: there seem to be running statistics among the parameters, or no
+            ``apply_train`` to renew them, or it leaves them as they are.
 
     Example:
         >>> import jax.numpy as jnp
@@ -169,34 +208,34 @@ class Network:
         *,
         apply_train: ApplyTrain | None = None,
         ignore: Sequence[str] | str = (),
-        own_apply: Apply | None = None,
-        rebuild: Callable[[Variables], PyTree] | None = None,
     ) -> None:
+        self._start(Functions(apply, variables, example, apply_train), ignore)
+
+    def _start(self, functions: Functions, ignore: Sequence[str] | str) -> None:
+        apply, own = functions.apply, functions.own_apply
         if not callable(apply):
             raise NetworkError(f"apply={apply!r} is no function (variables, *inputs) -> outputs")
-        variables = plain(variables)
-        inputs = positional(example)
+        variables = plain(functions.variables)
+        inputs = positional(functions.example)
         if not jax.tree.leaves(inputs):
-            raise NetworkError(f"example={example!r} holds no array; give an input with a batch")
-        check_weights(variables)
-        if apply_train is None and (found := untold_statistics(variables)):
-            warnings.warn(
-                f"the network seems to have running statistics ({', '.join(found[:3])}"
-                f"{', ...' if len(found) > 3 else ''}) but no apply_train: candidates are "
-                "evaluated with those of the dense network. Give apply_train=(variables, *inputs, "
-                "key=None) -> (outputs, updates) so that they are recalibrated",
-                stacklevel=2,
+            raise NetworkError(
+                f"example={functions.example!r} holds no array; give an input with a batch"
             )
+        check_weights(variables)
+        train = functions.apply_train
         self.variables = variables
         self.definition = Definition(
-            apply=rebind_convolutions(apply),
-            apply_train=None if apply_train is None else rebind_convolutions(apply_train),
+            apply=bound(apply),
+            apply_train=None if train is None else bound(with_key(train)),
             example=inputs,
             shapes=shapes_of(variables),
             ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
-            own_apply=None if own_apply is None else rebind_convolutions(own_apply),
-            rebuild=rebuild,
+            own_apply=None if own is None else bound(own),
+            rebuild=functions.rebuild,
         )
+        check_calls(self.definition, functions.assumed)
+        for doubt in doubts_of(self.definition):
+            warnings.warn(with_assumed(doubt, functions.assumed), stacklevel=4)
 
     def tree_flatten(self) -> tuple[tuple[Variables], Definition]:
         """Return the variables as the only child, the rest as structure."""
@@ -215,6 +254,13 @@ class Network:
         return network
 
     @classmethod
+    def of_functions(cls, functions: Functions, ignore: Sequence[str] | str = ()) -> Self:
+        """Return a network of the functions that a framework's module gives."""
+        network = object.__new__(cls)
+        network._start(functions, ignore)
+        return network
+
+    @classmethod
     def from_linen(
         cls,
         module: PyTree,
@@ -222,7 +268,7 @@ class Network:
         example: PyTree,
         *,
         train: Mapping[str, bool] | str | None = None,
-        rngs: Sequence[str] = ("dropout",),
+        rngs: Sequence[str] = ("dropout", "params"),
         mutable: Sequence[str] | None = None,
         ignore: Sequence[str] | str = (),
     ) -> Self:
@@ -234,17 +280,21 @@ class Network:
             example: as in ``Network``.
             train: how a call is told to train: the name of its keyword (``"training"``), or name
                 and value (``{"deterministic": False}``). None looks for ``train``, ``training``,
-                ``is_training``, ``deterministic`` and ``use_running_average``.
-            rngs: names of the streams of random numbers that training draws from.
-            mutable: collections that training changes; by default all but ``"params"``.
+                ``is_training``, ``deterministic``, ``use_running_average`` and the like among the
+                keywords of the call, then among the module's fields.
+            rngs: names of the streams of random numbers that training draws from; ``"params"``
+                stands for all that are not named.
+            mutable: collections that training changes; by default all but ``"params"`` that keep
+                their shapes.
             ignore: as in ``Network``.
+
+        Raises:
+            CallError: the module cannot be called so; the message says what was assumed.
         """
         from rlprune_jax.workflow.frameworks import from_linen
 
-        return cls(
-            **from_linen(module, plain(variables), example, train, rngs, mutable)._asdict(),
-            ignore=ignore,
-        )
+        functions = from_linen(module, plain(variables), example, train, rngs, mutable)
+        return cls.of_functions(functions, ignore)
 
     @classmethod
     def from_nnx(
@@ -258,18 +308,22 @@ class Network:
         """Make a network of a Flax NNX module.
 
         Parameters (``nnx.Param``), running statistics (``nnx.BatchStat``) and other state are told
-        apart. ``network.module`` is an ``nnx.Module`` again, also of a slim network.
+        apart; random streams are no variables, they start anew from each ``key``.
+        ``network.module`` is an ``nnx.Module`` again, also of a slim network.
 
         Args:
             model: an ``nnx.Module``; it is not changed.
             example: as in ``Network``.
-            train: name of a keyword of the call that tells it to train, or name and value;
-                ``model.train()`` and ``model.eval()`` are called in any case.
+            train: name of a keyword of the call that tells it to train, or name and value, see
+                ``from_linen``; ``model.train()`` and ``model.eval()`` are called in any case.
             ignore: as in ``Network``.
+
+        Raises:
+            CallError: the module cannot be called so; the message says what was assumed.
         """
         from rlprune_jax.workflow.frameworks import from_nnx
 
-        return cls(**from_nnx(model, example, train)._asdict(), ignore=ignore)
+        return cls.of_functions(from_nnx(model, example, train), ignore)
 
     @classmethod
     def from_equinox(
@@ -279,6 +333,7 @@ class Network:
         *,
         state: PyTree = None,
         axis_name: str = "batch",
+        train: Mapping[str, bool] | str | None = None,
         ignore: Sequence[str] | str = (),
     ) -> Self:
         """Make a network of an Equinox module that reads one example.
@@ -293,11 +348,17 @@ class Network:
             example: as in ``Network``, with a batch in front.
             state: an ``eqx.nn.State``, or None.
             axis_name: of the vmapped axis.
+            train: name of a keyword of the call that tells it to train, or name and value, see
+                ``from_linen``; ``eqx.nn.inference_mode`` is set in any case.
             ignore: as in ``Network``.
+
+        Raises:
+            CallError: the module cannot be called so; the message says what was assumed.
         """
         from rlprune_jax.workflow.frameworks import from_equinox
 
-        return cls(**from_equinox(model, example, state, axis_name)._asdict(), ignore=ignore)
+        functions = from_equinox(model, example, state, axis_name, train)
+        return cls.of_functions(functions, ignore)
 
     @property
     def apply(self) -> Apply:
@@ -321,16 +382,23 @@ class Network:
 
     @property
     def module(self) -> PyTree:
-        """The framework's own module with these variables.
+        """The framework's own module with these variables, dense or slim.
+
+        Layers of a slim module compute with the widths of their weights; fields such as
+        ``out_features`` still tell the dense ones. It is compared with the network on an example.
 
         Raises:
-            NetworkError: the network was not made of an NNX or Equinox module.
+            NetworkError: the network was not made of an NNX or Equinox module, or the code of its
+                module stands on a dense width (``reshape``, a head's size), so that the slim module
+                computes something else than the slim network.
         """
         if self.definition.rebuild is None:
             raise NetworkError(
                 "the network has no module; only from_nnx and from_equinox give one. Use "
                 "network.apply(network.variables, inputs)"
             )
+        if self.definition.dense_apply is not None:
+            check_module(self)
         return self.definition.rebuild(self.variables)
 
     def __call__(self, *inputs: PyTree) -> PyTree:
@@ -372,8 +440,20 @@ class Network:
         from rlprune_jax.export.restore import restore_slim
 
         found = restore_slim(folder, self.apply, self.graph, self.variables)
-        slim = self.slim(found.gates)
-        return slim.replace(found.variables)
+        variables = plain(found.variables)
+        definition = self.definition.slim(found.gates, shapes_of(variables))
+        return type(self).of(definition, variables)
+
+
+def bound(apply: Function) -> Function:
+    """Return a function whose convolutions are fast inside loops on this machine.
+
+    Only CPUs need it: there XLA runs a convolution inside a loop ten times slower than outside.
+    """
+    if jax.default_backend() != "cpu":
+        return apply
+    rebound: PyTree = rebind_convolutions(apply)
+    return rebound
 
 
 def plain(variables: Variables) -> Variables:
@@ -383,6 +463,17 @@ def plain(variables: Variables) -> Variables:
     if isinstance(variables, dict):
         return {key: plain(value) for key, value in variables.items()}
     return variables
+
+
+def with_key(apply_train: ApplyTrain) -> ApplyTrain:
+    """Return training mode that hands on a key even where none is given."""
+
+    def keyed(
+        variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None
+    ) -> tuple[PyTree, dict[str, PyTree]]:
+        return apply_train(variables, *inputs, key=jax.random.key(0) if key is None else key)
+
+    return keyed
 
 
 def shapes_of(variables: Variables) -> Variables:
@@ -402,7 +493,7 @@ def check_weights(variables: Variables) -> None:
         NetworkError: naming the leaf.
     """
     for path, leaf in flatten_with_paths(variables).items():
-        if not hasattr(leaf, "dtype") and not np.isscalar(leaf):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
             raise NetworkError(
                 f"variables hold a {type(leaf).__name__} at {path!r}; pass arrays alone and let "
                 "apply put the rest back, as Network.from_nnx and Network.from_equinox do"
@@ -414,3 +505,139 @@ def check_weights(variables: Variables) -> None:
                 f"variables are not finite at {path!r}: a weight is NaN or infinite; load weights "
                 "of a training that did not diverge"
             )
+
+
+def check_calls(definition: Definition, assumed: str = "") -> None:
+    """Refuse functions that do not take the example, or return something else.
+
+    Nothing is computed.
+
+    Raises:
+        CallError: with what was assumed of the module.
+    """
+    variables, inputs = definition.shapes, definition.example
+    try:
+        jax.eval_shape(definition.apply, variables, *inputs)
+    except Exception as error:
+        raise CallError(with_assumed(_failure("apply", inputs, error), assumed)) from error
+    if definition.apply_train is None:
+        return
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        found = jax.eval_shape(definition.apply_train, variables, *inputs, key=key)
+    except Exception as error:
+        raise CallError(with_assumed(_failure("apply_train", inputs, error), assumed)) from error
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Mapping):
+        raise CallError(
+            f"apply_train returns a {type(found).__name__}, not (outputs, updates) with the "
+            "collections of the variables that changed, {} where none do"
+        )
+    for name, update in found[1].items():
+        if not isinstance(variables, Mapping) or name not in variables:
+            raise CallError(
+                f"updates of apply_train hold {name!r}, which is no collection of the variables; "
+                'give the variables as {"params": ..., collection: ...} and updates likewise'
+            )
+        if not same_shapes(update, variables[name]):
+            raise CallError(
+                with_assumed(
+                    f"updates of apply_train hold {name!r} with other leaves or shapes than the "
+                    "variables; return the collection whole",
+                    assumed,
+                )
+            )
+
+
+def _failure(name: str, inputs: PyTree, error: Exception) -> str:
+    """Say which function fails with which inputs."""
+    shapes = ", ".join(
+        f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(shapes_of(inputs))
+    )
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    said = f": {lines[0].strip()}" if lines else ""
+    return f"{name} cannot be called with the example ({shapes}): {type(error).__name__}{said}"
+
+
+def with_assumed(message: str, assumed: str) -> str:
+    """Return a message, followed by what was assumed of a module."""
+    return f"{message}. {assumed}" if assumed else message
+
+
+def same_shapes(one: PyTree, other: PyTree) -> bool:
+    """Return whether two pytrees have the same paths, shapes and element types."""
+    ours, theirs = (flatten_with_paths(shapes_of(plain(tree))) for tree in (one, other))
+    return ours.keys() == theirs.keys() and all(
+        ours[path].shape == theirs[path].shape and ours[path].dtype == theirs[path].dtype
+        for path in ours
+    )
+
+
+def doubts_of(definition: Definition) -> Iterator[str]:
+    """Yield what may be wrong with running statistics."""
+    variables, train = definition.shapes, definition.apply_train
+    for among in untold_statistics(parameters_of(variables))[:1]:
+        yield (
+            f"{among!r} looks like a running statistic but is among the parameters: it would be "
+            'counted, trained and never recalibrated. Give variables as {"params": ..., '
+            '"batch_stats": ...}'
+        )
+        return
+    found = untold_statistics(variables)
+    listed = f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+    if found and train is None:
+        yield (
+            f"the network seems to have running statistics ({listed}) but no apply_train: "
+            "candidates are evaluated with those of the dense network. Give "
+            "apply_train=(variables, *inputs, key=None) -> (outputs, updates) so that they are "
+            "recalibrated"
+        )
+    elif found and train is not None and not find_statistics(train, variables, *definition.example):
+        yield (
+            f"the network seems to have running statistics ({listed}) but training mode leaves "
+            "them as they are: candidates are evaluated with those of the dense network"
+        )
+
+
+MODULE_TOLERANCE = 1e-4
+"""Of a slim module against the slim network, relative to the largest output."""
+
+
+def check_module(network: Network) -> None:
+    """Refuse a slim module that computes something else than the slim network.
+
+    Raises:
+        NetworkError: naming the difference.
+    """
+    definition, variables = network.definition, network.variables
+    assert definition.dense_apply is not None
+    inputs = _drawn(definition.example)
+    expected = definition.jitted(variables, *inputs)
+    way_out = "use network(inputs), network.apply and network.apply_train instead"
+    try:
+        found = jax.jit(definition.dense_apply)(variables, *inputs)
+    except Exception as error:
+        raise NetworkError(
+            f"the module's code stands on a dense width, so it cannot run with slim weights "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); {way_out}"
+        ) from error
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = MODULE_TOLERANCE * max(1.0, float(jnp.max(jnp.abs(other))))
+        if one.shape != other.shape or not jnp.allclose(one, other, atol=scale, equal_nan=True):
+            raise NetworkError(
+                "the module's code stands on a dense width, so with slim weights its outputs "
+                f"differ from the slim network's; {way_out}"
+            )
+
+
+def _drawn(example: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    """Return inputs shaped as an example; random numbers, and integers as they are."""
+
+    def draw(number: int, leaf: PyTree) -> jax.Array:
+        shape = shapes_of(leaf)
+        if jnp.issubdtype(shape.dtype, jnp.floating):
+            return jax.random.normal(jax.random.key(number), shape.shape, shape.dtype)
+        known = not isinstance(leaf, jax.ShapeDtypeStruct)
+        return jnp.asarray(leaf) if known else jnp.zeros(shape.shape, shape.dtype)
+
+    leaves, structure = jax.tree.flatten(example)
+    return jax.tree.unflatten(structure, [draw(*each) for each in enumerate(leaves)])

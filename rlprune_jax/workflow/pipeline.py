@@ -1,6 +1,7 @@
 """Prune a network to budgets: one call from a network and its task to a smaller one."""
 
 import dataclasses
+import difflib
 import os
 import time
 from collections.abc import Sequence
@@ -14,20 +15,21 @@ from rlprune_jax.pytree import tree_hash
 from rlprune_jax.runs import MemoryRun, Run, open_run_at
 from rlprune_jax.training.task import SPLITS, Task
 from rlprune_jax.types import PyTree
-from rlprune_jax.workflow.config import AGENT, PruneConfig
+from rlprune_jax.workflow.config import AGENT, PruneConfig, check_methods
 from rlprune_jax.workflow.delivery import Delivered, deliver, evaluate_network
-from rlprune_jax.workflow.learning import Finetune
+from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Network
-from rlprune_jax.workflow.pruning import Pruning, make_pruning
+from rlprune_jax.workflow.pruning import Budgets, Pruning, check_problem, make_pruning
 from rlprune_jax.workflow.results import NetworkResult, PruneResult, of_latencies
 from rlprune_jax.workflow.searches import Search, search
 from rlprune_jax.workflow.shipping import BATCHES, Shipped, ship
+from rlprune_jax.workflow.tuning import Finetune
 
 
 def prune(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str] | Budget | str,
+    budgets: Budgets,
     *,
     finetune: Finetune | None = None,
     run_dir: str | os.PathLike | None = None,
@@ -61,6 +63,7 @@ def prune(
         EmptyArchiveError: every reward was NaN.
         DivergenceError: finetuning diverged.
         RunDirectoryError: ``run_dir`` holds another run.
+        TypeError: a setting that there is not, or what is no ``Network`` or ``Task``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -79,19 +82,14 @@ def prune(
         (True, (64, 1))
     """
     config = with_settings(config, settings)
-    budgets = [budgets] if isinstance(budgets, str | Budget) else budgets
+    check_methods(config.baselines, METHODS)
     given = parse_budgets(budgets)
+    # Before anything is written: a directory of a run that cannot be would refuse the right one.
+    check_problem(network, task, given, config)
     if run_dir is None:
         return run_pruning(network, task, given, config, MemoryRun(), finetune)
-    identity = {
-        **dataclasses.asdict(config),
-        "budgets": [str(budget) for budget in given],
-        "variables": tree_hash(network.variables),
-        "data": {split: fingerprint(task, split) for split in SPLITS},
-    }
-    with open_run_at(run_dir, identity) as run:
-        stored = run.result()
-        if stored is not None:
+    with open_run_at(run_dir, identity(network, task, given, config)) as run:
+        if run.is_finished:
             return read_finished(network, run.path)
         result = run_pruning(network, task, given, config, run, finetune, run.path)
         run.write_result(result.to_json())
@@ -106,17 +104,39 @@ def with_settings(config: PruneConfig | None, settings: dict[str, PyTree]) -> Pr
     """
     config = PruneConfig() if config is None else config
     known = [field.name for field in dataclasses.fields(config)]
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise TypeError(f"{unknown[0]}= is no setting of prune; settings are {', '.join(known)}")
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}=? " if near else ""
+            raise TypeError(f"{name}= is no setting of prune; {hint}settings: {', '.join(known)}")
     tupled: dict[str, PyTree] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
     return dataclasses.replace(config, **tupled)
 
 
+def identity(
+    network: Network, task: Task, budgets: Sequence[Budget], config: PruneConfig
+) -> dict[str, PyTree]:
+    """Return what tells a run from others, as JSON.
+
+    It holds settings, budgets and the metric's name, and fingerprints of the weights and of the
+    first examples of each split; of functions it knows no more than that.
+    """
+    settings = dataclasses.asdict(config)
+    # How often checkpoints are written changes no result.
+    del settings["save_seconds"]
+    return {
+        **settings,
+        "budgets": [str(budget) for budget in budgets],
+        "metric": task.objective.metric_name,
+        "variables": tree_hash(network.variables),
+        "data": {split: fingerprint(task, split) for split in SPLITS},
+    }
+
+
 def fingerprint(task: Task, split: str) -> str:
-    """Return what tells the data of a split from others, as far as it can be had."""
+    """Return what tells the data of a split from others, by their first examples and number."""
     return tree_hash(task.sample(split, 256)) + f"/{task.size(split)}"
 
 
@@ -130,7 +150,7 @@ def read_finished(network: Network, path: os.PathLike) -> PruneResult:
 def run_pruning(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str],
+    budgets: Budgets,
     config: PruneConfig,
     run: Run,
     finetune: Finetune | None = None,

@@ -21,13 +21,17 @@ from rlprune_jax.costs import (
 from rlprune_jax.files import default_cache_dir
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.search import CostFunction, Environment, make_environment
-from rlprune_jax.training.task import Batch, Objective, Task, TaskError, count_examples
-from rlprune_jax.types import Gates, PyTree, Variables
+from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
+from rlprune_jax.training.task import SPLITS, Batch, Objective, Task, TaskError, count_examples
+from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.units.descriptors import layer_descriptors
 from rlprune_jax.units.scores import magnitude_scores, random_scores, taylor_scores
 from rlprune_jax.workflow.candidates import CandidateData
 from rlprune_jax.workflow.config import PruneConfig, overrides, resolve
-from rlprune_jax.workflow.network import Definition, Network
+from rlprune_jax.workflow.network import Definition, Network, check_weights
+
+Budgets = Sequence[Budget | str] | Budget | str
+"""One budget or several, as text (``"params=0.1"``) or as ``Budget``."""
 
 SCORE_BATCH, SCORE_EXAMPLES = 64, 1024
 """Minibatches that Taylor scores are averaged over, and examples in all."""
@@ -58,11 +62,6 @@ class Pruning:
         """Of the network."""
         return self.network.graph
 
-    @property
-    def key(self) -> jax.Array:
-        """The key that every stage's key is folded from."""
-        return jax.random.key(self.config.seed)
-
 
 def stage_key(seed: int, stage: str) -> jax.Array:
     """Return the random key of a stage, a function of the seed and its name alone."""
@@ -70,9 +69,7 @@ def stage_key(seed: int, stage: str) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), len(stage))
 
 
-def bind_budgets(
-    network: Network, budgets: Sequence[Budget | str], config: PruneConfig
-) -> tuple[Constraint, ...]:
+def bind_budgets(network: Network, budgets: Budgets, config: PruneConfig) -> tuple[Constraint, ...]:
     """Bind budgets to a network and refuse those that no pruning can meet.
 
     The values of its weights do not matter, so this can come before any training. Times are
@@ -105,14 +102,19 @@ def bind_budgets(
 class _Timed:
     """What costs read of a network, with inputs of the batch that is timed."""
 
-    apply: PyTree
+    apply: Apply
     graph: Graph
     variables: Variables
     example: tuple[PyTree, ...]
 
 
 def repeated(inputs: tuple[PyTree, ...], count: int) -> tuple[PyTree, ...]:
-    """Return inputs with ``count`` examples, repeated or cut; zeros where only shapes are known."""
+    """Return inputs with ``count`` examples, repeated or cut.
+
+    Args:
+        inputs: arrays, or ``jax.ShapeDtypeStruct`` where the values do not matter.
+        count: of examples.
+    """
 
     def resized(leaf: PyTree) -> jax.Array:
         shape = np.shape(leaf)
@@ -126,7 +128,7 @@ def repeated(inputs: tuple[PyTree, ...], count: int) -> tuple[PyTree, ...]:
 def make_pruning(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str],
+    budgets: Budgets,
     config: PruneConfig | None = None,
 ) -> Pruning:
     """Make the problem of pruning a trained network to budgets.
@@ -145,13 +147,49 @@ def make_pruning(
         ValueError: a setting that cannot be, or budgets that cannot be met.
     """
     config = PruneConfig() if config is None else config
-    check_fit(network, task, config)
-    constraints = bind_budgets(network, budgets, resolve(config))
+    constraints = check_problem(network, task, budgets, config)
     config = resolve(config, any(each.is_measured for each in constraints))
     task = task.on_device()
     scores = score_units(network, task, config)
     env = search_environment(network.graph, constraints, scores, config)
     return Pruning(network=network, task=task, constraints=constraints, env=env, config=config)
+
+
+def check_problem(
+    network: Network,
+    task: Task,
+    budgets: Budgets,
+    config: PruneConfig,
+) -> tuple[Constraint, ...]:
+    """Refuse what cannot be pruned, and return the bound budgets.
+
+    Nothing is trained or written here, so that a wrong argument costs seconds.
+
+    Raises:
+        TypeError: what is given is no ``Network`` or no ``Task``.
+        NetworkError: weights that are not finite.
+        TaskError: outputs that do not fit the task's loss or metric.
+        ValueError: a setting that cannot be, nothing that can be pruned, or budgets that cannot be
+            met.
+    """
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"network is a {type(network).__name__}, not a Network; make one by "
+            "Network.from_linen, from_nnx, from_equinox or Network(apply, variables, example)"
+        )
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"task is a {type(task).__name__}, not a Task; make one by classification, "
+            "regression, next_token or Task(loss, metric, train, held_out, test)"
+        )
+    config = resolve(config)
+    check_weights(network.variables)
+    check_fit(network, task, config)
+    return bind_budgets(network, budgets, config)
+
+
+TAKEN_NAMES = ("loss", "stage", "step", "params", "macs", "kept", "latency_ms", "evaluations")
+"""Names beside which a metric is stored."""
 
 
 def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
@@ -167,14 +205,27 @@ def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
             f"reward='accuracy': the task's metric is {objective.metric_name!r}; use "
             "reward='metric', or a task with an accuracy"
         )
-    batch = task.sample("train", 2)
+    if objective.metric_name in TAKEN_NAMES:
+        raise TaskError(
+            f"metric_name={objective.metric_name!r} has another meaning in metrics.jsonl and "
+            "result.json; give the task another metric_name"
+        )
+    for split in SPLITS:
+        _check_split(network, task, split)
+    _check_alike(task)
+
+
+def _check_split(network: Network, task: Task, split: str) -> None:
+    """Refuse examples that network, loss or metric do not take."""
+    objective = task.objective
+    batch = task.sample(split, 2)
     try:
         inputs = jax.eval_shape(lambda batch: objective.network_inputs(batch), batch)
         outputs = jax.eval_shape(network.apply, network.variables, *inputs)
     except Exception as error:
         raise TaskError(
-            f"the network does not take the task's inputs, found in a batch {_text(batch)}: "
-            f"{_first_line(error)}; give the task inputs=function(batch) or "
+            f"{split}: the network does not take the task's inputs, found in a batch "
+            f"{_text(batch)}: {_first_line(error)}; give the task inputs=function(batch) or "
             "prepare=function(*inputs)"
         ) from error
     for name in ("loss", "metric"):
@@ -183,27 +234,40 @@ def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
             found = jax.eval_shape(function, outputs, batch)
         except Exception as error:
             raise TaskError(
-                f"the network's outputs {_text(outputs)} do not fit the task's {name} with a batch "
-                f"{_text(batch)}: {_first_line(error)}"
+                f"{split}: the network's outputs {_text(outputs)} do not fit the task's {name} "
+                f"with a batch {_text(batch)}: {_first_line(error)}"
             ) from error
         if getattr(found, "shape", None) != ():
             raise TaskError(
                 f"the task's {name} returns {_text(found)}, not a scalar; take the mean over "
                 "the batch"
             )
-    _check_class_numbers(task, outputs)
+    if isinstance(task.loss, SoftmaxCrossEntropy) and not task.is_streamed(split):
+        _check_class_numbers(split, labels_of(getattr(task, split)), outputs.shape[-1])
 
 
-def _check_class_numbers(task: Task, outputs: PyTree) -> None:
+def _check_class_numbers(split: str, labels: jax.Array, classes: int) -> None:
     """Refuse labels beyond the classes that a classifying network tells apart."""
-    from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
-
-    if not isinstance(task.loss, SoftmaxCrossEntropy) or task.is_streamed("train"):
-        return
-    largest, classes = int(np.asarray(labels_of(task.train)).max()), outputs.shape[-1]
+    largest = int(np.asarray(labels).max())
     if largest >= classes:
         raise TaskError(
-            f"labels hold {largest}; the network tells {classes} classes apart, 0 to {classes - 1}"
+            f"{split}: labels hold {largest}; the network tells {classes} classes apart, 0 to "
+            f"{classes - 1}"
+        )
+
+
+def _check_alike(task: Task) -> None:
+    """Refuse training and held-out arrays that cannot be joined, as the last finetune does."""
+    if task.is_streamed("train") or task.is_streamed("held_out"):
+        return
+    one, other = (
+        jax.tree.map(lambda leaf: str((np.shape(leaf)[1:], jax.dtypes.result_type(leaf))), data)
+        for data in (task.train, task.held_out)
+    )
+    if one != other:
+        raise TaskError(
+            f"train and held_out hold examples of different kinds, {_text(task.sample('train', 1))}"
+            f" and {_text(task.sample('held_out', 1))}; the last finetune uses both"
         )
 
 

@@ -1,4 +1,4 @@
-"""Our convolution in the place of XLA's, in any network.
+"""Put our convolution into networks that others wrote.
 
 A network is traced to a jaxpr anyway; here every `conv_general_dilated` in it that our primitives
 can express becomes one of them, in the bodies of loops, branches and checkpoints too.
@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ _CALLS = frozenset(
 """Primitives that mean what the jaxprs among their parameters compute."""
 
 _MOST_TAPS = 128
-"""Kernel positions up to which CPUs are given one slice each; more take minutes to compile."""
+"""Kernel positions up to which the forms for CPUs, which unroll them, compile soon."""
 
 
 def rebind_convolutions(apply: Apply) -> Apply:
@@ -67,7 +67,10 @@ def rebind_convolutions(apply: Apply) -> Apply:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Rebound:
-    """A type of its own, by which a function that is rebound already is known."""
+    """Call a function with its convolutions replaced.
+
+    A type of its own, so that a function that is rebound already is known.
+    """
 
     apply: Apply
 
@@ -114,19 +117,21 @@ def _put_arrays(arrays: Iterable[jax.Array], rest: _Rest) -> PyTree:
     return jax.tree.unflatten(rest.structure, leaves)
 
 
-_REWRITTEN: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_Jaxpr = jex_core.Jaxpr | jex_core.ClosedJaxpr
+
+_REWRITTEN: weakref.WeakKeyDictionary[_Jaxpr, _Jaxpr | None] = weakref.WeakKeyDictionary()
 """What became of a jaxpr: a function under `jit` must get the same again, or it compiles again."""
 
 
-def _rewrite(jaxpr: Any) -> Any:
-    """Return the jaxpr, open or closed, with our convolutions; None where none is replaced."""
+def _rewrite(jaxpr: _Jaxpr) -> Any:
+    """Return a jaxpr with our convolutions, None where none is replaced."""
     if jaxpr not in _REWRITTEN:
         _REWRITTEN[jaxpr] = _rewrite_anew(jaxpr)
     return _REWRITTEN[jaxpr]
 
 
-def _rewrite_anew(jaxpr: Any) -> Any:
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
+def _rewrite_anew(jaxpr: _Jaxpr) -> _Jaxpr | None:
+    inner: Any = getattr(jaxpr, "jaxpr", jaxpr)
     rewritten = [_rewrite_equation(equation) for equation in inner.eqns]
     if all(equations is None for equations in rewritten):
         return None
@@ -140,8 +145,8 @@ def _rewrite_anew(jaxpr: Any) -> Any:
     return changed if inner is jaxpr else jaxpr.replace(jaxpr=changed)
 
 
-def _rewrite_equation(equation: Any) -> list[Any] | None:
-    """Return the equations that take an equation's place; None where it stays."""
+def _rewrite_equation(equation: jex_core.JaxprEqn) -> list[jex_core.JaxprEqn] | None:
+    """Return the equations in the place of one, None where it stays."""
     name = equation.primitive.name
     if name == "conv_general_dilated":
         return _our_equations(equation) if _is_expressible(equation) else None
@@ -150,22 +155,17 @@ def _rewrite_equation(equation: Any) -> list[Any] | None:
     changed = {}
     for key, value in equation.params.items():
         bodies = value if isinstance(value, tuple) else (value,)
-        rewritten = [_rewrite(body) if _is_jaxpr(body) else None for body in bodies]
+        rewritten = [_rewrite(body) if isinstance(body, _Jaxpr) else None for body in bodies]
         if any(body is not None for body in rewritten):
             kept = [old if new is None else new for old, new in zip(bodies, rewritten, strict=True)]
             changed[key] = tuple(kept) if isinstance(value, tuple) else kept[0]
     return [equation.replace(params={**equation.params, **changed})] if changed else None
 
 
-def _is_jaxpr(value: object) -> bool:
-    return isinstance(value, jex_core.Jaxpr | jex_core.ClosedJaxpr)
-
-
-def _is_expressible(equation: Any) -> bool:
-    """Whether our primitives can express a convolution of lax."""
+def _is_expressible(equation: jex_core.JaxprEqn) -> bool:
+    """Tell whether our primitives can express a convolution of lax."""
     params = equation.params
-    image, kernel = (atom.aval for atom in equation.invars)
-    result = equation.outvars[0].aval
+    image, kernel, result = map(_type_of, (*equation.invars, equation.outvars[0]))
     batch, *_ = params["dimension_numbers"].lhs_spec
     sizes = [size for axis, size in enumerate(image.shape) if axis != batch]
     sizes += [*kernel.shape, *(size for size in result.shape if isinstance(size, int))]
@@ -182,8 +182,12 @@ def _is_expressible(equation: Any) -> bool:
     )
 
 
-def _is_small(params: dict[str, Any], shape: tuple[int, ...]) -> bool:
-    """Whether a kernel has few positions, or tiles the image as a patch embedding does."""
+def _type_of(atom: Any) -> jax.core.ShapedArray:
+    return atom.aval
+
+
+def _is_small(params: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
+    """Tell whether a kernel has few positions or tiles the image."""
     kernel = tuple(shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:])
     tiles = (
         tuple(params["window_strides"]) == kernel
@@ -193,9 +197,10 @@ def _is_small(params: dict[str, Any], shape: tuple[int, ...]) -> bool:
     return tiles or math.prod(kernel) <= _MOST_TAPS
 
 
-def _our_equations(equation: Any) -> list[Any]:
-    """Return equations with our convolution that compute what `equation` computes."""
-    operands = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in equation.invars]
+def _our_equations(equation: jex_core.JaxprEqn) -> list[jex_core.JaxprEqn]:
+    """Return equations that compute the same with our convolution."""
+    types = map(_type_of, equation.invars)
+    operands = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in types]
     closed = jax.make_jaxpr(functools.partial(_convolve, equation.params))(*operands)
     inner = closed.jaxpr
     renamed = dict(zip(inner.invars, equation.invars, strict=True))
@@ -214,8 +219,8 @@ def _our_equations(equation: Any) -> list[Any]:
     ]
 
 
-def _convolve(params: dict[str, Any], image: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve in the layout of our primitives, and put the result into that of `params`."""
+def _convolve(params: Mapping[str, Any], image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve in the layout of our primitives, whatever the layout."""
     numbers = params["dimension_numbers"]
     (batch, channels, *space), (out, into, *taps) = numbers.lhs_spec, numbers.rhs_spec
     image = lax.transpose(image, (batch, *space, channels))
