@@ -121,7 +121,10 @@ def some_iterations(page: SapPage) -> Table:
 
 
 def matched_tables(page: SapPage) -> list[Table]:
-    """Return the table of differences at matched density, none without a lottery ticket."""
+    """Make the table of differences at matched density.
+
+    There is none without a lottery ticket.
+    """
     rows = page.result["matched"]
     if not rows:
         return []

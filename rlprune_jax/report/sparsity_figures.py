@@ -151,7 +151,7 @@ def layer_densities_figure(layers: Mapping[str, Mapping[str, ArrayLike]], what: 
 def heat_map_figure(
     grids: Mapping[str, ArrayLike], iterations: Sequence[int], p: ArrayLike, q: ArrayLike
 ) -> Figure:
-    """Draw the PQ Index over pairs of exponents at some iterations.
+    """Draw the PQ Index over pairs of exponents.
 
     Args:
         grids: method -> f[T, P, Q], a row per method.
@@ -198,7 +198,7 @@ def metric_title(metric: str) -> str:
 
 
 def is_fraction(metric: str) -> bool:
-    """Return whether a metric is written in percent, as accuracies are."""
+    """Return whether a metric is a fraction, as accuracies are."""
     return "accuracy" in metric
 
 
