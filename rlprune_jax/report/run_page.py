@@ -82,7 +82,7 @@ def write_run_page(
 
 
 def title_of(result: Json) -> str:
-    """Return the heading: network, data and budgets."""
+    """Return the heading, which names network, data and budgets."""
     limits = " and ".join(
         f"{budget['name']} ≤ {amount(budget, budget['limit'], 3)}" for budget in result["budgets"]
     )
@@ -179,7 +179,7 @@ def is_fraction(budget: Json) -> bool:
 
 
 def amount(budget: Json, value: float, digits: int = 4) -> str:
-    """Return a limit or what was achieved, in the unit of the budget.
+    """Write a limit or an achieved cost with its unit.
 
     Example:
         >>> amount({"unit": "fraction of dense parameters"}, 0.1), amount({"unit": "ms"}, 2.5)
@@ -193,7 +193,7 @@ def amount(budget: Json, value: float, digits: int = 4) -> str:
 
 
 def sizes_table(dense: Json, pruned: Json) -> Table:
-    """Return the dense network beside the slim one, and the ratios."""
+    """Make the table of the dense and the slim network."""
     rows = [
         (title, dense[key], pruned[key], f"{dense[key] / max(pruned[key], 1):.2f} times")
         for key, title in (

@@ -21,7 +21,7 @@ def find_similar(
     differing: Collection[str],
     exclude: Collection[str] = COSMETIC,
 ) -> dict[Path, Json]:
-    """Return finished runs whose settings differ in some names at most.
+    """Find finished runs that differ in some settings only.
 
     Use it to extend a run: its stages that do not depend on those settings can be adopted.
 
@@ -51,9 +51,10 @@ def find_similar(
 
 
 def adopt_stages(run: RunDirectory, source: Path, stages: Sequence[str]) -> list[str]:
-    """Copy checkpoints and records of a finished run's stages into a new run.
+    """Copy stages of a finished run into a new one.
 
-    Does nothing in a run that has begun. A kill on the way leaves a run that has not begun.
+    Checkpoints and records are copied, unless the new run has begun. A kill on the way leaves a run
+    that has not begun.
 
     Args:
         run: that goes on from them.

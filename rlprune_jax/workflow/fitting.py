@@ -38,7 +38,7 @@ def fit_to_budgets(
     *,
     fill: bool = True,
 ) -> Gates:
-    """Turn any mask into gates that respect every budget and use what they allow.
+    """Turn any mask into gates within every budget.
 
     Over budget, the keep ratios of all groups are shifted down together; what room is left goes to
     the pruned units of highest score. The last word is an exact integer count. Where a budget is
@@ -198,10 +198,11 @@ def deliverable(
     *,
     fill: bool = True,
 ) -> list[Gates]:
-    """Return up to ``count`` different gates within every budget, the most promising first.
+    """Return different gates within every budget.
 
-    They are the best feasible masks of the archive, then its near misses brought under the budgets,
-    and the uniform keep ratio where the search left neither.
+    Up to ``count``, the most promising first. They are the best feasible masks of the archive, then
+    its near misses brought under the budgets, and the uniform keep ratio where the search left
+    neither.
 
     Raises:
         ValueError: ``count`` below 1, or budgets that no mask meets.
@@ -242,7 +243,7 @@ def best_of(
 
 
 class Equivalence(NamedTuple):
-    """How near a slim network's outputs come to those of its masked twin.
+    """Hold how near slim and masked outputs are.
 
     Attributes:
         max_abs_diff: the largest absolute difference.
@@ -256,7 +257,7 @@ class Equivalence(NamedTuple):
 def equivalence(
     dense: Network, slim: Network, gates: Gates, inputs: tuple[PyTree, ...]
 ) -> Equivalence:
-    """Compare the outputs of a slim network with those of its masked twin.
+    """Compare the outputs of slim and masked network.
 
     Both compute in full float32: accelerators round contractions unless told otherwise, which says
     nothing about the cut.

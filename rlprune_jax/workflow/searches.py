@@ -155,7 +155,9 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
 
 
 def history_of(rows: Sequence[Json], name: str) -> jax.Array:
-    """Return what the iterations of a search recorded under a name, NaN where it was not finite.
+    """Return what iterations of a search recorded.
+
+    NaN where it was not finite.
 
     Example:
         >>> history_of([{"rewards": [0.5, None]}], "rewards")
