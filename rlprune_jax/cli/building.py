@@ -82,7 +82,7 @@ def build_task(options: DataOptions, seed: int) -> Task:
 
 
 def load_metric(metric: str | None) -> Metric | str | None:
-    """Return a metric by its name, or the function of the user's."""
+    """Return a metric's name or function."""
     if metric is None or not is_own(metric):
         return metric
     return import_function(metric, "metric")
@@ -105,7 +105,7 @@ def as_task(name: str, found: PyTree) -> Task:
 
 
 def wanted_of(task: Task, seed: int) -> Wanted:
-    """Return what a network has to fit so that it can do a task."""
+    """Return what a task asks of a network."""
     example = task.objective.network_inputs(task.sample("train", 2))
     return Wanted(
         example=jax.tree.map(jnp.asarray, example),
@@ -116,7 +116,7 @@ def wanted_of(task: Task, seed: int) -> Wanted:
 
 
 def count_classes(task: Task) -> int | None:
-    """Return how many classes a task's labels name, None where it does not classify."""
+    """Count the classes of a task, None without any."""
     if "dataset" in task.description and task.description["dataset"] in data.dataset_names():
         return data.describe(task.description["dataset"]).num_classes
     if not isinstance(task.loss, SoftmaxCrossEntropy) or task.is_streamed("train"):
@@ -153,7 +153,7 @@ def zoo_network(options: NetworkOptions, wanted: Wanted) -> Built:
 
 
 def initialised(module: nn.Module, options: NetworkOptions, wanted: Wanted) -> Built:
-    """Return a Linen module with fresh variables, or with their shapes alone."""
+    """Return a Linen module with fresh variables or their shapes."""
     try:
         if wanted.shapes_only:
             variables = jax.eval_shape(module.init, jax.random.key(0), *wanted.example)
@@ -202,12 +202,15 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
 
 
 def unpacked(example: tuple[PyTree, ...]) -> PyTree:
-    """Return the only input of a network, or the tuple of several."""
+    """Return the only input, or the tuple of several."""
     return example[0] if len(example) == 1 else example
 
 
 def is_module_of(library: str, module: PyTree) -> bool:
-    """Return whether something is a library's ``Module``; the library is not imported for it."""
+    """Return whether something is a library's module.
+
+    The library is not imported for it.
+    """
     loaded = sys.modules.get(library)
     return loaded is not None and isinstance(module, loaded.Module)
 
@@ -246,7 +249,7 @@ def call_own(option: str, path: str, given: Mapping[str, PyTree]) -> tuple[PyTre
 
 
 def own_code(paths: Mapping[str, str | None]) -> dict[str, str]:
-    """Return by option the digest of the code of what is the user's own."""
+    """Return digests of the user's code, by option."""
     return {
         option: source_digest(import_function(path, option))
         for option, path in paths.items()
@@ -255,7 +258,9 @@ def own_code(paths: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def with_weights(network: Network, place: str) -> Network:
-    """Return the network with weights from a safetensors file or an Orbax checkpoint.
+    """Return the network with weights from disk.
+
+    They lie in a safetensors file or an Orbax checkpoint.
 
     Raises:
         ValueError: naming the first path that does not fit.
@@ -293,7 +298,7 @@ def with_weights(network: Network, place: str) -> Network:
 
 
 def below(stored: Mapping[str, PyTree], wanted: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Return stored leaves by the network's paths, where they lie deeper or less deep.
+    """Return stored leaves by the network's paths.
 
     Checkpoints hold the state of a training, ``variables/params/...`` beside ``step``, or the
     parameters alone. What lies beside the network's own collections is left out.
@@ -316,7 +321,7 @@ def _first(stored: Mapping[str, PyTree]) -> str:
 
 
 def digest_of(place: str) -> str:
-    """Return ten hexadecimal digits of the files at a place, by their names and bytes."""
+    """Return ten hexadecimal digits of a place's files."""
     root = Path(place)
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*")) if root.is_dir() else [root]:

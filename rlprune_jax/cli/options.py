@@ -79,7 +79,7 @@ class NetworkOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """Say what the network is to do, and on which data."""
+    """Say what the network does, and on which data."""
 
     dataset: str = "digits"
     """digits (comes with scikit-learn), mnist, fashion_mnist, cifar10, cifar100. Or data of yours
@@ -134,7 +134,10 @@ Flat = tyro.conf.OmitArgPrefixes
 
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """Options of a run; all but the directories decide its name."""
+    """Say how a network is pruned.
+
+    All options but the directories decide the run's name.
+    """
 
     network: Annotated[NetworkOptions, Flat] = NetworkOptions()
     data: Annotated[DataOptions, Flat] = DataOptions()
@@ -182,12 +185,12 @@ class PruneOptions:
 
 
 def is_own(name: str) -> bool:
-    """Return whether a model or data set is the user's, not one known by name."""
+    """Return whether a name is that of a user's function."""
     return ":" in name
 
 
 def resolved(options: PruneOptions) -> PruneOptions:
-    """Fill in defaults that depend on the data set, and refuse what cannot be run.
+    """Fill in defaults and refuse what cannot be run.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
@@ -214,12 +217,14 @@ def resolved(options: PruneOptions) -> PruneOptions:
 
 
 def is_measured(budget: Budget) -> bool:
-    """Return whether only the host knows a cost, as of latency and of users' functions."""
+    """Return whether only the host knows a cost."""
     return budget.is_function or budget.name == "latency"
 
 
 def check_network(options: NetworkOptions) -> None:
-    """Refuse options of a network that cannot be, or that would do nothing.
+    """Refuse a network that cannot be.
+
+    Options that would do nothing are refused too.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
@@ -288,7 +293,9 @@ def check_data_options(options: DataOptions) -> None:
 
 
 def check_path(option: str, path: str) -> None:
-    """Refuse a ``module:function`` that is not of that form, or whose package is not there.
+    """Refuse what is no ``module:function``.
+
+    The package has to be there; nothing is imported.
 
     Raises:
         ValueError: naming the option and its value.
@@ -358,7 +365,7 @@ def check_place(options: PlaceOptions) -> None:
 
 
 def check_unit_options(options: UnitConfig) -> None:
-    """Refuse numbers of units that cannot be, where the rest of a run is not there.
+    """Refuse numbers of units that cannot be.
 
     Raises:
         ValueError: naming the option, its value and what it may be.

@@ -35,7 +35,10 @@ class PredictOptions:
 
 
 def main(prog: str, args: list[str]) -> None:
-    """Run the command; exit with 1 where the metric is not reproduced."""
+    """Run the command.
+
+    It exits with 1 where the metric is not reproduced.
+    """
     found: dict[str, PyTree] = {}
 
     def job(options: PredictOptions) -> str:
@@ -91,7 +94,7 @@ def predict(options: PredictOptions) -> "dict[str, PyTree]":
 
 
 def read_options(run_dir: Path) -> "tuple[dict[str, PyTree], PruneOptions]":
-    """Return the configuration that a run has stored, as it is and as options.
+    """Return a run's settings, as stored and as options.
 
     Raises:
         ValueError: there is none, or it is not that of a pruning run.
@@ -135,7 +138,7 @@ def _is_like(usual: object, value: object) -> bool:
 
 
 def evaluate_artifact(path: Path, task: "Task") -> float:
-    """Return the metric of an exported network on the test data, from raw inputs."""
+    """Evaluate an exported network on the raw test data."""
     from rlprune_jax.export import load_stablehlo
     from rlprune_jax.training.loops import evaluate
     from rlprune_jax.workflow.delivery import EVALUATION_BATCH

@@ -50,7 +50,9 @@ def main(prog: str, args: list[str]) -> None:
 
 
 def prune(options: PruneOptions) -> Path:
-    """Run the options, or find the run finished, and return its directory.
+    """Do a run and return its directory.
+
+    A run that is finished is found and not done again.
 
     Raises:
         ValueError: an option is wrong, a budget cannot be met, or a search found nothing.
@@ -77,7 +79,10 @@ def say(text: str) -> None:
 
 
 def identity(options: PruneOptions) -> dict[str, object]:
-    """Return what names a run: its options, and the code and weights of the user's."""
+    """Return what names a run.
+
+    These are its options, and the code and weights of the user's.
+    """
     from rlprune_jax.cli.building import digest_of, own_code
     from rlprune_jax.costs import parse_budgets
 
@@ -98,7 +103,10 @@ def identity(options: PruneOptions) -> dict[str, object]:
 
 
 def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, object]) -> None:
-    """Take dense network and searches of a finished run that is the same but for ``EXTENDABLE``."""
+    """Go on from a similar run that is finished.
+
+    Dense network and searches are taken of one that differs in ``EXTENDABLE`` alone.
+    """
     from rlprune_jax.runs import adopt_stages, find_similar
 
     similar = find_similar(
@@ -137,7 +145,10 @@ def execute(run: "RunDirectory", options: PruneOptions) -> None:
 
 
 def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]":
-    """Return the task and the trained network; what cannot be met is refused before training."""
+    """Return the task and the trained network.
+
+    A budget that cannot be met is refused before any training.
+    """
     from rlprune_jax.cli.building import build_network, build_task, wanted_of
     from rlprune_jax.costs import parse_budgets
     from rlprune_jax.workflow.learning import DenseRecipe, train_dense
@@ -168,7 +179,7 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]
 
 
 def notes(options: PruneOptions, task: "Task") -> list[str]:
-    """Return what is done otherwise than the options say, since there are too few examples."""
+    """Return what is done otherwise than the options say."""
     found = []
     evaluations, candidates = options.search.evaluations, options.search.candidates
     if evaluations % candidates:
@@ -190,7 +201,10 @@ def notes(options: PruneOptions, task: "Task") -> list[str]:
 
 
 def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:
-    """Write history, page and result; the result comes last, since it ends the run."""
+    """Write history, page and result.
+
+    The result comes last, since it ends the run.
+    """
     import numpy as np
 
     from rlprune_jax.files import to_json

@@ -61,7 +61,7 @@ class Dataset:
 
 
 class Source(NamedTuple):
-    """What is known of a data set before it is read.
+    """Hold what is known of a data set.
 
     Attributes:
         num_classes: how many classes the labels name.
@@ -95,7 +95,7 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def describe(name: str) -> Source:
-    """Return what is known of a data set without reading it.
+    """Describe a data set without reading it.
 
     Raises:
         ValueError: an unknown name.
