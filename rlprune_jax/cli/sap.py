@@ -91,7 +91,10 @@ class SapNetworkOptions(NetworkOptions):
 
 @dataclasses.dataclass(frozen=True)
 class SapOptions:
-    """Options of a run; all but the directories decide its name."""
+    """Hold the options of a run.
+
+    All but the directories decide its name.
+    """
 
     network: Annotated[SapNetworkOptions, Flat] = SapNetworkOptions()
     data: Annotated[DataOptions, Flat] = dataclasses.field(default_factory=DataOptions)
@@ -136,7 +139,9 @@ def main(prog: str, args: list[str]) -> None:
 
 
 def prune_weights(options: SapOptions) -> Path:
-    """Run the options, or find the run finished, and return its directory.
+    """Run the options and return the run directory.
+
+    A run that is finished is found, and not done again.
 
     Raises:
         ValueError: an option is wrong.
@@ -175,7 +180,10 @@ def resolved(options: SapOptions) -> SapOptions:
 
 
 def identity(options: SapOptions) -> dict[str, object]:
-    """Return what names a run: its options, and the code and weights of the user's."""
+    """Return what names a run.
+
+    Its options, and the code and weights of the user's.
+    """
     from rlprune_jax.cli.building import digest_of, own_code
 
     paths = {
@@ -192,7 +200,10 @@ def identity(options: SapOptions) -> dict[str, object]:
 
 
 def execute(run: "RunDirectory", options: SapOptions) -> None:
-    """Do the whole run in its directory; the result comes last, since it ends the run."""
+    """Do the whole run in its directory.
+
+    The result is written last, since it ends the run.
+    """
     from rlprune_jax.cli.building import build_network, wanted_of
     from rlprune_jax.files import to_json
     from rlprune_jax.report.sap_page import write_sap_page
@@ -234,7 +245,7 @@ def paper_task(options: SapOptions, seed: int) -> "Task":
 
 
 class NotIgnored:
-    """Choose the parameters that are pruned unless told otherwise, but for some.
+    """Choose the usual parameters but for some.
 
     Args:
         ignore: regular expressions of paths that are left alone.

@@ -121,7 +121,7 @@ def some_iterations(page: SapPage) -> Table:
 
 
 def matched_tables(page: SapPage) -> list[Table]:
-    """Make the table of differences at matched density.
+    """Return the table of differences at matched density.
 
     There is none without a lottery ticket.
     """

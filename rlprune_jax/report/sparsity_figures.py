@@ -198,7 +198,7 @@ def metric_title(metric: str) -> str:
 
 
 def is_fraction(metric: str) -> bool:
-    """Return whether a metric is a fraction, as accuracies are."""
+    """Return whether a metric is written in percent."""
     return "accuracy" in metric
 
 

@@ -48,7 +48,7 @@ SCALARS = ("density", "live", "pq_index", "pq_index_pruned", "gini", "train_loss
 
 @dataclasses.dataclass(frozen=True)
 class IterativeOptions:
-    """Settings of ``prune_iteratively``.
+    """Hold the settings of ``prune_iteratively``.
 
     Attributes:
         iterations: prunings T; there are T + 1 trainings.
@@ -123,7 +123,7 @@ class IterativeResult:
     start: Network
 
     def network(self, name: str | None = None, seed: int | None = None) -> Network:
-        """Return a pruned network as it was trained last, pruned weights 0.
+        """Return a pruned network as it was trained last.
 
         Args:
             name: of the pruner; the first where None.
@@ -258,7 +258,7 @@ def _options(settings: Mapping[str, PyTree]) -> IterativeOptions:
 def prepare_data(
     network: Network, task: Task, schedule: Schedule, options: IterativeOptions
 ) -> IterativeData:
-    """Return a task's data for the loop, refused where they do not fit.
+    """Return a task's data for the loop.
 
     Raises:
         TaskError: they come batch by batch, or do not fit the network.
@@ -274,7 +274,9 @@ def prepare_data(
 
 
 def count_training(task: Task, wanted: int | None = None) -> int:
-    """Return how many examples are trained on, held-out ones among them.
+    """Count the examples that are trained on.
+
+    Held-out ones are among them.
 
     Raises:
         TaskError: they come batch by batch.
@@ -338,7 +340,10 @@ def paper_optimizer(
 def run_curve(
     loop: IterativePruning, data: IterativeData, options: IterativeOptions, run: Run, stage: str
 ) -> Curve:
-    """Run one pruner for all seeds, from its last checkpoint on."""
+    """Run one pruner for all seeds.
+
+    It goes on from its last checkpoint.
+    """
     step = jax.jit(loop.step)
     keys = jax.vmap(jax.random.key)(jnp.asarray(options.seeds, jnp.uint32))
 
@@ -377,10 +382,11 @@ def stage_name(name: str) -> str:
 
 
 def matched_rows(curves: Mapping[str, Curve], against: str) -> list[Json]:
-    """Compare every pruner with another at the same density, seed by seed.
+    """Compare every pruner with another at matched density.
 
-    The other's metric is interpolated linearly in the logarithm of the density between its two
-    nearest iterations; points beyond its range, and those with no seed's, are left out.
+    Seed by seed. The other's metric is interpolated linearly in the logarithm of the density
+    between its two nearest iterations; points beyond its range, and those with no seed's, are left
+    out.
 
     Returns:
         Rows ``{"method", "iteration", "density", "difference", "std", "seeds"}``: means over the

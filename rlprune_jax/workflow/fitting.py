@@ -57,7 +57,7 @@ def fit_to_budgets(
     Raises:
         ValueError: no mask meets the budgets (``check_reachable`` says so before a search).
     """
-    mask = round_masks(env, is_kept(jnp.asarray(mask)).astype(jnp.float32), env.raw_scores)
+    mask = round_masks(env, _keep_least(env, is_kept(jnp.asarray(mask))), env.raw_scores)
     counted = tuple(each for each in constraints if not each.is_measured)
     if not satisfies(counted, _gates(env, mask)):
         mask = ratios_to_masks(env, _project_ratios(env, masks_to_ratios(env, mask)))
@@ -81,6 +81,14 @@ def fit_to_budgets(
         f"{[str(constraint.budget) for constraint in constraints]}; "
         f"the least reachable is {exact_costs(constraints, gates)}"
     )
+
+
+def _keep_least(env: Environment, mask: jax.Array) -> jax.Array:
+    """Return f32[G, Cmax] with the best units added where a group keeps fewer than it must."""
+    kept = np.asarray(mask) & np.asarray(env.alive)
+    priorities = np.where(kept, np.inf, -np.asarray(env.ranks, np.float64))
+    counts = np.maximum(kept.sum(-1), np.asarray(env.min_keep))
+    return jnp.asarray(rank(priorities) < counts[:, None], jnp.float32)
 
 
 def _gates(env: Environment, mask: ArrayLike) -> Gates:

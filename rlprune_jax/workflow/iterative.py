@@ -247,21 +247,12 @@ def iterative_pruning(
         params = parameters_of(trained)
         mask, pruner_state = pruner.update(params, state.mask, state.pruner)
         pruned = with_parameters(trained, apply_mask(params, mask))
-        live = count_live(state.mask)
-        total = sum(leaf.size for leaf in prunable_leaves(state.mask, state.mask).values())
         measured = Iteration(
             train_loss=loss,
             metric=metric(trained, data),
             metric_pruned=metric(pruned, data),
-            density=live / total,
-            live=live,
-            pq_index=pq_index(params, state.mask),
             pq_index_pruned=pq_index(params, mask),
-            gini=gini(params, state.mask),
-            layer_live=count_live(state.mask, "layer"),
-            layer_pq_index=pq_index(params, state.mask, scope="layer"),
-            layer_gini=gini(params, state.mask, scope="layer"),
-            pq_grid=pq_index_grid(params, state.mask, p=jnp.asarray(GRID_P), q=jnp.asarray(GRID_Q)),
+            **measure_sparsity(params, state.mask),
         )
         back = {**trained, **state.rewind} if has_collections(trained) else state.rewind
         following = IterativeState(
@@ -277,6 +268,22 @@ def iterative_pruning(
         return following, measured
 
     return IterativePruning(init, step)
+
+
+def measure_sparsity(params: PyTree, mask: Mask) -> dict[str, PyTree]:
+    """Return what ``Iteration`` holds of how sparse weights are."""
+    live = count_live(mask)
+    total = sum(leaf.size for leaf in prunable_leaves(mask, mask).values())
+    return {
+        "density": live / total,
+        "live": live,
+        "pq_index": pq_index(params, mask),
+        "gini": gini(params, mask),
+        "layer_live": count_live(mask, "layer"),
+        "layer_pq_index": pq_index(params, mask, scope="layer"),
+        "layer_gini": gini(params, mask, scope="layer"),
+        "pq_grid": pq_index_grid(params, mask, p=jnp.asarray(GRID_P), q=jnp.asarray(GRID_Q)),
+    }
 
 
 def over_seeds(loop: IterativePruning, how: Literal["vmap", "map"]) -> IterativePruning:

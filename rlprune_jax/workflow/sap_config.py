@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
-from rlprune_jax.checks import refuse_unless
+from rlprune_jax.checks import refuse_unless, require_choice
 from rlprune_jax.workflow.config import check_choices
 
 PrunerName = Literal["sap", "lottery_ticket", "one_shot", "random"]
@@ -69,7 +69,7 @@ class SeedsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SapConfig(PrunersConfig, RetrainingConfig, SeedsConfig):
-    """Settings of a comparison of iterative pruners, besides network and task.
+    """Hold the settings of a comparison of iterative pruners.
 
     Example:
         >>> resolve_sap(SapConfig(rate=0.5)).epochs
@@ -124,7 +124,7 @@ def check_batch(batch_size: int, examples: int) -> None:
 
 
 def check_pruners(config: PrunersConfig) -> None:
-    """Refuse pruners that there are not, and numbers out of their range.
+    """Refuse unknown pruners and numbers out of their range.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
@@ -132,6 +132,8 @@ def check_pruners(config: PrunersConfig) -> None:
     methods = config.method
     once = bool(methods) and len(set(methods)) == len(methods)
     refuse_unless("method", methods, once, "must be one or more, each once")
+    for method in methods:
+        require_choice("method", method, get_args(PrunerName))
     refuse_unless("iterations", config.iterations, config.iterations >= 1, "must be at least 1")
     p, q = config.p, config.q
     if len(p) != len(q) or not p:

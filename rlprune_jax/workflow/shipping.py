@@ -21,7 +21,7 @@ from rlprune_jax.export import (
     save_weights,
     write_plan,
 )
-from rlprune_jax.files import write_atomically
+from rlprune_jax.files import unwritable, write_atomically
 from rlprune_jax.training.task import positional
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.delivery import Delivered, evaluate_network
@@ -101,7 +101,10 @@ def ship(
 def save_slim(delivered: Delivered, slim: Network, path: str | os.PathLike) -> None:
     """Write a slim network: weights, plan, StableHLO and how to load them."""
     folder, task = Path(path), delivered.pruning.task
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     known = dict(task.description)
     names = known.pop("class_names", None)
     artifact = export_stablehlo(

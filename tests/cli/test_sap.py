@@ -71,7 +71,7 @@ def test_wrong_options_are_refused():
     assert refused(data_dir="/nowhere").startswith("data_dir='/nowhere' is no folder")
     assert refused(runs_dir="").startswith("runs_dir='' is empty")
     assert refused(rate=0.0).startswith("rate=0.0 must be above 0 and below 1")
-    assert refused(batch_statistics="foo").startswith("batch_statistics='foo' is unknown")
+    assert refused(batch_statistics="foo").startswith("batch_statistics='foo' must be one of keep")
     with pytest.raises(TypeError, match="steps= is no option"):
         SapOptions().replace(steps=3)
 

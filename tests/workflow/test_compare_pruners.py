@@ -48,10 +48,10 @@ INF, NAN = float("inf"), float("nan")
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"method": ("magnitude",)}, "method='magnitude' is unknown; choose from sap"),
+        ({"method": ("magnitude",)}, "method='magnitude' must be one of 'sap'"),
         ({"method": ()}, "must be one or more"),
         ({"method": ("sap", "sap")}, "each once"),
-        ({"scope": "filter"}, "scope='filter' is unknown"),
+        ({"scope": "filter"}, "scope='filter' must be one of global"),
         ({"p": (1.0,), "q": (1.0,)}, "p=1.0 must be below q=1.0"),
         ({"p": (0.5,)}, "go in pairs"),
         ({"p": (0.5,), "q": (INF,)}, "q=inf must be finite"),
@@ -76,8 +76,8 @@ INF, NAN = float("inf"), float("nan")
         ({"learning_rate": NAN}, "learning_rate=nan must be finite and above 0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be finite and above 0"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0 must be finite and above 0"),
-        ({"decayed": "biases"}, "decayed='biases' is unknown; choose from all, kernels"),
-        ({"batch_statistics": "foo"}, "batch_statistics='foo' is unknown; choose from keep"),
+        ({"decayed": "biases"}, "decayed='biases' must be one of all, kernels"),
+        ({"batch_statistics": "foo"}, "batch_statistics='foo' must be one of keep"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
