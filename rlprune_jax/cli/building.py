@@ -82,7 +82,7 @@ def build_task(options: DataOptions, seed: int) -> Task:
 
 
 def load_metric(metric: str | None) -> Metric | str | None:
-    """Return a metric by its name or place."""
+    """Return a metric's name or function."""
     if metric is None or not is_own(metric):
         return metric
     return import_function(metric, "metric")
@@ -105,7 +105,7 @@ def as_task(name: str, found: PyTree) -> Task:
 
 
 def wanted_of(task: Task, seed: int) -> Wanted:
-    """Return what a network needs to fit a task."""
+    """Return what a task asks of a network."""
     example = task.objective.network_inputs(task.sample("train", 2))
     return Wanted(
         example=jax.tree.map(jnp.asarray, example),
@@ -116,10 +116,7 @@ def wanted_of(task: Task, seed: int) -> Wanted:
 
 
 def count_classes(task: Task) -> int | None:
-    """Count the classes that a task's labels name.
-
-    None where the task does not classify.
-    """
+    """Count the classes of a task, None without any."""
     if "dataset" in task.description and task.description["dataset"] in data.dataset_names():
         return data.describe(task.description["dataset"]).num_classes
     if not isinstance(task.loss, SoftmaxCrossEntropy) or task.is_streamed("train"):
@@ -156,10 +153,7 @@ def zoo_network(options: NetworkOptions, wanted: Wanted) -> Built:
 
 
 def initialised(module: nn.Module, options: NetworkOptions, wanted: Wanted) -> Built:
-    """Return a Linen module with fresh variables.
-
-    Or with their shapes alone.
-    """
+    """Return a Linen module with fresh variables or their shapes."""
     try:
         if wanted.shapes_only:
             variables = jax.eval_shape(module.init, jax.random.key(0), *wanted.example)
@@ -208,12 +202,12 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
 
 
 def unpacked(example: tuple[PyTree, ...]) -> PyTree:
-    """Return the only input of a network, or all."""
+    """Return the only input, or the tuple of several."""
     return example[0] if len(example) == 1 else example
 
 
 def is_module_of(library: str, module: PyTree) -> bool:
-    """Return whether something is a library's ``Module``.
+    """Return whether something is a library's module.
 
     The library is not imported for it.
     """
@@ -255,7 +249,7 @@ def call_own(option: str, path: str, given: Mapping[str, PyTree]) -> tuple[PyTre
 
 
 def own_code(paths: Mapping[str, str | None]) -> dict[str, str]:
-    """Return digests of the user's own code by option."""
+    """Return digests of the user's code, by option."""
     return {
         option: source_digest(import_function(path, option))
         for option, path in paths.items()
@@ -264,9 +258,9 @@ def own_code(paths: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def with_weights(network: Network, place: str) -> Network:
-    """Return the network with weights from files.
+    """Return the network with weights from disk.
 
-    They are a safetensors file or an Orbax checkpoint.
+    They lie in a safetensors file or an Orbax checkpoint.
 
     Raises:
         ValueError: naming the first path that does not fit.
@@ -328,10 +322,7 @@ def _first(stored: Mapping[str, PyTree]) -> str:
 
 
 def digest_of(place: str) -> str:
-    """Return a digest of the files at a place.
-
-    Ten hexadecimal digits, of their names and bytes.
-    """
+    """Return ten hexadecimal digits of a place's files."""
     root = Path(place)
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*")) if root.is_dir() else [root]:

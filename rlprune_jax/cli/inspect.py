@@ -110,7 +110,7 @@ def check_options(options: InspectOptions) -> None:
 
 
 def usual_widths(options: InspectOptions) -> NetworkOptions:
-    """Return options with the widths that ``prune`` takes for digits."""
+    """Fill in the widths that ``prune`` takes for digits."""
     network, inputs = options.network, options.inputs
     is_digits = inputs.input_shape is None and inputs.dataset in (None, "digits")
     if network.model == "cnn" and is_digits and not network.widths:
@@ -179,7 +179,7 @@ def summary(network: "Network", units: UnitConfig) -> "dict[str, PyTree]":
 
 
 def text_of(graph: "Graph", found: "dict[str, PyTree]") -> str:
-    """Write the graph and what budgets can reach."""
+    """Return the graph and what budgets can reach."""
     title = f"{'cost':<18}{'dense':>16}{'least':>14} {'unit':<11}smallest budget"
     lines = [str(graph), "", title]
     for name, cost in found["costs"].items():

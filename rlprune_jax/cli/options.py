@@ -79,7 +79,7 @@ class NetworkOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """Say what the network does and on which data."""
+    """Say what the network does, and on which data."""
 
     dataset: str = "digits"
     """digits (comes with scikit-learn), mnist, fashion_mnist, cifar10, cifar100. Or data of yours
@@ -134,9 +134,9 @@ Flat = tyro.conf.OmitArgPrefixes
 
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """Hold the options of a run.
+    """Say how a network is pruned.
 
-    All but the directories decide its name.
+    All options but the directories decide the run's name.
     """
 
     network: Annotated[NetworkOptions, Flat] = NetworkOptions()
@@ -185,17 +185,12 @@ class PruneOptions:
 
 
 def is_own(name: str) -> bool:
-    """Return whether a model or data set is the user's.
-
-    Others are known by name.
-    """
+    """Return whether a name is that of a user's function."""
     return ":" in name
 
 
 def resolved(options: PruneOptions) -> PruneOptions:
-    """Fill in defaults that depend on the data set.
-
-    What cannot be run is refused.
+    """Fill in defaults and refuse what cannot be run.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
@@ -222,17 +217,14 @@ def resolved(options: PruneOptions) -> PruneOptions:
 
 
 def is_measured(budget: Budget) -> bool:
-    """Return whether only the host knows a cost.
-
-    So it is with latency and users' functions.
-    """
+    """Return whether only the host knows a cost."""
     return budget.is_function or budget.name == "latency"
 
 
 def check_network(options: NetworkOptions) -> None:
-    """Refuse options of a network that do not fit.
+    """Refuse a network that cannot be.
 
-    They cannot be, or would do nothing.
+    Options that would do nothing are refused too.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
@@ -301,9 +293,9 @@ def check_data_options(options: DataOptions) -> None:
 
 
 def check_path(option: str, path: str) -> None:
-    """Refuse a place that cannot be imported.
+    """Refuse what is no ``module:function``.
 
-    A place is ``module:function``; its package must be there.
+    The package has to be there; nothing is imported.
 
     Raises:
         ValueError: naming the option and its value.
@@ -374,8 +366,6 @@ def check_place(options: PlaceOptions) -> None:
 
 def check_unit_options(options: UnitConfig) -> None:
     """Refuse numbers of units that cannot be.
-
-    They are checked here where the rest of a run is not there.
 
     Raises:
         ValueError: naming the option, its value and what it may be.

@@ -35,7 +35,7 @@ class PredictOptions:
 
 
 def main(prog: str, args: list[str]) -> None:
-    """Run the command from its arguments.
+    """Run the command.
 
     It exits with 1 where the metric is not reproduced.
     """
@@ -94,9 +94,7 @@ def predict(options: PredictOptions) -> "dict[str, PyTree]":
 
 
 def read_options(run_dir: Path) -> "tuple[dict[str, PyTree], PruneOptions]":
-    """Return the configuration that a run has stored.
-
-    As it is, and as options.
+    """Return a run's settings, as stored and as options.
 
     Raises:
         ValueError: there is none, or it is not that of a pruning run.

@@ -50,9 +50,9 @@ def main(prog: str, args: list[str]) -> None:
 
 
 def prune(options: PruneOptions) -> Path:
-    """Run the options and return the run's directory.
+    """Do a run and return its directory.
 
-    A run that is finished is found.
+    A run that is finished is found and not done again.
 
     Raises:
         ValueError: an option is wrong, a budget cannot be met, or a search found nothing.
@@ -81,7 +81,7 @@ def say(text: str) -> None:
 def identity(options: PruneOptions) -> dict[str, object]:
     """Return what names a run.
 
-    It is the run's options, and the code and weights of the user's.
+    These are its options, and the code and weights of the user's.
     """
     from rlprune_jax.cli.building import digest_of, own_code
     from rlprune_jax.costs import parse_budgets
@@ -103,9 +103,9 @@ def identity(options: PruneOptions) -> dict[str, object]:
 
 
 def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, object]) -> None:
-    """Take over stages of a finished, similar run.
+    """Go on from a similar run that is finished.
 
-    Dense network and searches are taken from one that is the same but for ``EXTENDABLE``.
+    Dense network and searches are taken of one that differs in ``EXTENDABLE`` alone.
     """
     from rlprune_jax.runs import adopt_stages, find_similar
 
@@ -147,7 +147,7 @@ def execute(run: "RunDirectory", options: PruneOptions) -> None:
 def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]":
     """Return the task and the trained network.
 
-    What cannot be met is refused before training.
+    A budget that cannot be met is refused before any training.
     """
     from rlprune_jax.cli.building import build_network, build_task, wanted_of
     from rlprune_jax.costs import parse_budgets
@@ -179,10 +179,7 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]
 
 
 def notes(options: PruneOptions, task: "Task") -> list[str]:
-    """Return what is done otherwise than options say.
-
-    The reason is that there are too few examples.
-    """
+    """Return what is done otherwise than the options say."""
     found = []
     evaluations, candidates = options.search.evaluations, options.search.candidates
     if evaluations % candidates:

@@ -12,7 +12,7 @@ OWN_UNIT = "of its own unit"
 
 
 def on_demand(module: str, name: str) -> "CostFactory":
-    """Return a factory whose module is imported when called.
+    """Return a factory that is imported when called.
 
     Use it for entries of ``COSTS``, so that a command line knows their names before JAX is there.
 

@@ -179,7 +179,7 @@ def is_fraction(budget: Json) -> bool:
 
 
 def amount(budget: Json, value: float, digits: int = 4) -> str:
-    """Write a limit or an achieved cost with its unit.
+    """Return a cost as text, in the budget's unit.
 
     Example:
         >>> amount({"unit": "fraction of dense parameters"}, 0.1), amount({"unit": "ms"}, 2.5)
@@ -193,7 +193,7 @@ def amount(budget: Json, value: float, digits: int = 4) -> str:
 
 
 def sizes_table(dense: Json, pruned: Json) -> Table:
-    """Make the table of the dense and the slim network."""
+    """Return the table of dense beside slim."""
     rows = [
         (title, dense[key], pruned[key], f"{dense[key] / max(pruned[key], 1):.2f} times")
         for key, title in (

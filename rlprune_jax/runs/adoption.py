@@ -21,7 +21,7 @@ def find_similar(
     differing: Collection[str],
     exclude: Collection[str] = COSMETIC,
 ) -> dict[Path, Json]:
-    """Find finished runs that differ in some settings only.
+    """Find finished runs that differ in some settings alone.
 
     Use it to extend a run: its stages that do not depend on those settings can be adopted.
 
@@ -51,7 +51,9 @@ def find_similar(
 
 
 def adopt_stages(run: RunDirectory, source: Path, stages: Sequence[str]) -> list[str]:
-    """Copy stages of a finished run into a new one.
+    """Begin a run with stages of a finished one.
+
+    Their checkpoints and records are copied.
 
     Checkpoints and records are copied, unless the new run has begun. A kill on the way leaves a run
     that has not begun.

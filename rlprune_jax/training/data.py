@@ -61,7 +61,7 @@ class Dataset:
 
 
 class Source(NamedTuple):
-    """Hold what is known of a data set unread.
+    """Hold what is known of a data set.
 
     Attributes:
         num_classes: how many classes the labels name.

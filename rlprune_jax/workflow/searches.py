@@ -155,9 +155,7 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
 
 
 def history_of(rows: Sequence[Json], name: str) -> jax.Array:
-    """Return what iterations of a search recorded.
-
-    NaN where it was not finite.
+    """Return what iterations recorded, NaN where not finite.
 
     Example:
         >>> history_of([{"rewards": [0.5, None]}], "rewards")
