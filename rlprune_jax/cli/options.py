@@ -293,7 +293,7 @@ def check_data_options(options: DataOptions) -> None:
 
 
 def check_path(option: str, path: str) -> None:
-    """Refuse what is no ``module:function``.
+    """Refuse a path that names no function of a module.
 
     The package has to be there; nothing is imported.
 
