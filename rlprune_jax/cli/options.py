@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 import re
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
@@ -15,11 +15,13 @@ from rlprune_jax.workflow.config import (
     DeliveryConfig,
     Lines,
     MeasureConfig,
+    MethodName,
     PruneConfig,
     RunConfig,
     SearchConfig,
     UnitConfig,
     check_choices,
+    check_methods,
     resolve,
 )
 
@@ -201,6 +203,7 @@ def resolved(options: PruneOptions) -> PruneOptions:
     check_dense(options.dense)
     check_measuring(options.measuring, budgets)
     check_place(options.place)
+    check_methods(options.search.baselines, get_args(MethodName))
     _, rerank, finetune = DEFAULT_STEPS.get(options.data.dataset, OTHER_STEPS)
     usual: dict[str, object] = {"rerank_steps": rerank, "finetune_steps": finetune}
     # What of the user's own is trained already is known when it is there.
@@ -293,7 +296,7 @@ def check_data_options(options: DataOptions) -> None:
 
 
 def check_path(option: str, path: str) -> None:
-    """Refuse what is no ``module:function``.
+    """Refuse a path that names no function of a module.
 
     The package has to be there; nothing is imported.
 

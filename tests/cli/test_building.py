@@ -84,9 +84,9 @@ def test_a_linen_module_alone_is_initialised_and_to_be_trained():
 
 def test_what_is_ignored_is_frozen():
     with pytest.raises(ValueError, match=r"5 units: ignored by '\^b\$'"):
-        assert build("network", ignore=("^b$",)).network.graph
+        assert build("network", ignore=("^b$",))[0].graph
     with pytest.raises(ValueError, match="matches none of the paths"):
-        assert build("network", ignore=("zzz",)).network.graph
+        assert build("network", ignore=("zzz",))[0].graph
 
 
 @pytest.mark.parametrize(
