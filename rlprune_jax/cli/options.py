@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 import re
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
@@ -15,11 +15,13 @@ from rlprune_jax.workflow.config import (
     DeliveryConfig,
     Lines,
     MeasureConfig,
+    MethodName,
     PruneConfig,
     RunConfig,
     SearchConfig,
     UnitConfig,
     check_choices,
+    check_methods,
     resolve,
 )
 
@@ -199,6 +201,7 @@ def resolved(options: PruneOptions) -> PruneOptions:
     check_data_options(options.data)
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     check_dense(options.dense)
+    check_methods(options.search.baselines, get_args(MethodName))
     check_measuring(options.measuring, budgets)
     check_place(options.place)
     _, rerank, finetune = DEFAULT_STEPS.get(options.data.dataset, OTHER_STEPS)
@@ -293,7 +296,7 @@ def check_data_options(options: DataOptions) -> None:
 
 
 def check_path(option: str, path: str) -> None:
-    """Refuse what is no ``module:function``.
+    """Refuse what does not name a function of a module.
 
     The package has to be there; nothing is imported.
 
