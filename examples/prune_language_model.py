@@ -12,9 +12,8 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, tokens):
         x = nn.Embed(16, 32)(tokens) + nn.Embed(24, 32)(np.arange(tokens.shape[1]))
-        for _ in range(2):
-            x = x + nn.MultiHeadAttention(4)(nn.LayerNorm()(x), mask=nn.make_causal_mask(tokens))
-            x = x + nn.Dense(32)(nn.gelu(nn.Dense(128)(nn.LayerNorm()(x))))
+        x = x + nn.MultiHeadAttention(4)(nn.LayerNorm()(x), mask=nn.make_causal_mask(tokens))
+        x = x + nn.Dense(32)(nn.gelu(nn.Dense(128)(nn.LayerNorm()(x))))
         return nn.Dense(16)(nn.LayerNorm()(x))
 
 

@@ -17,6 +17,7 @@ LONG_FUNCTIONS = {
 }
 MANY_ARGUMENTS = {
     "models/convolution/conv.py conv_general_dilated": "as the function that it replaces",
+    "sparsity/pruners.py sap": "public, and keeps its signature",
     "search/loop.py run_search": "the parts of a search, and its options",
     "search/multipliers.py pid": "numbers of a controller, each with a default",
     "search/problem.py make_environment": "the arrays of a problem, each named by the caller",

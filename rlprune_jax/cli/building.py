@@ -300,8 +300,9 @@ def with_weights(network: Network, place: str) -> Network:
 def below(stored: Mapping[str, PyTree], wanted: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Return stored leaves by the network's paths.
 
-    Checkpoints hold the state of a training, ``variables/params/...`` beside ``step``, or the
-    parameters alone. What lies beside the network's own collections is left out.
+    They may lie deeper or less deep. Checkpoints hold the state of a training,
+    ``variables/params/...`` beside ``step``, or the parameters alone. What lies beside the
+    network's own collections is left out.
     """
     roots = {path.split("/")[0] for path in wanted}
     for renamed in (

@@ -37,7 +37,10 @@ def main(prog: str | None = None, args: Sequence[str] | None = None) -> None:
 
 
 def work(options: object) -> Path:
-    """Run a study from its options; JAX is imported once they are right."""
+    """Run a study from its options.
+
+    JAX is imported once they are right.
+    """
     assert isinstance(options, Study)
     options.check()
     from rlprune_jax.study import one_device_per_core

@@ -82,7 +82,7 @@ def write_run_page(
 
 
 def title_of(result: Json) -> str:
-    """Return a heading of network, data and budgets."""
+    """Return the heading, which names network, data and budgets."""
     limits = " and ".join(
         f"{budget['name']} ≤ {amount(budget, budget['limit'], 3)}" for budget in result["budgets"]
     )

@@ -144,7 +144,9 @@ def effects(
 def front(
     fronts: Mapping[str, Mapping[str, ArrayLike]], axes: tuple[str, str], dense: float
 ) -> Drawing:
-    """Draw a metric against the limit of a cost, a line per method.
+    """Draw a metric against the limit of a cost.
+
+    Each method is a line.
 
     Args:
         fronts: per method ``cost``, ``mean``, ``low`` and ``high``, f[B].
@@ -163,7 +165,7 @@ def front(
 def correlations(
     means: Mapping[str, np.ndarray], target: str, found: Mapping[str, Mapping[str, float]]
 ) -> Drawing:
-    """Draw what is to be predicted against each of its predictors.
+    """Draw a metric against each of its predictors.
 
     Args:
         means: f[H] by name.

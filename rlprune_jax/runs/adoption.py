@@ -55,7 +55,8 @@ def adopt_stages(run: RunDirectory, source: Path, stages: Sequence[str]) -> list
 
     Their checkpoints and records are copied.
 
-    Does nothing in a run that has begun. A kill on the way leaves a run that has not begun.
+    Checkpoints and records are copied, unless the new run has begun. A kill on the way leaves a run
+    that has not begun.
 
     Args:
         run: that goes on from them.

@@ -44,7 +44,9 @@ class CandidateData(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """How candidates are evaluated; static structure of jitted programs.
+    """Hold how candidates are evaluated.
+
+    Static structure of jitted programs.
 
     Attributes:
         definition: of the network.
@@ -84,7 +86,9 @@ def masked_training(definition: Definition, gates: Gates) -> ApplyTrain:
 def evaluate_candidate(
     evaluator: Evaluator, variables: Variables, gates: Gates, data: CandidateData
 ) -> Evaluation:
-    """Return loss and metric of one masked network, its statistics recalibrated before.
+    """Evaluate one masked network.
+
+    Its statistics are recalibrated before.
 
     Args:
         evaluator: how.
@@ -149,7 +153,7 @@ def evaluate_candidates(
 def short_finetune(
     evaluator: Evaluator, variables: Variables, gates: Gates, batch: Batch, key: jax.Array
 ) -> Variables:
-    """Return the masked network's variables after the evaluator's steps of training."""
+    """Train a masked network for the evaluator's steps."""
     if not evaluator.finetune_steps:
         return variables
     optimizer = optax.adam(SHORT_RATE)

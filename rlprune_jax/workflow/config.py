@@ -134,7 +134,9 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig(SearchConfig, UnitConfig, DeliveryConfig, MeasureConfig, RunConfig):
-    """Settings of a pruning run, besides the network, the task and the budgets.
+    """Hold the settings of a pruning run.
+
+    Network, task and budgets come beside them.
 
     Example:
         >>> resolve(PruneConfig(evaluations=64)).finetune_steps
@@ -143,7 +145,9 @@ class PruneConfig(SearchConfig, UnitConfig, DeliveryConfig, MeasureConfig, RunCo
 
 
 def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
-    """Fill in defaults that depend on others, and refuse what cannot be run.
+    """Fill in defaults that depend on others.
+
+    What cannot be run is refused.
 
     Args:
         config: as given.
@@ -219,9 +223,10 @@ def check_numbers(config: PruneConfig) -> None:
 
 
 def check_choices(config: object) -> None:
-    """Refuse a field typed ``Literal`` or ``tuple`` that holds something else.
+    """Refuse values that a field's type does not name.
 
-    The names of methods are left to ``METHODS``, which a user may add to.
+    Fields are typed ``Literal`` or ``tuple``. The names of methods are left to ``METHODS``, which a
+    user may add to.
 
     Raises:
         ValueError: naming the option, its value and the choices.
@@ -239,7 +244,7 @@ def check_choices(config: object) -> None:
 
 
 def check_methods(baselines: Sequence[str], known: Collection[str]) -> None:
-    """Refuse rivals that are unknown, or named twice, or the agent itself.
+    """Refuse rivals that are unknown or named twice.
 
     Args:
         baselines: names of the rivals.
@@ -290,10 +295,10 @@ def parse_override(option: str, text: str) -> tuple[str, int]:
 
 
 def overrides(config: PruneConfig, option: str) -> Mapping[str, int] | int:
-    """Return ``min_keep`` or ``round_to`` with its overrides, as the graph's functions take it.
+    """Return ``min_keep`` or ``round_to`` with its overrides.
 
-    One number where there are no overrides, else regular expressions in order, the last match
-    counting.
+    It is as the graph's functions take it. One number where there are no overrides, else regular
+    expressions in order, the last match counting.
     """
     base = int(getattr(config, option))
     given = getattr(config, f"{option}_of")

@@ -64,9 +64,10 @@ class Delivered:
         return self.pruning.network.replace(self.variables).slim(self.gates)
 
     def budget_rows(self) -> list[dict[str, PyTree]]:
-        """Return each budget with what was achieved, in the unit of its limit and absolute.
+        """Return each budget with what was achieved.
 
-        ``quartiles`` are those around a measured latency, in the unit of the limit.
+        Both in the unit of its limit and absolute. ``quartiles`` are those around a measured
+        latency, in the unit of the limit.
         """
         constraints = self.pruning.constraints
         rows = []
@@ -102,7 +103,7 @@ class _Masked:
 def evaluate_masked(
     network: Network, objective: Objective, variables: Variables, gates: Gates, data: Data
 ) -> Evaluation:
-    """Return loss and metric of a masked network over all examples.
+    """Evaluate a masked network on all examples.
 
     Args:
         network: whose definition counts.
@@ -130,10 +131,11 @@ def evaluate_network(network: Network, objective: Objective, data: Data) -> Eval
 def deliver(
     pruning: Pruning, search: Search, finetune: Finetune | None = None, run: Run | None = None
 ) -> Delivered:
-    """Bring what a search found within the budgets and finetune the best of it.
+    """Bring a search within the budgets and finetune.
 
-    The first candidates are re-ranked by their held-out metric after a short finetune; the winner
-    is finetuned on all training data and evaluated once on the test data.
+    The best of what it found is delivered. The first candidates are re-ranked by their held-out
+    metric after a short finetune; the winner is finetuned on all training data and evaluated once
+    on the test data.
 
     Args:
         pruning: the problem.

@@ -38,7 +38,7 @@ def fit_to_budgets(
     *,
     fill: bool = True,
 ) -> Gates:
-    """Turn any mask into gates that respect every budget and use what they allow.
+    """Turn any mask into gates within every budget.
 
     Over budget, the keep ratios of all groups are shifted down together; what room is left goes to
     the pruned units of highest score. The last word is an exact integer count. Where a budget is
@@ -57,7 +57,7 @@ def fit_to_budgets(
     Raises:
         ValueError: no mask meets the budgets (``check_reachable`` says so before a search).
     """
-    mask = round_masks(env, is_kept(jnp.asarray(mask)).astype(jnp.float32), env.raw_scores)
+    mask = round_masks(env, _keep_least(env, is_kept(jnp.asarray(mask))), env.raw_scores)
     counted = tuple(each for each in constraints if not each.is_measured)
     if not satisfies(counted, _gates(env, mask)):
         mask = ratios_to_masks(env, _project_ratios(env, masks_to_ratios(env, mask)))
@@ -81,6 +81,14 @@ def fit_to_budgets(
         f"{[str(constraint.budget) for constraint in constraints]}; "
         f"the least reachable is {exact_costs(constraints, gates)}"
     )
+
+
+def _keep_least(env: Environment, mask: jax.Array) -> jax.Array:
+    """Return f32[G, Cmax] with the best units added where a group keeps fewer than it must."""
+    kept = np.asarray(mask) & np.asarray(env.alive)
+    priorities = np.where(kept, np.inf, -np.asarray(env.ranks, np.float64))
+    counts = np.maximum(kept.sum(-1), np.asarray(env.min_keep))
+    return jnp.asarray(rank(priorities) < counts[:, None], jnp.float32)
 
 
 def _gates(env: Environment, mask: ArrayLike) -> Gates:
@@ -190,10 +198,11 @@ def deliverable(
     *,
     fill: bool = True,
 ) -> list[Gates]:
-    """Return up to ``count`` different gates within every budget, the most promising first.
+    """Return different gates within every budget.
 
-    They are the best feasible masks of the archive, then its near misses brought under the budgets,
-    and the uniform keep ratio where the search left neither.
+    Up to ``count``, the most promising first. They are the best feasible masks of the archive, then
+    its near misses brought under the budgets, and the uniform keep ratio where the search left
+    neither.
 
     Raises:
         ValueError: ``count`` below 1, or budgets that no mask meets.
@@ -234,7 +243,7 @@ def best_of(
 
 
 class Equivalence(NamedTuple):
-    """How near a slim network's outputs come to those of its masked twin.
+    """Hold how near slim and masked outputs are.
 
     Attributes:
         max_abs_diff: the largest absolute difference.
@@ -248,7 +257,7 @@ class Equivalence(NamedTuple):
 def equivalence(
     dense: Network, slim: Network, gates: Gates, inputs: tuple[PyTree, ...]
 ) -> Equivalence:
-    """Compare the outputs of a slim network with those of its masked twin.
+    """Compare the outputs of slim and masked network.
 
     Both compute in full float32: accelerators round contractions unless told otherwise, which says
     nothing about the cut.

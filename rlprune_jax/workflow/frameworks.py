@@ -23,7 +23,7 @@ MODES = {
 
 
 def training_mode(call: Callable, given: Mapping[str, bool] | str | None) -> dict[str, bool]:
-    """Return the keyword and value that tell a call to train, or nothing.
+    """Return what tells a call to train, or nothing.
 
     Args:
         call: whose signature is looked at.
@@ -52,7 +52,7 @@ def training_mode(call: Callable, given: Mapping[str, bool] | str | None) -> dic
 
 
 class Mode(NamedTuple):
-    """Hold how a module is told to train and to evaluate.
+    """Hold how a module trains and how it evaluates.
 
     Attributes:
         train: keywords of a call in training.
@@ -73,7 +73,10 @@ class Mode(NamedTuple):
 
 
 def mode_of(call: Callable, given: Mapping[str, bool] | str | None) -> Mode:
-    """Return how a call is told to train and to evaluate; see ``training_mode``."""
+    """Return how a call trains and how it evaluates.
+
+    See ``training_mode``.
+    """
     train = training_mode(call, given)
     return Mode(train=train, evaluate={name: not value for name, value in train.items()})
 
@@ -86,7 +89,10 @@ def from_linen(
     rngs: Sequence[str],
     mutable: Sequence[str] | None,
 ) -> Functions:
-    """Return a Linen module as pure functions; see ``Network.from_linen``."""
+    """Return a Linen module as pure functions.
+
+    See ``Network.from_linen``.
+    """
     import flax.linen as nn
 
     if not isinstance(module, nn.Module):
@@ -153,7 +159,10 @@ def _with_fields(module: PyTree, fields: Mapping[str, bool]) -> PyTree:
 
 
 def from_nnx(model: PyTree, example: PyTree, train: Mapping[str, bool] | str | None) -> Functions:
-    """Return an NNX module as pure functions; see ``Network.from_nnx``."""
+    """Return an NNX module as pure functions.
+
+    See ``Network.from_nnx``.
+    """
     from flax import nnx
 
     if not isinstance(model, nnx.Module):
@@ -241,7 +250,10 @@ def from_equinox(
     axis_name: str,
     train: Mapping[str, bool] | str | None,
 ) -> Functions:
-    """Return an Equinox module as pure functions; see ``Network.from_equinox``."""
+    """Return an Equinox module as pure functions.
+
+    See ``Network.from_equinox``.
+    """
     import equinox as eqx
 
     if not isinstance(model, eqx.Module):

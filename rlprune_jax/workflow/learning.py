@@ -47,7 +47,9 @@ def steps_at_once(steps: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class DenseRecipe:
-    """Hold how a dense network is trained: SGD with momentum, warm-up and cosine.
+    """Hold how a dense network is trained.
+
+    By SGD with momentum, warm-up and cosine.
 
     Attributes:
         steps: of training.
@@ -68,7 +70,10 @@ class DenseRecipe:
         require_range("weight_decay", self.weight_decay, 0.0)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
-        """Return the optimizer; its length is the recipe's own."""
+        """Return the optimizer.
+
+        Its length is the recipe's own.
+        """
         return make_optimizer(
             "sgd",
             learning_rate=self.rate,
@@ -82,7 +87,9 @@ class DenseRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneRecipe:
-    """Hold how a masked network is finetuned: Adam with cosine.
+    """Hold how a masked network is finetuned.
+
+    By Adam with cosine.
 
     Attributes:
         rate: peak learning rate.
@@ -93,9 +100,10 @@ class FinetuneRecipe:
     batch_size: int = 128
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
-        """Return the optimizer, whose rate falls to 0 over a total that may be traced.
+        """Return the optimizer.
 
-        Short and long finetunes are therefore one program.
+        Its rate falls to 0 over a total that may be traced. Short and long finetunes are therefore
+        one program.
         """
 
         def rate(count: jax.Array) -> jax.Array:
@@ -147,7 +155,7 @@ def _start(recipe: Recipe, variables: Variables) -> TrainState:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-    """Hold one training: what is trained, on what, how and for how long.
+    """Hold what one training trains, and how.
 
     Attributes:
         name: of the stage.
@@ -209,7 +217,9 @@ def _steps_of_source(training: Training, key: jax.Array) -> _Take:
 def run_training(
     training: Training, key: jax.Array, run: Run | None = None, save_seconds: float = 20.0
 ) -> Variables:
-    """Train as a stage of a run, from its last checkpoint on.
+    """Train as a stage of a run.
+
+    It goes on from its last checkpoint.
 
     Raises:
         DivergenceError: the loss became NaN or infinite; nothing of it is saved.

@@ -48,7 +48,7 @@ class Strategy:
 
 
 class Method(Protocol):
-    """Go about a problem in one way: what an entry of ``METHODS`` does."""
+    """Solve a pruning problem in one way."""
 
     def __call__(self, pruning: Pruning, /) -> Strategy:
         """Return the strategy for a problem."""
@@ -121,7 +121,10 @@ def one_threshold(pruning: Pruning) -> Strategy:
 
 
 def structured_sap(pruning: Pruning) -> Strategy:
-    """Cut units as structured SAP does, from the paper's (0.5, 1) to its (1, 2)."""
+    """Cut units as structured SAP does.
+
+    Exponents go from the paper's (0.5, 1) to its (1, 2).
+    """
     p = jnp.linspace(0.5, 1.0, pruning.config.candidates)
     scores = _sap_scores(pruning.graph, pruning.network.variables, p)
     return _strategy(pruning, search_method(ranked, scores=scores), iterations=1)
@@ -144,7 +147,10 @@ def _random(pruning: Pruning, granularity: str) -> Strategy:
 
 
 def cross_entropy_method(pruning: Pruning) -> Strategy:
-    """Move a distribution to the best candidates, of the run's granularity."""
+    """Move a distribution to the best candidates.
+
+    Of the run's granularity.
+    """
     return _cross_entropy(pruning, pruning.config.granularity)
 
 

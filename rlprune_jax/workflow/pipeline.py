@@ -36,11 +36,11 @@ def prune(
     config: PruneConfig | None = None,
     **settings: PyTree,
 ) -> PruneResult:
-    """Prune a trained network to budgets and keep what it can do.
+    """Prune a trained network to budgets.
 
-    The agent and its rivals search at the same number of evaluations; the best of each is brought
-    within every budget, finetuned and evaluated once on the test data. A second call on the same
-    network compiles nothing new.
+    What it can do is kept. The agent and its rivals search at the same number of evaluations; the
+    best of each is brought within every budget, finetuned and evaluated once on the test data. A
+    second call on the same network compiles nothing new.
 
     Args:
         network: dense and trained; it is not trained again.
@@ -136,12 +136,15 @@ def identity(
 
 
 def fingerprint(task: Task, split: str) -> str:
-    """Return what tells the data of a split from others, by their first examples and number."""
+    """Return what tells a split's data from others.
+
+    By their first examples and number.
+    """
     return tree_hash(task.sample(split, 256)) + f"/{task.size(split)}"
 
 
 def read_finished(network: Network, path: os.PathLike) -> PruneResult:
-    """Return the result of a run that is finished, with its slim network."""
+    """Return a finished run's result and slim network."""
     result = PruneResult.read(path)
     slim = network.load_slim(os.path.join(path, "slim"))
     return dataclasses.replace(result, network=slim)
@@ -156,7 +159,10 @@ def run_pruning(
     finetune: Finetune | None = None,
     path: os.PathLike | None = None,
 ) -> PruneResult:
-    """Search, deliver and ship in a run that is open; see ``prune``."""
+    """Search, deliver and ship in an open run.
+
+    See ``prune``.
+    """
     began = time.perf_counter()
     pruning = make_pruning(network, task, budgets, config)
     searches: dict[str, Search] = {}

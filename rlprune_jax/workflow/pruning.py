@@ -64,16 +64,19 @@ class Pruning:
 
 
 def stage_key(seed: int, stage: str) -> jax.Array:
-    """Return the random key of a stage, a function of the seed and its name alone."""
+    """Return the random key of a stage.
+
+    A function of the seed and its name alone.
+    """
     number = int.from_bytes(stage.encode()[-4:], "big") % 2**31
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), len(stage))
 
 
 def bind_budgets(network: Network, budgets: Budgets, config: PruneConfig) -> tuple[Constraint, ...]:
-    """Bind budgets to a network and refuse those that no pruning can meet.
+    """Bind budgets to a network.
 
-    The values of its weights do not matter, so this can come before any training. Times are
-    measured here.
+    Those that no pruning can meet are refused. The values of its weights do not matter, so this can
+    come before any training. Times are measured here.
 
     Raises:
         ValueError: a budget that is not understood or cannot be met, with the least value that can.
@@ -193,7 +196,9 @@ TAKEN_NAMES = ("loss", "stage", "step", "params", "macs", "kept", "latency_ms", 
 
 
 def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
-    """Refuse a task that a network cannot be asked; nothing is computed.
+    """Refuse a task that does not fit a network.
+
+    Nothing is computed.
 
     Raises:
         TaskError: the network does not take the task's inputs, or loss or metric do not take its
@@ -285,7 +290,10 @@ def _first_line(error: Exception) -> str:
 
 
 def score_units(network: Network, task: Task, config: PruneConfig) -> Gates:
-    """Score the importance of every unit, on training data where the score looks at any."""
+    """Score the importance of every unit.
+
+    On training data, where the score looks at any.
+    """
     if config.score == "random":
         return random_scores(network.graph, stage_key(config.seed, "scores"))
     if config.score == "magnitude":
@@ -314,7 +322,7 @@ def _taylor_scores(
 def search_environment(
     graph: Graph, constraints: tuple[Constraint, ...], scores: Gates, config: PruneConfig
 ) -> Environment:
-    """Return the constrained decision process of a network and its budgets."""
+    """Return the decision process of a pruning."""
     return make_environment(
         dict(zip(graph.names, graph.sizes, strict=True)),
         {name: np.asarray(score) for name, score in scores.items()},
@@ -344,7 +352,10 @@ class _MaskCosts:
 
 
 def mask_costs(graph: Graph, constraints: tuple[Constraint, ...]) -> CostFunction:
-    """Return the traceable ``masks f32[G, Cmax] -> f32[K]``, in the units of the limits."""
+    """Return the costs as functions of masks.
+
+    Traceable, ``masks f32[G, Cmax] -> f32[K]``, in the units of the limits.
+    """
     return _MaskCosts(graph, estimate_costs(constraints))
 
 

@@ -139,7 +139,10 @@ class PruneResult:
 
     @property
     def is_within_budgets(self) -> bool:
-        """Whether every budget is respected; what is delivered always does."""
+        """Return whether every budget is respected.
+
+        What is delivered always respects them.
+        """
         return all(row["satisfied"] for row in self.budgets)
 
     @property
@@ -148,11 +151,11 @@ class PruneResult:
         return {AGENT: self.pruned, **self.baselines}
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the slim network to a folder and return the folder.
+        """Write the slim network to a folder.
 
-        It holds ``weights.safetensors``, ``plan.json``, ``model.stablehlo`` and ``README.txt``,
-        which says how to load them. A result that was read from a run directory copies them from
-        there.
+        Returns the folder. It holds ``weights.safetensors``, ``plan.json``, ``model.stablehlo`` and
+        ``README.txt``, which says how to load them. A result that was read from a run directory
+        copies them from there.
 
         Raises:
             ResultError: the result was read from a file alone and has no network.
@@ -240,7 +243,7 @@ class PruneResult:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "PruneResult":
-        """Return the result of a run directory, or of a ``result.json``.
+        """Read the result of a run from its directory.
 
         Raises:
             ResultError: there is none, or not a whole one.
@@ -289,7 +292,9 @@ class PruneResult:
 
 
 def number(value: float, metric_name: str) -> str:
-    """Return a metric as people read it: fractions in percent.
+    """Write a metric as people read it.
+
+    Fractions are in percent.
 
     Example:
         >>> number(0.9817, "accuracy"), number(-1.25, "negative_loss")
@@ -320,7 +325,10 @@ def of_latencies(latencies: Mapping[int, Latency]) -> dict[int, dict[str, float]
 
 
 def history_arrays(searches: Mapping[str, Search]) -> dict[str, dict[str, np.ndarray]]:
-    """Return per method ``rewards`` [M] and ``costs`` [M, K] of every evaluation."""
+    """Return every evaluation of each method.
+
+    By method ``rewards`` [M] and ``costs`` [M, K].
+    """
     return {
         method: {
             "rewards": np.asarray(found.rewards).reshape(-1),

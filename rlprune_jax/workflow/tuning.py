@@ -21,7 +21,7 @@ from rlprune_jax.workflow.pruning import Pruning, stage_key
 
 
 class Finetune(Protocol):
-    """Train a masked network further, in a way of the user's own."""
+    """Train a masked network in the user's way."""
 
     def __call__(
         self, apply: Apply, variables: Variables, steps: int, key: jax.Array, /
@@ -40,7 +40,7 @@ class Finetune(Protocol):
 
 
 class MaskedFunction:
-    """A masked network for a training loop of the user's own.
+    """Apply a masked network in a user's training loop.
 
     Attributes:
         train: ``(variables, *inputs, key=None) -> (outputs, updates)``, in training mode.
@@ -74,7 +74,9 @@ class Tuner:
     run: Run
 
     def short(self, number: int, gates: Gates) -> Variables:
-        """Return variables to compare a candidate by, trained without held-out data.
+        """Return variables to compare a candidate by.
+
+        Trained without held-out data.
 
         Raises:
             DivergenceError: the loss or the variables became NaN or infinite.
@@ -82,7 +84,9 @@ class Tuner:
         return self._tune(f"rerank{number}", gates, int(self.pruning.config.rerank_steps or 0))
 
     def last(self, gates: Gates) -> Variables:
-        """Return the variables to deliver, trained with the held-out data too.
+        """Return the variables to deliver.
+
+        Trained with the held-out data too.
 
         Raises:
             DivergenceError: the loss or the variables became NaN or infinite.
@@ -118,7 +122,9 @@ class Tuner:
 
 
 def check_tuned(before: Variables, after: Variables) -> None:
-    """Refuse what a user's finetune returned, unless it is trained variables.
+    """Refuse what is no trained variables.
+
+    It is what a user's finetune returned.
 
     Raises:
         ValueError: other leaves or shapes than it was given.
@@ -141,9 +147,10 @@ def check_tuned(before: Variables, after: Variables) -> None:
 
 
 def training_data(task: Task, held_out: bool, batch_size: int = 128) -> Data:
-    """Return what is finetuned on: the training data, with or without the held-out ones.
+    """Return the data that are finetuned on.
 
-    As many rows in both cases, the surplus repeated: one compiled program finetunes on either.
+    The training data, with or without the held-out ones. As many rows in both cases, the surplus
+    repeated: one compiled program finetunes on either.
 
     Args:
         task: whose data.

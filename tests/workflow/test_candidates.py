@@ -106,7 +106,7 @@ def test_an_evaluation_equals_the_slim_network_recalibrated():
     x, labels = small.data.batch
     logits = slim(x)
     np.testing.assert_allclose(found.loss[0], cross_entropy(logits, labels), rtol=1e-4)
-    assert found.metric[0] == pytest.approx(np.mean(np.argmax(logits, -1) == labels))
+    assert found.metric[0] == pytest.approx(np.mean(np.argmax(np.asarray(logits), -1) == labels))
 
 
 def test_recalibration_puts_the_statistics_of_the_data_and_can_be_switched_off():

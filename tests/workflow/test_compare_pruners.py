@@ -1,14 +1,11 @@
 """The paper's comparison: which pruners, by which recipe, and what is refused."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlprune_jax import Network, classification
-from rlprune_jax.workflow import sap, sap_config
 from rlprune_jax.workflow.sap import compare_pruners, sap_pruners
 from rlprune_jax.workflow.sap_config import SapConfig, resolve_sap
 
@@ -93,9 +90,3 @@ def test_more_examples_than_there_are_are_refused():
         compare_pruners(NETWORK, TASK, SapConfig())
     with pytest.raises(ValueError, match="train_images=500 is above the 120 there are"):
         compare_pruners(NETWORK, TASK, SapConfig(train_images=500))
-
-
-@pytest.mark.parametrize("module", [sap, sap_config])
-def test_examples(module):
-    result = doctest.testmod(module)
-    assert result.failed == 0 and result.attempted > 0

@@ -1,7 +1,6 @@
 """Settings are filled in and refused by name, without JAX."""
 
 import dataclasses
-import doctest
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import get_args
 import pytest
 
 import rlprune_jax
-from rlprune_jax.workflow import config as module
 from rlprune_jax.workflow.config import (
     AGENT,
     MethodName,
@@ -20,11 +18,6 @@ from rlprune_jax.workflow.config import (
     parse_override,
     resolve,
 )
-
-
-def test_examples():
-    found = doctest.testmod(module)
-    assert found.failed == 0 < found.attempted
 
 
 def test_settings_load_no_jax():

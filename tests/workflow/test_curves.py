@@ -1,7 +1,5 @@
 """Iterative pruning of anybody's network: resumption, results, refusals."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 from rlprune_jax import Network, Schedule, lottery_ticket, one_shot, prune_iteratively, regression
 from rlprune_jax.runs import open_run_at
 from rlprune_jax.sparsity.masks import apply_mask, total_density
-from rlprune_jax.workflow import curves
 from rlprune_jax.workflow.curves import Curve, matched_rows, stage_name
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -162,7 +159,3 @@ def test_matched_density_interpolates_in_its_logarithm():
 
 def test_names_become_folders():
     assert stage_name("../Own pruner!") == "own-pruner" and stage_name("()") == "pruner"
-
-
-def test_examples():
-    assert doctest.testmod(curves).failed == 0

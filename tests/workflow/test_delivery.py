@@ -10,13 +10,19 @@ from small import in_batches, random_gates, small_mlp, small_pruning
 
 import rlprune_jax as rp
 from rlprune_jax.costs import satisfies
-from rlprune_jax.runs import MemoryRun
+from rlprune_jax.runs import DivergenceError, MemoryRun
+from rlprune_jax.units.scores import magnitude_scores
 from rlprune_jax.workflow import delivery
+from rlprune_jax.workflow.config import PruneConfig, resolve
 from rlprune_jax.workflow.delivery import deliver, evaluate_masked, evaluate_network
 from rlprune_jax.workflow.fitting import equivalence, fit_to_budgets
+from rlprune_jax.workflow.pruning import bind_budgets, search_environment
 from rlprune_jax.workflow.searches import search
 
 SMALL = small_mlp()
+
+
+SCORES = magnitude_scores(SMALL.graph, SMALL.variables)
 
 
 @settings(max_examples=15)
@@ -27,17 +33,33 @@ SMALL = small_mlp()
     macs=st.integers(20, 98),
     fill=st.booleans(),
 )
-def test_any_mask_and_budget_give_a_network_within_it(seed, keep, params, macs, fill):
-    """Counted in the arrays of the slim network; masked equals slim."""
-    pruning = small_pruning(f"params={params}", f"macs={macs}", min_keep=1, score="magnitude")
-    mask = jax.random.bernoulli(jax.random.key(seed), keep, pruning.env.ranks.shape)
-    gates = fit_to_budgets(pruning.env, pruning.constraints, mask, fill=fill)
-    assert satisfies(pruning.constraints, gates)
+def test_any_mask_and_budget_give_gates_within_it(seed, keep, params, macs, fill):
+    """Counted in closed form: widths a and b have 5a + ab + 3b parameters and 4a + ab + 3b MACs."""
+    config = resolve(PruneConfig(min_keep=1))
+    constraints = bind_budgets(SMALL.network, [f"params={params}", f"macs={macs}"], config)
+    env = search_environment(SMALL.graph, constraints, SCORES, config)
+    mask = jax.random.bernoulli(jax.random.key(seed), keep, env.ranks.shape)
+    gates = fit_to_budgets(env, constraints, mask, fill=fill)
+    assert satisfies(constraints, gates)
+    a, b = (int(np.asarray(gate).sum()) for gate in gates.values())
+    assert min(a, b) >= 1
+    assert 5 * a + a * b + 3 * b <= params * 106
+    assert 4 * a + a * b + 3 * b <= macs
+    assert all(np.isin(np.asarray(gate), (0, 1)).all() for gate in gates.values())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_slim_network_holds_what_the_gates_keep_and_equals_its_masked_twin(seed):
+    drawn = random_gates(SMALL.graph, 1, jax.random.key(seed))
+    gates = jax.tree.map(lambda each: each[0], drawn)
+    a, b = (int(np.asarray(gate).sum()) for gate in gates.values())
     slim = SMALL.network.slim(gates)
-    sizes = {name: leaf.size for name, leaf in slim.variables.items()}
-    assert sum(sizes.values()) <= params * 106
-    assert sizes["a"] + sizes["b"] + sizes["c"] <= macs
-    assert min(leaf.size for leaf in jax.tree.leaves(slim.variables)) > 0
+    assert [leaf.shape for leaf in jax.tree.leaves(slim.variables)] == [
+        (4, a),
+        (a,),
+        (a, b),
+        (b, 3),
+    ]
     assert equivalence(SMALL.network, slim, gates, (SMALL.task.test[0],)).max_abs_diff < 1e-5
 
 
@@ -50,7 +72,9 @@ def test_a_delivery_is_evaluated_within_its_budgets_and_counted_in_arrays():
     assert delivered.macs == sum(sizes.values()) - sizes["a_bias"]
     assert list(delivered.kept.values()) == [sizes["a_bias"], sizes["c"] // 3]
     x, y = SMALL.task.test
-    assert delivered.metric == pytest.approx(np.mean(np.argmax(slim(x), -1) == y), abs=1e-6)
+    assert delivered.metric == pytest.approx(
+        np.mean(np.argmax(np.asarray(slim(x)), -1) == y), abs=1e-6
+    )
     assert delivered.loss == pytest.approx(float(SMALL.task.loss(slim(x), (x, y))), rel=1e-4)
     assert len(delivered.ratings) == 2
     stages = {row["stage"] for row in run.metrics()}
@@ -71,6 +95,7 @@ def test_the_best_after_the_short_finetune_wins(monkeypatch):
         jax.tree.map(lambda each, i=i: each[i], random_gates(SMALL.graph, 3, jax.random.key(0)))
         for i in range(3)
     ]
+    candidates[1] = SMALL.ones
     monkeypatch.setattr(delivery, "deliverable", lambda *args, **options: candidates)
     tuned = []
 
@@ -106,7 +131,9 @@ def test_evaluations_are_means_over_all_examples_in_arrays_and_batches(monkeypat
     objective = SMALL.task.objective
     for data in ((x, y), in_batches((x, y), 9)):
         found = evaluate_masked(SMALL.network, objective, SMALL.variables, gates, data)
-        assert float(found.metric) == pytest.approx(np.mean(np.argmax(masked, -1) == y), abs=1e-6)
+        assert float(found.metric) == pytest.approx(
+            np.mean(np.argmax(np.asarray(masked), -1) == y), abs=1e-6
+        )
         assert float(found.loss) == pytest.approx(float(SMALL.task.loss(masked, (x, y))), rel=1e-5)
         dense = evaluate_network(SMALL.network, objective, data)
         assert float(dense.metric) == 1
@@ -120,7 +147,7 @@ def test_streams_deliver_within_the_budgets():
     delivered = deliver(pruning, search(pruning, "random_search"))
     assert delivered.params <= 53
     x, y = SMALL.task.test
-    accuracy = np.mean(np.argmax(delivered.network(x), -1) == y)
+    accuracy = np.mean(np.argmax(np.asarray(delivered.network(x)), -1) == y)
     assert delivered.metric == pytest.approx(accuracy, abs=1e-6)
 
 
@@ -130,5 +157,5 @@ def test_finetuning_that_diverges_says_so():
     def finetune(apply, variables, steps, key):
         return jax.tree.map(lambda leaf: leaf * jnp.nan, variables)
 
-    with pytest.raises(rp.runs.DivergenceError, match="finetune returned variables"):
+    with pytest.raises(DivergenceError, match="finetune returned variables"):
         deliver(pruning, search(pruning, "uniform"), finetune)

@@ -125,6 +125,17 @@ def test_without_filling_a_feasible_mask_stays_as_it_is():
         np.testing.assert_array_equal(gates[name], mask[index, : len(gates[name])])
 
 
+@pytest.mark.parametrize("fill", [True, False])
+def test_groups_that_a_mask_prunes_whole_keep_their_least(fill):
+    constraints, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
+    gates = fit_to_budgets(env, constraints, jnp.zeros(env.ranks.shape), fill=fill)
+    assert satisfies(constraints, gates)
+    for index, name in enumerate(GRAPH.names):
+        kept = np.asarray(gates[name])
+        assert kept[np.asarray(env.ranks[index, : kept.size]) == 0] == 1
+        assert fill or kept.sum() == env.min_keep[index]
+
+
 def test_deliverable_takes_feasible_then_near_misses_then_uniform():
     constraints, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
     empty = archive_init(env, 4)

@@ -106,6 +106,7 @@ def haiku_network(key):
 
 def keras_network(key):
     keras.utils.set_random_seed(key)
+    keras.utils.clear_session()  # names count up from layer to layer of a process
     body = [layers.Conv2D(4, 3, padding="same"), layers.BatchNormalization(momentum=0.9)]
     body += [layers.ReLU(), layers.GlobalAveragePooling2D(), layers.Dropout(0.5), layers.Dense(3)]
     model = keras.Sequential([keras.Input((6, 6, 1)), *body], name="net")
@@ -273,7 +274,9 @@ def test_nnx_models_are_not_changed_and_intermediates_are_left_out():
 
         def __call__(self, x):
             x = nnx.relu(self.a(x))
-            self.sow(nnx.Intermediate, "hidden", x)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.sow(nnx.Intermediate, "hidden", x)
             self.seen[...] += 1
             return self.b(self.dropout(x))
 

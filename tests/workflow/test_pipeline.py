@@ -58,9 +58,8 @@ def test_one_call_leaves_the_network_smaller_and_nothing_on_disk(tmp_path, monke
     sizes = [leaf.size for leaf in arrays_of(result)]
     assert result.pruned.params == sum(sizes) <= 53
     x, y = TASK.test
-    assert result.pruned.metric == pytest.approx(
-        np.mean(np.argmax(result.network(x), -1) == y), abs=1e-6
-    )
+    right = np.argmax(np.asarray(result.network(x)), -1) == y
+    assert result.pruned.metric == pytest.approx(right.mean(), abs=1e-6)
     for found in result.baselines.values():
         assert found.params <= 53 and 0 <= found.metric <= 1
     assert result.search["evaluations"] == 16 and result.search["feasible_fraction"] == 1
@@ -185,29 +184,39 @@ def test_settings_come_as_a_value_or_by_name():
     assert (found.seed, found.baselines, found.evaluations) == (3, ("uniform",), 16)
 
 
-def test_a_regression_by_its_own_metric_and_a_budget_of_the_users():
+def test_a_regression_with_a_finetune_of_ones_own():
     """Targets are the network's own outputs, so the dense loss is 0."""
     splits = [(x, np.asarray(NETWORK(x))) for x, _ in (TASK.train, TASK.held_out, TASK.test)]
-    task = rp.regression(*splits)
-    calls = []
+    steps_asked = []
 
     def finetune(apply, variables, steps, key):
-        calls.append(steps)
+        steps_asked.append(steps)
         return variables
 
-    budget = rp.Budget("width", 9, False, lambda widths, gates: float(sum(widths.values())))
-    result = rp.prune(
-        NETWORK, task, [budget], finetune=finetune, **{**ALONE, "constraint": "projection"}
-    )
+    result = rp.prune(NETWORK, rp.regression(*splits), "params=0.5", finetune=finetune, **ALONE)
     assert result.metric_name == "negative_loss"
     assert result.dense.metric == pytest.approx(0, abs=1e-9)
-    assert sum(result.pruned.kept.values()) <= 9
-    assert calls[-1] == 4
+    assert steps_asked[-1] == 4
     x, y = splits[2]
     expected = -np.mean((np.asarray(result.network(x), np.float64) - y) ** 2)
     assert result.pruned.metric == pytest.approx(expected, rel=1e-4)
-    row = result.budgets[0]
-    assert row["name"] == "width" and row["achieved"] <= 9 and row["satisfied"]
+    assert result.to_json()["pruned"]["negative_loss"] == result.pruned.metric
+
+
+def test_a_budget_may_be_a_function_itself():
+    asked = []
+
+    def width(widths, gates):
+        asked.append(widths)
+        return float(sum(widths.values()))
+
+    budget = rp.Budget("width", 9, relative=False, function=width)
+    pruning = rp.make_pruning(NETWORK, TASK, budget, rp.PruneConfig(**ALONE))
+    delivered = rp.deliver(pruning, rp.search(pruning, "random_search"))
+    assert sum(delivered.kept.values()) <= 9
+    (row,) = delivered.budget_rows()
+    assert row["achieved"] == sum(delivered.kept.values()) and row["unit"] == "of its own unit"
+    assert delivered.kept in asked
 
 
 def test_a_metric_that_is_always_nan_delivers_nothing():
@@ -264,7 +273,7 @@ def test_tokens_and_dictionaries_by_hand():
         ),
     ):
         pruning = rp.make_pruning(network, task, "params=0.7", config)
-        delivered = rp.deliver(pruning, rp.search(pruning, "random_search"))
+        delivered = rp.deliver(pruning, rp.search(pruning, "uniform"))
         assert delivered.params <= 0.7 * (20 + 24 + 30)
         shipped = rp.ship(delivered, batches=(1,))
         assert shipped.metric == pytest.approx(delivered.metric, rel=1e-4)

@@ -1,7 +1,6 @@
 """A result is a value: printed, stored, read back, refused where damaged."""
 
 import dataclasses
-import doctest
 import json
 import math
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from rlprune_jax.costs import Latency
-from rlprune_jax.workflow import results as module
 from rlprune_jax.workflow.results import (
     NetworkResult,
     PruneResult,
@@ -53,11 +51,6 @@ def make(metric_name="accuracy", **changes):
         "device": {"platform": "cpu"},
     }
     return PruneResult(**given | changes)
-
-
-def test_examples():
-    found = doctest.testmod(module)
-    assert found.failed == 0 < found.attempted
 
 
 @pytest.mark.parametrize("metric_name", ["accuracy", "negative_loss", "my_metric"])

@@ -45,7 +45,7 @@ _WINOGRAD_TILES = 128  # fewer, the transform of the kernel eats the gain
 
 
 def convolution(
-    lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any = None
+    lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: lax.PrecisionLike = None
 ) -> jax.Array:
     """Convolve lhs f[B,H,W,C] with rhs f[h,w,C/groups,O] to f[B,H',W',O].
 
@@ -77,7 +77,7 @@ def convolution(
 
 
 def input_gradient(
-    cotangent: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any = None
+    cotangent: jax.Array, rhs: jax.Array, geometry: Geometry, precision: lax.PrecisionLike = None
 ) -> jax.Array:
     """Pull a cotangent back through the kernel to the images.
 
@@ -123,7 +123,7 @@ def input_gradient(
 
 
 def kernel_gradient(
-    lhs: jax.Array, cotangent: jax.Array, geometry: Geometry, precision: Any = None
+    lhs: jax.Array, cotangent: jax.Array, geometry: Geometry, precision: lax.PrecisionLike = None
 ) -> jax.Array:
     """Correlate the input f[B,H,W,C] with a cotangent f[B,H',W',O] to f[h,w,C/groups,O].
 
@@ -215,7 +215,9 @@ def _patches(lhs: jax.Array, geometry: Geometry) -> jax.Array:
     )
 
 
-def _product(left: jax.Array, right: jax.Array, groups: int, precision: Any) -> jax.Array:
+def _product(
+    left: jax.Array, right: jax.Array, groups: int, precision: lax.PrecisionLike
+) -> jax.Array:
     """Multiply pixels f[B,H,W,C] by one tap's weights f[C/groups,O] to f[B,H,W,O]."""
     inside, outside = right.shape
     if groups == 1:
@@ -228,7 +230,9 @@ def _product(left: jax.Array, right: jax.Array, groups: int, precision: Any) -> 
     return result.reshape(*left.shape[:3], outside)
 
 
-def _correlation(left: jax.Array, right: jax.Array, groups: int, precision: Any) -> jax.Array:
+def _correlation(
+    left: jax.Array, right: jax.Array, groups: int, precision: lax.PrecisionLike
+) -> jax.Array:
     """Sum pixels f[B,H,W,C] times cotangents f[B,H,W,O] over B, H, W to f[C/groups,O]."""
     channels, outside = left.shape[-1], right.shape[-1]
     # Flat operands, or XLA copies the left one transposed instead of reading it transposed.

@@ -7,7 +7,6 @@ output's spread.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,9 @@ _TILE_COTANGENTS = ({0: 1}, {0: 1, 1: 1}, {0: 1, 1: -1}, {1: -1})
 _KERNEL_TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
-def convolution(lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any) -> jax.Array:
+def convolution(
+    lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
+) -> jax.Array:
     """Convolve lhs f[B,H,W,C] with rhs f[3,3,C,O] to f[B,H',W',O]."""
     height, width = geometry.output_size
     padded = _pad_to_tiles(lhs, geometry)
@@ -54,7 +55,7 @@ def convolution(lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: A
 
 
 def kernel_gradient(
-    lhs: jax.Array, cotangent: jax.Array, geometry: Geometry, precision: Any
+    lhs: jax.Array, cotangent: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
 ) -> jax.Array:
     """Transpose of `convolution` in its kernel.
 
@@ -74,7 +75,9 @@ def kernel_gradient(
     return jnp.einsum("ui,vj,vuco->ijco", transform, transform, products)
 
 
-def _transform(table: Sequence[dict[int, int]], array: jax.Array, high: int, wide: int) -> Any:
+def _transform(
+    table: Sequence[dict[int, int]], array: jax.Array, high: int, wide: int
+) -> jax.Array:
     """Transform all tiles of f[B,H,W,C], rows and then columns, to f[4,4,B,high,wide,C]."""
     rows = [array[:, h : h + 2 * high - 1 : 2] for h in range(array.shape[1] - 2 * high + 2)]
     half = jnp.stack([_combine(terms, {0: 1}, [[row] for row in rows]) for terms in table])

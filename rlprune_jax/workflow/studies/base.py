@@ -61,9 +61,10 @@ class StudyJob(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Study(abc.ABC):
-    """Hold the options of every study, and what each kind of study does.
+    """Hold the options of every study.
 
-    Use a subclass; ``conduct`` runs it. The first lines of fields are the help of the command line.
+    Each kind says what it does with them. Use a subclass; ``conduct`` runs it. The first lines of
+    fields are the help of the command line.
     """
 
     kind: ClassVar[str]
@@ -117,11 +118,16 @@ class Study(abc.ABC):
 
     @property
     def metric_name(self) -> str:
-        """What settings are ranked by; more is better."""
+        """Return the metric that ranks settings.
+
+        More is better.
+        """
         return str(getattr(self, "metric", "reward"))
 
     def check(self) -> None:
-        """Refuse options that cannot be, before JAX is imported and anything is trained.
+        """Refuse options that cannot be.
+
+        Before JAX is imported and anything is trained.
 
         Raises:
             ValueError: naming the option, its value and the way out.
@@ -167,7 +173,9 @@ class Study(abc.ABC):
 
     @abc.abstractmethod
     def job(self, run: "Run | None" = None) -> StudyJob:
-        """Load the data, train what is trained once, and make the job.
+        """Load data, train, and make the job.
+
+        What is trained once is trained here.
 
         Args:
             run: where checkpoints of the training go; None keeps them in memory.
@@ -207,7 +215,9 @@ class Study(abc.ABC):
     def draw(
         self, found: "StudyResult", result: Mapping[str, object], cost: str
     ) -> "list[Drawing]":
-        """Return the figures of the page: the effect of each hyper-parameter.
+        """Draw the figures of the page.
+
+        They show the effect of each hyper-parameter.
 
         Args:
             found: the study's result.
@@ -220,7 +230,10 @@ class Study(abc.ABC):
         return [effects(found.settings.columns, mean, self.metric_name, self.log_axes)]
 
     def record(self) -> dict[str, object]:
-        """Return the options as they are kept on disk, without a database's password."""
+        """Return the options as kept on disk.
+
+        Without a database's password.
+        """
         options = dataclasses.asdict(self)
         return options | {"optuna": self.optuna and hide_password(self.optuna)}
 
@@ -230,7 +243,7 @@ class Study(abc.ABC):
         return {name: str(value) for name, value in self.record().items() if name not in left_out}
 
     def prune_config(self, **others: int) -> PruneConfig:
-        """Return the settings of a pruning that the options stand for."""
+        """Return the options as settings of a pruning."""
         few = min(self.reward_images, 256) if self.dataset == "digits" else self.reward_images
         return PruneConfig(
             seed=self.seed,
@@ -243,9 +256,10 @@ class Study(abc.ABC):
 
 
 def check_budget(text: str) -> None:
-    """Refuse a budget without a limit, or one whose cost is measured on the host.
+    """Refuse a budget that a study cannot take.
 
-    Whether the name is known and the limit can be met is asked once JAX is there.
+    It has a limit, and its cost is not measured on the host. Whether the name is known and the
+    limit can be met is asked once JAX is there.
 
     Raises:
         ValueError: naming the budget and the way out.
@@ -269,7 +283,9 @@ def names(choices: Mapping | tuple[object, ...]) -> str:
 def require_each(
     option: str, values: tuple[object, ...], holds: Callable[[object], bool], wanted: str
 ) -> None:
-    """Refuse a list that is empty, repeats a value, or holds one that cannot be.
+    """Refuse a list with wrong or repeated values.
+
+    An empty one too.
 
     Raises:
         ValueError: naming the option, its value and what it may be.

@@ -42,7 +42,10 @@ class BudgetStudy(Study):
 
     @property
     def budgets(self) -> tuple[str, ...]:
-        """The limits as text, of the cost that the budget names."""
+        """Return the limits as text.
+
+        Of the cost that the budget names.
+        """
         name = self.budget.rpartition("=")[0]
         return tuple(f"{name}={limit}" for limit in self.limits)
 
@@ -75,7 +78,10 @@ class BudgetStudy(Study):
         return {cost: span, "method": Choice(self.methods)}
 
     def job(self, run: "Run | None" = None) -> StudyJob:
-        """Train the network and make the job of one search under one limit."""
+        """Make the job of a search under one limit.
+
+        The network is trained before.
+        """
         from rlprune_jax.workflow.studies.problem import prepare
         from rlprune_jax.workflow.studies.search_job import search_study_job
 

@@ -20,9 +20,10 @@ MORE = Extension(settings=EXTENDS, stages=("dense",))
 
 
 def conduct(study: Study) -> Path:
-    """Run a study, find it finished, or extend it by more settings.
+    """Run a study, or go on with one.
 
-    Call it in every process of a study over many hosts, before anything is computed.
+    One that is finished is found, or extended by more settings. Call it in every process of a study
+    over many hosts, before anything is computed.
 
     Args:
         study: its options.
@@ -65,7 +66,7 @@ def conduct(study: Study) -> Path:
 
 
 def own_folder(study: Study, process: int) -> Path:
-    """Return where the run directory of this process or worker lies."""
+    """Return the run directory of this process or worker."""
     folder = Path(study.runs_dir)
     if process:
         folder = folder / f"process-{process}"

@@ -41,7 +41,7 @@ MANY_STEPS = 2000
 
 
 def build_module(study: Study) -> tuple[nn.Module, Task]:
-    """Load the data of a study and make the module of its network.
+    """Load data and make the module of a network.
 
     Raises:
         ValueError: an unknown model, or options that it does not have.
@@ -75,7 +75,9 @@ def build(study: Study) -> tuple[Network, Task]:
 def prepare(
     study: Study, budgets: Sequence[str], config: PruneConfig, run: Run | None = None
 ) -> Pruning:
-    """Train the dense network, or find it trained, and make the problem.
+    """Train the dense network and make the problem.
+
+    A trained network is found.
 
     Args:
         study: whose data and network count.
@@ -101,7 +103,7 @@ def prepare(
 
 
 def dense_accuracy(pruning: Pruning) -> float:
-    """Return the accuracy of the dense network on the test data."""
+    """Evaluate the dense network on the test data."""
     task = pruning.task
     return float(evaluate_network(pruning.network, task.objective, task.test).metric)
 
@@ -142,7 +144,10 @@ def finetuned(
 def finetuned_accuracy(
     pruning: Pruning, shared: dict[str, PyTree], gates: Gates, steps: int, key: jax.Array
 ) -> jax.Array:
-    """Return the test accuracy after finetuning on training and held-out data, traceably."""
+    """Evaluate a network after finetuning, traceably.
+
+    It is finetuned on training and held-out data, and evaluated on test data.
+    """
     tuned = finetuned(pruning, shared["variables"], gates, shared["all"], steps, key)
     objective = pruning.task.objective
     return evaluate_masked(pruning.network, objective, tuned, gates, shared["test"]).metric

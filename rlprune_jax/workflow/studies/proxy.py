@@ -27,7 +27,10 @@ MOST_CANDIDATES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class ProxyStudy(Study):
-    """Rank correlation of rewards with the finetuned accuracy of random candidates."""
+    """Correlate rewards with the finetuned accuracy.
+
+    By rank, over random candidates.
+    """
 
     kind: ClassVar[str] = "proxy"
 
@@ -62,7 +65,10 @@ class ProxyStudy(Study):
         return grid({"candidate": list(range(self.candidates))})
 
     def space(self, cost: str) -> "Mapping[str, Distribution]":
-        """Return nothing; ``check`` refuses Optuna."""
+        """Return nothing to search.
+
+        ``check`` refuses Optuna.
+        """
         return {}
 
     def job(self, run: "Run | None" = None) -> StudyJob:
@@ -74,7 +80,7 @@ class ProxyStudy(Study):
         return proxy_study_job(pruning, self.candidates, self.finetune_steps)
 
     def conclude(self, found: "StudyResult", dense_accuracy: float) -> dict[str, object]:
-        """Return the result, with the correlation of each reward with the accuracy."""
+        """Return the result, with each reward's correlation."""
         from rlprune_jax.study import rank_correlation
 
         accuracy = found.metrics["accuracy"].mean(1)

@@ -44,10 +44,10 @@ def proxy_study_job(pruning: Pruning, candidates: int, finetune_steps: int) -> S
 
 
 def proxy_job(pruning: Pruning, finetune_steps: int) -> Job:
-    """Make the job ``(hparams, key, shared) -> metrics`` of one candidate.
+    """Make the job of one candidate.
 
-    Metrics are the rewards of ``PROXIES`` on held-out data, and ``accuracy``, on the test data
-    after the long finetune.
+    It is ``(hparams, key, shared) -> metrics``. Metrics are the rewards of ``PROXIES`` on held-out
+    data, and ``accuracy``, on the test data after the long finetune.
 
     Args:
         pruning: the problem.
@@ -76,7 +76,9 @@ def proxy_job(pruning: Pruning, finetune_steps: int) -> Job:
 
 
 def random_candidates(pruning: Pruning, count: int) -> jax.Array:
-    """Return different random masks within the budget, in keep ratios of groups.
+    """Draw different random masks within the budget.
+
+    In keep ratios of groups.
 
     Args:
         pruning: the problem.

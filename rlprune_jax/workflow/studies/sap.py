@@ -20,7 +20,10 @@ NUMBERS = ("p", "q", "eta_r", "gamma", "beta")
 
 @dataclasses.dataclass(frozen=True)
 class SapStudy(Study):
-    """Numbers of sparsity-informed adaptive pruning: a grid, or ranges with --optuna."""
+    """Vary the numbers of adaptive pruning.
+
+    A grid of them, or ranges with --optuna.
+    """
 
     kind: ClassVar[str] = "sap"
 
@@ -85,13 +88,16 @@ class SapStudy(Study):
         }
 
     def job(self, run: "Run | None" = None) -> StudyJob:
-        """Load the data and make the job of one iterative pruning."""
+        """Load data and make the job of one pruning."""
         from rlprune_jax.workflow.studies.sap_job import sap_study_job
 
         return sap_study_job(self)
 
     def conclude(self, found: "StudyResult", dense_accuracy: float) -> dict[str, object]:
-        """Return the result; every cell trains a dense network of its own."""
+        """Return the result.
+
+        Every cell trains a dense network of its own.
+        """
         mean = float(found.metrics["dense_accuracy"].mean())
         return super().conclude(found, mean)
 

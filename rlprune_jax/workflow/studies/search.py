@@ -54,7 +54,10 @@ CHOICES: dict[str, tuple[int, ...] | tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class SearchStudy(Study):
-    """Hyper-parameters of the agent; setting 0 is the defaults."""
+    """Vary the hyper-parameters of the agent.
+
+    Setting 0 is the defaults.
+    """
 
     kind: ClassVar[str] = "search"
     log_axes: ClassVar[tuple[str, ...]] = tuple(name for name, span in RANGES.items() if span.log)
@@ -126,7 +129,10 @@ class SearchStudy(Study):
         return found
 
     def defaults(self) -> "dict[str, Value]":
-        """Return what is varied, as a search has it unless told otherwise."""
+        """Return the defaults of what is varied.
+
+        As a search has it unless told otherwise.
+        """
         from rlprune_jax.search import AgentConfig, HParams
 
         structure = AgentConfig(candidates=self.candidates)
@@ -143,13 +149,13 @@ class SearchStudy(Study):
         return self.job_on(prepare(self, (self.budget,), config, run))
 
     def job_on(self, pruning: "Pruning") -> StudyJob:
-        """Make the job of one search on a problem that is there."""
+        """Make the job of one search on a problem."""
         from rlprune_jax.workflow.studies.search_job import search_study_job
 
         return search_study_job(pruning, tuple(name for name in self.vary if name in CHOICES))
 
     def conclude(self, found: "StudyResult", dense_accuracy: float) -> dict[str, object]:
-        """Return the result, with the gain of the best setting over the defaults."""
+        """Return the result, with the gain over the defaults."""
         result = super().conclude(found, dense_accuracy)
         if self.optuna:
             return result  # which chose its settings, so none is the defaults
@@ -160,7 +166,9 @@ class SearchStudy(Study):
 
 
 def check_search(evaluations: int, candidates: int, most: int = 0) -> None:
-    """Refuse a search without a whole iteration, or of one candidate an iteration.
+    """Refuse a search that is too small.
+
+    It needs a whole iteration, and two candidates in each.
 
     Args:
         evaluations: of a search.

@@ -65,12 +65,13 @@ def search_study_job(
 
 
 def search_job(pruning: Pruning, finetune_steps: int = 0) -> Job:
-    """Make a whole search as one scan, ``(hparams, key, shared, **structure) -> metrics``.
+    """Make a whole search as one scan.
 
-    Hyper-parameters are the agent's numbers and, by the name of the first budget, its limit.
-    Metrics: ``reward``, the best held-out accuracy within the budget; ``area``, the mean over
-    evaluations of the best so far, 0 before there is one; ``feasible_fraction``; ``cost`` of the
-    best; with ``finetune_steps`` also ``accuracy`` on the test data after finetuning.
+    It is ``(hparams, key, shared, **structure) -> metrics``. Hyper-parameters are the agent's
+    numbers and, by the name of the first budget, its limit. Metrics: ``reward``, the best held-out
+    accuracy within the budget; ``area``, the mean over evaluations of the best so far, 0 before
+    there is one; ``feasible_fraction``; ``cost`` of the best; with ``finetune_steps`` also
+    ``accuracy`` on the test data after finetuning.
 
     Args:
         pruning: the problem.
@@ -138,7 +139,7 @@ def strategy_of(
     method: str,
     structure: Mapping[str, PyTree],
 ) -> Strategy:
-    """Return how a method goes about the problem of one setting.
+    """Return a method's way with one setting's problem.
 
     Args:
         pruning: the problem.
@@ -163,7 +164,9 @@ def strategy_of(
 
 
 def with_limit(env: Environment, limit: jax.Array) -> Environment:
-    """Return the environment with another first limit and the uniform start that meets it.
+    """Return the environment with another first limit.
+
+    With it comes the uniform start that meets it.
 
     Args:
         env: the problem.

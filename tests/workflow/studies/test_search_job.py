@@ -67,7 +67,7 @@ def test_structure_reaches_the_method(pruning):
     strategy = strategy_of(pruning, variables, pruning.env, "agent", structure)
     config = dict(strategy.method.options)["config"]
     assert (config.epochs, config.shaping, config.granularity) == (2, "elite", "coarse")
-    assert config.candidates == strategy.candidates == 6
+    assert config.candidates == 6
     assert config.iterations == strategy.iterations == 2  # 12 evaluations
 
 
