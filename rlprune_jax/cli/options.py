@@ -201,6 +201,7 @@ def resolved(options: PruneOptions) -> PruneOptions:
     check_data_options(options.data)
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     check_dense(options.dense)
+    check_methods(options.search.baselines, get_args(MethodName))
     check_measuring(options.measuring, budgets)
     check_place(options.place)
     check_methods(options.search.baselines, get_args(MethodName))
@@ -296,7 +297,7 @@ def check_data_options(options: DataOptions) -> None:
 
 
 def check_path(option: str, path: str) -> None:
-    """Refuse a path that names no function of a module.
+    """Refuse what does not name a function of a module.
 
     The package has to be there; nothing is imported.
 
