@@ -67,18 +67,18 @@ def module(tmp_path, monkeypatch):
 
 def build(name, **options):
     wanted = Wanted(example=EXAMPLE, num_classes=2)
-    return build_network(NetworkOptions(model=f"own_of_test:{name}", **options), wanted)[:2]
+    return build_network(NetworkOptions(model=f"own_of_test:{name}", **options), wanted)
 
 
 @pytest.mark.parametrize("name", ["linen", "nnx_module", "equinox", "network"])
 def test_a_network_of_any_framework_counts_as_trained(name):
-    network, is_trained = build(name)
+    network, is_trained, _ = build(name)
     assert is_trained and network.graph.sizes == (5,)
     assert network(EXAMPLE[0]).shape == (2, 2)
 
 
 def test_a_linen_module_alone_is_initialised_and_to_be_trained():
-    network, is_trained = build("linen_alone")
+    network, is_trained, _ = build("linen_alone")
     assert not is_trained and network.graph.sizes == (5,)
 
 
