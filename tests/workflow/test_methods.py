@@ -49,11 +49,11 @@ def test_what_uniform_delivers_is_uniform_and_not_filled():
 def test_structured_sap_goes_from_the_papers_norms_to_the_other_end():
     pruning = small_pruning("params=0.5")
     scores = METHODS["structured_sap"](pruning).method.arrays["scores"]
-    first = structured_sap_scores(pruning.graph, pruning.network.variables, p=0.5, q=1.0)
-    for group, score in first.items():
-        assert scores[group].shape[0] == pruning.config.candidates
-        np.testing.assert_allclose(scores[group][0], score, rtol=1e-5)
-        assert not np.allclose(scores[group][0], scores[group][-1])
+    for row, p in ((0, 0.5), (-1, 1.0)):
+        expected = structured_sap_scores(pruning.graph, pruning.network.variables, p=p, q=2 * p)
+        for group, score in expected.items():
+            assert scores[group].shape[0] == pruning.config.candidates
+            np.testing.assert_allclose(scores[group][row], score, rtol=1e-5)
 
 
 def test_the_informed_agent_sees_the_pq_index_and_starts_within_the_budgets():
