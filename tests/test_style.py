@@ -14,6 +14,7 @@ LONG_FUNCTIONS = {
     "search/policy.py fine_policy": "as coarse_policy",
     "search/ppo_lagrangian.py ppo_lagrangian": "init, ask and tell over one agent",
     "search/problem.py make_environment": "closures over one problem",
+    "workflow/iterative.py iterative_pruning": "init and step over one loop",
 }
 MANY_ARGUMENTS = {
     "models/convolution/conv.py conv_general_dilated": "as the function that it replaces",

@@ -284,12 +284,8 @@ def from_equinox(
             found = whole(*inputs, *((state,) if stateful else ()), **options)
             return found if stateful else (found, None)
 
-        mapped = jax.vmap(
-            one,
-            in_axes=(0, None if keys is None else 0, None),
-            out_axes=(0, None),
-            axis_name=axis_name,
-        )
+        in_axes = (0, None if keys is None else 0, None)
+        mapped = jax.vmap(one, in_axes=in_axes, out_axes=(0, None), axis_name=axis_name)
         return mapped(inputs, keys, variables.get("state"))
 
     def apply(variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
@@ -305,17 +301,22 @@ def from_equinox(
         whole = eqx.combine(variables["params"], static)
         return (whole, variables["state"]) if "state" in variables else whole
 
-    keyed = "in training and evaluation" if needs_key else "in training"
+    key_text = "with no key"
+    if takes_key is not None:
+        key_text = f"with a key in training{' and evaluation' if needs_key else ''}"
     return Functions(
         apply=apply,
         variables=variables,
         example=example,
         apply_train=apply_train,
         rebuild=rebuild,
-        assumed=(
-            f"Assumed: the module reads one example and is vmapped over axis {axis_name!r}, "
-            f"{'with no state' if state is None else 'with a state after its inputs'}, "
-            f"{'with no key' if takes_key is None else f'with a key {keyed}'}, "
-            f"{mode}; say otherwise with state=, axis_name= and train="
-        ),
+        assumed=_assumed_of_equinox(axis_name, state, key_text, mode),
+    )
+
+
+def _assumed_of_equinox(axis_name: str, state: PyTree, key_text: str, mode: object) -> str:
+    return (
+        f"Assumed: the module reads one example and is vmapped over axis {axis_name!r}, "
+        f"{'with no state' if state is None else 'with a state after its inputs'}, "
+        f"{key_text}, {mode}; say otherwise with state=, axis_name= and train="
     )

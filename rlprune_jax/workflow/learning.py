@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from rlprune_jax.checks import require, require_count, require_range
 from rlprune_jax.runs import MemoryRun, Run, StageOptions, run_stage
 from rlprune_jax.training.loops import (
     Metrics,
+    StepFunction,
     TrainState,
     init_train_state,
     make_train_step,
@@ -115,11 +116,31 @@ class FinetuneRecipe:
 Recipe = DenseRecipe | FinetuneRecipe
 
 
-@partial(jax.jit, static_argnames=("definition", "objective", "recipe", "steps"))
+class TrainingProgram(NamedTuple):
+    """Hold the static structure of one training.
+
+    Compiled programs are found by it.
+
+    Attributes:
+        definition: of the network.
+        objective: of the task.
+        recipe: of the optimizer.
+    """
+
+    definition: Definition
+    objective: Objective
+    recipe: Recipe
+
+    def step_function(self, gates: Gates | None, total: jax.Array) -> StepFunction:
+        """Return one step of training, masked where there are gates."""
+        definition = self.definition
+        apply = definition.training_mode if gates is None else masked_training(definition, gates)
+        return make_train_step(apply, self.recipe.optimizer(total), self.objective)
+
+
+@partial(jax.jit, static_argnames=("learner", "steps"))
 def _train(
-    definition: Definition,
-    objective: Objective,
-    recipe: Recipe,
+    learner: TrainingProgram,
     state: TrainState,
     gates: Gates | None,
     total: jax.Array,
@@ -127,25 +148,21 @@ def _train(
     key: jax.Array,
     steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    apply_train = definition.training_mode if gates is None else masked_training(definition, gates)
-    step = make_train_step(apply_train, recipe.optimizer(total), objective)
-    size = min(recipe.batch_size, count_examples(data))
+    step = learner.step_function(gates, total)
+    size = min(learner.recipe.batch_size, count_examples(data))
     return train(step, state, data, batch_size=size, num_steps=steps, key=key)
 
 
-@partial(jax.jit, static_argnames=("definition", "objective", "recipe"))
+@partial(jax.jit, static_argnames="learner")
 def _step(
-    definition: Definition,
-    objective: Objective,
-    recipe: Recipe,
+    learner: TrainingProgram,
     state: TrainState,
     gates: Gates | None,
     total: jax.Array,
     batch: Batch,
     key: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    apply_train = definition.training_mode if gates is None else masked_training(definition, gates)
-    return make_train_step(apply_train, recipe.optimizer(total), objective)(state, batch, key)
+    return learner.step_function(gates, total)(state, batch, key)
 
 
 @partial(jax.jit, static_argnames="recipe")
@@ -175,6 +192,13 @@ class Training:
     steps: int
     gates: Gates | None = None
 
+    @property
+    def learner(self) -> TrainingProgram:
+        """The static structure of it."""
+        return TrainingProgram(
+            definition=self.network.definition, objective=self.objective, recipe=self.recipe
+        )
+
 
 class _Take(Protocol):
     """Take some steps of training."""
@@ -185,18 +209,18 @@ class _Take(Protocol):
 
 def _steps(training: Training, key: jax.Array) -> _Take:
     """Return steps over arrays, many in one program."""
-    fixed = (training.network.definition, training.objective, training.recipe)
+    learner = training.learner
     total = jnp.float32(training.steps)
 
     def take(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        return _train(*fixed, state, training.gates, total, training.data, key, steps=count)
+        return _train(learner, state, training.gates, total, training.data, key, steps=count)
 
     return take
 
 
 def _steps_of_source(training: Training, key: jax.Array) -> _Take:
     """Return steps over a source of batches, one at a time; steps done before are passed over."""
-    fixed = (training.network.definition, training.objective, training.recipe)
+    learner = training.learner
     total, noise = jnp.float32(training.steps), jax.random.split(key)[1]
     stream = passes(training.data)
     passed = 0
@@ -206,7 +230,7 @@ def _steps_of_source(training: Training, key: jax.Array) -> _Take:
         rows: list[Metrics] = []
         for batch in itertools.islice(stream, start - passed, start - passed + count):
             step_key = jax.random.fold_in(noise, start + len(rows))
-            state, row = _step(*fixed, state, training.gates, total, batch, step_key)
+            state, row = _step(learner, state, training.gates, total, batch, step_key)
             rows.append(row)
         passed = start + count
         return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))

@@ -73,6 +73,18 @@ def _evaluate(
     return evaluate_candidates(evaluator, variables, masks_to_gates(env, masks), data, key)
 
 
+def evaluator_of(pruning: Pruning, finetune_steps: int) -> Evaluator:
+    """Return how candidates are evaluated after finetuning steps."""
+    config = pruning.config
+    return Evaluator(
+        definition=pruning.network.definition,
+        objective=pruning.task.objective,
+        chunk=config.chunk,
+        finetune_steps=finetune_steps,
+        batch_size=min(config.batch_size, 64),
+    )
+
+
 def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Search:
     """Search a problem by one method.
 
@@ -94,7 +106,7 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose from {', '.join(METHODS)}")
     run = MemoryRun() if run is None else run
-    config, network = pruning.config, pruning.network
+    config = pruning.config
     strategy = METHODS[method](pruning)
     env, iterations = strategy.env, strategy.iterations
     data = candidate_data(pruning, train=max(config.reward_finetune) > 0)
@@ -104,14 +116,8 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         return costs_of(masks_to_gates(env, jnp.asarray(masks)))
 
     def rewards(steps: int, masks: jax.Array, key: jax.Array) -> jax.Array:
-        evaluator = Evaluator(
-            definition=network.definition,
-            objective=pruning.task.objective,
-            chunk=config.chunk,
-            finetune_steps=steps,
-            batch_size=min(config.batch_size, 64),
-        )
-        found = _evaluate(evaluator, network.variables, env, masks, data, key)
+        evaluator = evaluator_of(pruning, steps)
+        found = _evaluate(evaluator, pruning.network.variables, env, masks, data, key)
         return -found.loss if config.reward == "loss" else found.metric
 
     def advance(state: SearchState, start: int, steps: int) -> tuple[SearchState, list]:
