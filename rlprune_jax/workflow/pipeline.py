@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rlprune_jax.checks import require
 from rlprune_jax.costs import Budget, count_macs, count_params, limits, parse_budgets
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.pytree import tree_hash
-from rlprune_jax.runs import MemoryRun, Run, open_run_at
+from rlprune_jax.runs import Extension, MemoryRun, Run, open_run_at
 from rlprune_jax.training.task import SPLITS, Task
 from rlprune_jax.types import PyTree
 from rlprune_jax.workflow.config import AGENT, PruneConfig, check_methods
@@ -48,7 +50,8 @@ def prune(
         budgets: as text (``"params=0.1"``, ``"macs=0.3"``, ``"weight_bytes=100kB"``,
             ``"latency=2ms"``) or ``Budget``; any number of them.
         finetune: training of your own in place of ours, see ``Finetune``.
-        run_dir: a folder that makes the run resumable; without one nothing is written.
+        run_dir: a folder that makes the run resumable; without one nothing is written. A finished
+            run in it goes on where more ``evaluations`` are asked for.
         config: settings; ``PruneConfig()`` where None.
         **settings: fields of ``PruneConfig`` by name, such as ``seed=1`` or ``evaluations=256``.
 
@@ -88,12 +91,36 @@ def prune(
     check_problem(network, task, given, config)
     if run_dir is None:
         return run_pruning(network, task, given, config, MemoryRun(), finetune)
-    with open_run_at(run_dir, identity(network, task, given, config)) as run:
+    settings_of_run = identity(network, task, given, config)
+    with open_run_at(run_dir, settings_of_run, extension=extension(run_dir, config)) as run:
         if run.is_finished:
             return read_finished(network, run.path)
         result = run_pruning(network, task, given, config, run, finetune, run.path)
         run.write_result(result.to_json())
         return result
+
+
+def extension(run_dir: str | os.PathLike, config: PruneConfig) -> Extension:
+    """Return how a run in a directory may go on with more evaluations.
+
+    Its searches go on from their archives; what they deliver is finetuned anew.
+
+    Raises:
+        ValueError: the run has had more evaluations than are asked for now.
+    """
+    try:
+        stored = json.loads((Path(run_dir) / "config.json").read_text()).get("evaluations", 0)
+    except (OSError, ValueError, AttributeError):
+        stored = 0  # no run there, or none of ours, which opening it will say
+    require(
+        config.evaluations >= stored,
+        "evaluations",
+        config.evaluations,
+        f"at least {stored}, as many as the run in {os.fspath(run_dir)} has had; or choose another "
+        "run_dir",
+    )
+    stages = tuple(f"search-{method}" for method in (AGENT, *config.baselines))
+    return Extension(settings=("evaluations",), stages=stages)
 
 
 def with_settings(config: PruneConfig | None, settings: dict[str, PyTree]) -> PruneConfig:

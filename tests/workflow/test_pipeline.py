@@ -139,6 +139,25 @@ def test_a_run_directory_is_found_again_and_keeps_others_out(tmp_path):
             rp.prune(network, task, run_dir=folder, **settings)
 
 
+def test_a_finished_run_goes_on_with_more_evaluations(tmp_path):
+    folder = tmp_path / "run"
+    settings = {**ALONE, "evaluations": 8, "candidates": 4}
+    short = rp.prune(NETWORK, TASK, "params=0.5", run_dir=folder, **settings)
+    before = (folder / "metrics.jsonl").read_text().splitlines()
+    settings["evaluations"] = 16
+    longer = rp.prune(NETWORK, TASK, "params=0.5", run_dir=folder, **settings)
+    assert (short.search["evaluations"], longer.search["evaluations"]) == (8, 16)
+    # The first candidates are those of the short run, not evaluated again.
+    after = (folder / "metrics.jsonl").read_text().splitlines()
+    searched = [line for line in before if '"search-agent"' in line]
+    assert [line for line in after if '"search-agent"' in line][: len(searched)] == searched
+    assert longer.search["best_held_out_reward"] >= short.search["best_held_out_reward"]
+    assert (folder / "result-1.json").exists() and longer.is_within_budgets
+    settings["evaluations"] = 8
+    with pytest.raises(ValueError, match="evaluations=8 must be at least 16"):
+        rp.prune(NETWORK, TASK, "params=0.5", run_dir=folder, **settings)
+
+
 def test_what_is_refused_leaves_no_run_directory(tmp_path):
     for changes, error in (
         ({"budgets": "params=0.01"}, ValueError),
