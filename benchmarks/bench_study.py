@@ -24,22 +24,27 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import tyro
-from run_study import Search, make_job, run_config, study_settings
-from study_problem import prepare
 
 from rlprune_jax.devices import describe_device
 from rlprune_jax.report.study_figures import scaling_figure
-from rlprune_jax.runs import open_run
 from rlprune_jax.study import one_device_per_core, run_study
+from rlprune_jax.types import PyTree
+from rlprune_jax.workflow.learning import DenseRecipe, train_dense
+from rlprune_jax.workflow.pruning import make_pruning
+from rlprune_jax.workflow.studies import SearchStudy
+from rlprune_jax.workflow.studies.base import StudyJob
+from rlprune_jax.workflow.studies.problem import build
+
+Line = dict[str, PyTree]
+"""A JSON object."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class StudyBenchmark:
     """Settings of the benchmark."""
 
     quick: bool = False
@@ -60,7 +65,7 @@ class Config:
     """For the processes that the benchmark starts itself."""
 
 
-def measured_alone(config: Config, *role: str) -> dict[str, Any]:
+def measured_alone(config: StudyBenchmark, *role: str) -> Line:
     """Run one part in a fresh process without the persistent cache; its JSON, with seconds."""
     environment = {
         name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
@@ -71,60 +76,70 @@ def measured_alone(config: Config, *role: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    line: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    line: Line = json.loads(done.stdout.strip().splitlines()[-1])
     return line | {"seconds": time.perf_counter() - began}
 
 
-def study_of(config: Config, count: int) -> Search:
-    """The study that is timed; the network is the same for every number of settings."""
-    return Search(
-        settings=count,
+def study_of(config: StudyBenchmark, count: int) -> SearchStudy:
+    """Return the study that is timed; the network is the same for every number of settings."""
+    tiny = config.evaluations < 64
+    return SearchStudy(
+        num_settings=count,
         seeds=1,
         evaluations=config.evaluations,
-        widths=(12, 16) if config.evaluations < 64 else (),
-        dense_steps=40 if config.evaluations < 64 else 300,
-        budget="params=0.5" if config.evaluations < 64 else "params=0.1",
+        widths=(12, 16) if tiny else (),
+        dense_steps=40 if tiny else 300,
+        budget="params=0.5" if tiny else "params=0.1",
     )
 
 
-def part(config: Config) -> dict[str, Any]:
-    """One part, in its own process: ``train``, ``study``, or ``loop`` over some settings."""
+def train_once(study: SearchStudy, saved: Path) -> None:
+    """Train the network that all parts search in."""
+    network, task = build(study)
+    assert study.dense_steps is not None
+    trained = train_dense(network, task, DenseRecipe(steps=study.dense_steps), study.seed)
+    saved.write_bytes(pickle.dumps(jax.tree.map(np.asarray, trained.variables)))
+
+
+def prepared_job(study: SearchStudy, saved: Path) -> StudyJob:
+    """Return the job of one search in the trained network."""
+    network, task = build(study)
+    network = network.replace(jax.tree.map(jax.numpy.asarray, pickle.loads(saved.read_bytes())))
+    config = study.prune_config(evaluations=study.evaluations, candidates=study.candidates)
+    return study.job_on(make_pruning(network, task, [study.budget], config))
+
+
+def part(config: StudyBenchmark) -> Line:
+    """Do one part in its own process: ``train``, ``study``, or ``loop`` over some settings."""
     role, folder, *numbers = config.role
+    study = study_of(config, int(numbers[-1]) if numbers else config.settings)
+    saved = Path(folder) / "variables.pickle"
+    if role == "train":
+        train_once(study, saved)
+        return {}
     if role == "study":
-        one_device_per_core()  # as run_study.py does
-    chosen = study_of(config, config.settings)
-    saved = Path(folder) / "prepared.pickle"
-    with open_run(Path(folder) / f"{role}-{os.getpid()}", "bench", {"role": role}) as run:
-        if role == "train":
-            variables = prepare(run_config(chosen), run).variables
-            saved.write_bytes(pickle.dumps(jax.tree.map(np.asarray, variables)))
-            return {}
+        one_device_per_core()  # as rlprune study does
+    began = time.perf_counter()
+    job = prepared_job(study, saved)
+    setup = time.perf_counter() - began
+    settings = study.settings(job.cost)
+    if role == "study":
+        found = run_study(job.job, settings, [0], shared=job.shared, known=job.known)
+        return {"setup": setup, "area": found.metrics["area"][:, 0].tolist()}
+    step = jax.jit(job.job)
+    key, times, area = jax.random.key(0), [], []
+    for row in list(settings)[int(numbers[0]) :]:
+        hparams = {name: np.float32(value) for name, value in row.items()}
         began = time.perf_counter()
-        prepared = prepare(dataclasses.replace(run_config(chosen), dense_steps=1), run)
-        prepared = prepared._replace(variables=pickle.loads(saved.read_bytes()))
-        task = make_job(chosen, prepared)
-        job, shared = task.job, task.shared
-        setup = time.perf_counter() - began
-        settings = study_settings(
-            study_of(config, int(numbers[-1])), prepared.constraint.budget.name
-        )
-        if role == "study":
-            found = run_study(job, settings, [0], shared=shared, known=task.known)
-            return {"setup": setup, "area": found.metrics["area"][:, 0].tolist()}
-        step = jax.jit(job)
-        key, times, area = jax.random.key(0), [], []
-        for row in list(settings)[int(numbers[0]) :]:
-            hparams = {name: np.float32(value) for name, value in row.items()}
-            began = time.perf_counter()
-            bound = functools.partial(job, hparams)
-            # As constants of the program, numbers make another program of each setting.
-            call = jax.jit(bound) if role == "constants" else functools.partial(step, hparams)
-            area.append(float(jax.block_until_ready(call(key, shared))["area"]))
-            times.append(time.perf_counter() - began)
-        return {"setup": setup, "times": times, "area": area}
+        bound = functools.partial(job.job, hparams)
+        # As constants of the program, numbers make another program of each setting.
+        call = jax.jit(bound) if role == "constants" else functools.partial(step, hparams)
+        area.append(float(jax.block_until_ready(call(key, job.shared))["area"]))
+        times.append(time.perf_counter() - began)
+    return {"setup": setup, "times": times, "area": area}
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: StudyBenchmark) -> Line:
     """Measure, print, and return the last line."""
     if config.role:
         line = part(config)
@@ -166,13 +181,13 @@ def main(config: Config) -> dict[str, Any]:
     return line
 
 
-def scaled(loop: dict[str, Any], count: int) -> float:
+def scaled(loop: Line, count: int) -> float:
     """Seconds of a loop over so many settings, from a sample."""
     steady = float(np.mean(loop["times"][1:]))
     return loop["seconds"] - sum(loop["times"][1:]) + steady * (count - 1)
 
 
-def draw(config: Config, folder: str, loop: dict[str, Any], constants: dict[str, Any]) -> None:
+def draw(config: StudyBenchmark, folder: str, loop: Line, constants: Line) -> None:
     """Time against the number of settings; all but the one program is scaled from a sample."""
     assert config.picture is not None
     first = scaled(loop, 1)
@@ -189,4 +204,4 @@ def draw(config: Config, folder: str, loop: dict[str, Any], constants: dict[str,
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(StudyBenchmark, description=__doc__))

@@ -1,6 +1,7 @@
 """The best settings of search studies again, on seeds that had no say in choosing them.
 
 Command:  python experiments/confirm_study.py runs/study-search-A runs/study-search-B --top 12
+Hardware: any; with the studies' own networks about a fifth of their time.
 
 The best of many settings owes part of its lead to luck. Here the ``top`` settings by their mean
 gain over the defaults (setting 0), in deviations over settings and averaged over the studies, meet
@@ -12,25 +13,26 @@ they vary the same names with the same --seed and --settings. The defaults of
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import pyarrow.parquet
 import tyro
-from command_line import run_resumable
-from run_study import Search, make_task, metric_of
 
-from rlprune_jax.devices import describe_device, versions
-from rlprune_jax.runs.progress import progress
-from rlprune_jax.runs.run_directory import open_run
-from rlprune_jax.study import StudySettings, one_device_per_core, run_study
-from rlprune_jax.study.results import summarise
+from rlprune_jax.cli.common import run_command
+from rlprune_jax.workflow.studies import SearchStudy
+
+if TYPE_CHECKING:
+    from rlprune_jax.study import StudyResult, StudySettings
+
+
+Number = int | float | str | bool
+Row = dict[str, Number]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Confirmation:
     """Settings of the confirmation."""
 
     studies: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -44,36 +46,65 @@ class Config:
     runs_dir: Path = Path("runs")
     """Where the run directory goes."""
 
+    def check(self) -> None:
+        """Refuse options that cannot be.
 
-def load(path: Path) -> tuple[Search, StudySettings, np.ndarray]:
-    """Configuration, settings and metric f64[H, S] of a finished search study.
+        Raises:
+            ValueError: naming the option, its value and what it may be.
+        """
+        for option in ("top", "seeds"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"{option}={getattr(self, option)} must be at least 1")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed={self.first_seed} must be at least 0")
+        if not self.studies:
+            raise ValueError("studies is empty; name at least one run directory of a search study")
+        for path in self.studies:
+            if not (path / "result.json").exists():
+                raise ValueError(f"studies={path} is not a finished search study; run it first")
+
+
+def load(path: Path) -> tuple[SearchStudy, "StudySettings", np.ndarray]:
+    """Return options, settings and metric f64[H, S] of a finished search study.
 
     Raises:
         ValueError: it is none.
     """
+    import pyarrow.parquet
+
+    from rlprune_jax.study import StudySettings
+
     try:
         content = json.loads((path / "config.json").read_text())
         rows = pyarrow.parquet.read_table(path / "table.parquet").to_pydict()
-    except FileNotFoundError as error:
-        raise ValueError(f"studies={path}: not a finished search study: {error}") from error
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"studies={path} is not a finished search study: {error}") from error
     if "vary" not in content:
-        raise ValueError(f"studies={path}: not a search study")
+        raise ValueError(f"studies={path} is not a search study; name one of rlprune study search")
     if content["optuna"]:
-        raise ValueError(f"studies={path}: Optuna chose its settings, so none is the defaults")
-    names = {field.name for field in dataclasses.fields(Search)}
-    known = {name: _tuple(value) for name, value in content.items() if name in names}
-    config = Search(**known | {"runs_dir": Path(content["runs_dir"])})
-    columns = {name: tuple(rows[name][:: config.seeds]) for name in config.vary}
-    values = np.asarray(rows[metric_of(config)]).reshape(-1, config.seeds)
-    return config, StudySettings(columns), values
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        raise ValueError(
+            f"studies={path}: Optuna chose its settings, so none is the defaults; name a study "
+            "without --optuna"
+        )
+    names = {field.name for field in dataclasses.fields(SearchStudy)}
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in content.items()
+        if name in names
+    }
+    study = dataclasses.replace(SearchStudy(), **known | {"runs_dir": Path(content["runs_dir"])})
+    columns = {name: tuple(rows[name][:: study.seeds]) for name in study.vary}
+    values = np.asarray(rows[study.metric]).reshape(-1, study.seeds)
+    return study, StudySettings(columns), values
 
 
 def chosen(values: Sequence[np.ndarray], top: int) -> list[int]:
-    """Setting 0 and the ``top`` others of largest mean standardised gain over it."""
+    """Return setting 0 and the ``top`` others of largest mean standardised gain over it.
+
+    Args:
+        values: f64[H, S] of each study.
+        top: how many others.
+    """
     gains = []
     for study in values:
         mean = np.nan_to_num(study.mean(1), nan=-np.inf)
@@ -83,55 +114,42 @@ def chosen(values: Sequence[np.ndarray], top: int) -> list[int]:
     return [0, *[int(place) for place in order if place != 0][:top]]
 
 
-def confirm(config: Config) -> Path:
+def confirm(options: object) -> Path:
     """Run the best settings again; return the run directory.
 
     Raises:
         ValueError: no studies, studies of different settings, or too few settings or seeds.
     """
-    for option in ("top", "seeds"):
-        if getattr(config, option) < 1:
-            raise ValueError(f"{option}={getattr(config, option)} must be at least 1")
-    if not config.studies:
-        raise ValueError("studies is empty: name at least one run directory of a search study")
-    loaded = [load(path) for path in config.studies]
+    assert isinstance(options, Confirmation)
+    options.check()
+    from rlprune_jax.devices import describe_device, versions
+    from rlprune_jax.runs import open_run
+    from rlprune_jax.study import one_device_per_core
+
+    one_device_per_core()
+    loaded = [load(path) for path in options.studies]
     if any(settings.columns != loaded[0][1].columns for _, settings, _ in loaded):
-        raise ValueError("the studies hold different settings: vary the same with the same seed")
-    places = chosen([values for *_, values in loaded], config.top)
+        raise ValueError("the studies hold different settings; vary the same with the same seed")
+    places = chosen([values for *_, values in loaded], options.top)
     settings = loaded[0][1].take(places)
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
-    found: dict[str, Any] = {}
-    with open_run(config.runs_dir, "confirm", config) as run:
+    with open_run(options.runs_dir, "confirm", options) as run:
         if run.is_finished:
             print(f"finished before; delete {run.path} to run again", file=sys.stderr)
             return run.path
-        for path, (study, *_) in zip(config.studies, loaded, strict=True):
-            with open_run(run.path, path.name, study) as own:
-                task = make_task(study, own)
-                with progress(f"{study.dataset} {study.model}", len(places) * len(seeds)) as tick:
-                    result = run_study(
-                        task.job,
-                        settings,
-                        seeds,
-                        directory=own.path / "study",
-                        shared=task.shared,
-                        known=task.known,
-                        static=task.static,
-                        identity=str(path),
-                        tick=tick,
-                    )
-            found[path.name] = gains(study, result.metrics[metric_of(study)])
-        mean = np.mean([study["relative"] for study in found.values()], axis=0)
-        best = int(np.argmax(mean))
-        rows = [
+        found = {
+            path.name: gains(study, run_again(study, settings, options, run.path / path.name))
+            for path, (study, *_) in zip(options.studies, loaded, strict=True)
+        }
+        mean = np.mean([np.asarray(study["relative"]) for study in found.values()], axis=0)
+        rows: list[Row] = [
             {"setting": place, **setting, "relative_gain": float(gain)}
             for place, setting, gain in zip(places, settings, mean, strict=True)
         ]
         run.write_result(
             {
-                "seeds": list(seeds),
+                "seeds": list(fresh_seeds(options)),
                 "settings": rows,
-                "best": rows[best],
+                "best": rows[int(np.argmax(mean))],
                 "gains": found,
                 "versions": versions(),
                 "device": describe_device(),
@@ -141,13 +159,55 @@ def confirm(config: Config) -> Path:
         return run.path
 
 
-def gains(study: Search, values: np.ndarray) -> dict[str, Any]:
-    """Means of a metric f64[H, S], and paired gains over setting 0 with bootstrap intervals."""
+def fresh_seeds(options: Confirmation) -> range:
+    """Return the seeds that had no say."""
+    return range(options.first_seed, options.first_seed + options.seeds)
+
+
+def run_again(
+    study: SearchStudy, settings: "StudySettings", options: Confirmation, folder: Path
+) -> "StudyResult":
+    """Run settings of a study with fresh seeds, resumably.
+
+    Args:
+        study: whose network and search count.
+        settings: to run.
+        options: of the confirmation.
+        folder: for the run directory of this study.
+    """
+    from rlprune_jax.runs import open_run_at, show_progress
+    from rlprune_jax.study import run_study
+
+    seeds = fresh_seeds(options)
+    with open_run_at(folder, study.record()) as run:
+        job = study.job(run)
+        about = f"{study.dataset} {study.model}"
+        with show_progress(about, len(settings) * len(seeds)) as tick:
+            return run_study(
+                job.job,
+                settings,
+                seeds,
+                directory=folder / "study",
+                shared=job.shared,
+                known=job.known,
+                static=job.static,
+                identity=study.identity(),
+                strategy=study.strategy,
+                chunk=study.chunk,
+                tick=tick,
+            )
+
+
+def gains(study: SearchStudy, found: "StudyResult") -> dict[str, str | list[float]]:
+    """Return means of the metric, and paired gains over setting 0 with bootstrap intervals."""
+    from rlprune_jax.study import summarise
+
+    values = found.metrics[study.metric]
     gain = summarise(values - values[:1])
     return {
         "dataset": study.dataset,
         "model": study.model,
-        "metric": metric_of(study),
+        "metric": study.metric,
         "mean": values.mean(1).tolist(),
         "gain": gain["mean"].tolist(),
         "low": gain["low"].tolist(),
@@ -156,19 +216,20 @@ def gains(study: Search, values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[dict[str, Any]], found: dict[str, Any]) -> None:
+def show(rows: Sequence[Row], found: Mapping[str, Mapping[str, str | list[float]]]) -> None:
     """Print one line per setting, the best first."""
-    order = sorted(range(len(rows)), key=lambda place: -rows[place]["relative_gain"])
+    order = sorted(range(len(rows)), key=lambda place: -float(rows[place]["relative_gain"]))
     for place in order:
-        each = "; ".join(
-            f"{study['dataset']} {study['mean'][place]:.3f}, {study['gain'][place]:+.3f} "
-            f"[{study['low'][place]:+.3f}, {study['high'][place]:+.3f}]"
-            for study in found.values()
-        )
-        print(f"setting {rows[place]['setting']:>3}: {each}")
+        each = []
+        for study in found.values():
+            mean, gain, low, high = (
+                float(study[name][place]) for name in ("mean", "gain", "low", "high")
+            )
+            about = f"{study['dataset']} {mean:.3f}"
+            each.append(f"{about}, {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
+        print(f"setting {rows[place]['setting']:>3}: {'; '.join(each)}")
     print(json.dumps(rows[order[0]]))
 
 
 if __name__ == "__main__":
-    one_device_per_core()
-    run_resumable(confirm, Config, __doc__, saved="chunk")
+    run_command(confirm, Confirmation, __doc__, saved="chunk")

@@ -1,10 +1,14 @@
-"""Pruning of JAX networks by constrained reinforcement learning and by their own sparsity."""
+"""Prune JAX networks by constrained reinforcement learning and by sparsity.
+
+Start at `prune`, with a `Network`, a `Task` and budgets.
+"""
 
 from typing import TYPE_CHECKING
 
 from rlprune_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rlprune_jax import search as search
     from rlprune_jax.costs.budgets import Budget as Budget
     from rlprune_jax.costs.constraints import Constraint as Constraint
     from rlprune_jax.costs.constraints import constrain as constrain
@@ -44,7 +48,10 @@ if TYPE_CHECKING:
     from rlprune_jax.training.task import regression as regression
     from rlprune_jax.units.gates import round_gates as round_gates
     from rlprune_jax.workflow.config import PruneConfig as PruneConfig
+    from rlprune_jax.workflow.curves import IterativeResult as IterativeResult
+    from rlprune_jax.workflow.curves import prune_iteratively as prune_iteratively
     from rlprune_jax.workflow.delivery import deliver as deliver
+    from rlprune_jax.workflow.iterative import Schedule as Schedule
     from rlprune_jax.workflow.learning import DenseRecipe as DenseRecipe
     from rlprune_jax.workflow.learning import train_dense as train_dense
     from rlprune_jax.workflow.methods import METHODS as METHODS
@@ -62,12 +69,14 @@ _HOMES = {
     "DenseRecipe": "workflow.learning",
     "Graph": "graph.groups",
     "Group": "graph.groups",
+    "IterativeResult": "workflow.curves",
     "METHODS": "workflow.methods",
     "Network": "workflow.network",
     "PruneConfig": "workflow.config",
     "PruneResult": "workflow.results",
     "Pruner": "sparsity.pruners",
     "Pruning": "workflow.pruning",
+    "Schedule": "workflow.iterative",
     "Task": "training.task",
     "apply_mask": "sparsity.masks",
     "classification": "training.task",
@@ -94,6 +103,7 @@ _HOMES = {
     "pq_index": "sparsity.pqi",
     "pq_index_grid": "sparsity.pqi",
     "prune": "workflow.pipeline",
+    "prune_iteratively": "workflow.curves",
     "random_pruning": "sparsity.pruners",
     "recalibrate": "training.recalibration",
     "regression": "training.task",
@@ -102,6 +112,7 @@ _HOMES = {
     "round_gates": "units.gates",
     "run_study": "study.run",
     "sap": "sparsity.pruners",
+    "search": "search",
     "ship": "workflow.shipping",
     "trace_graph": "graph.trace",
     "train_dense": "workflow.learning",
@@ -115,11 +126,13 @@ __all__ = [
     "DenseRecipe",
     "Graph",
     "Group",
+    "IterativeResult",
     "Network",
     "PruneConfig",
     "PruneResult",
     "Pruner",
     "Pruning",
+    "Schedule",
     "Task",
     "apply_mask",
     "classification",
@@ -146,6 +159,7 @@ __all__ = [
     "pq_index",
     "pq_index_grid",
     "prune",
+    "prune_iteratively",
     "random_pruning",
     "recalibrate",
     "regression",
@@ -154,6 +168,7 @@ __all__ = [
     "round_gates",
     "run_study",
     "sap",
+    "search",
     "ship",
     "trace_graph",
     "train_dense",

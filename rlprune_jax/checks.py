@@ -1,14 +1,13 @@
 """Refuse wrong arguments in one idiom.
 
 A message names the argument, its value, what it must be, and the way out where that is not plain:
-``min_keep=0 must be at least 1; ...``.
+``min_keep=0 must be at least 1; ...``. Nothing here imports JAX until a key is checked, so that
+settings are refused before it is there.
 """
 
 import math
 import operator
 from collections.abc import Sequence
-
-from rlprune_jax.pytree import is_key
 
 
 def require(condition: bool, argument: str, value: object, rule: str) -> None:
@@ -31,8 +30,30 @@ def require(condition: bool, argument: str, value: object, rule: str) -> None:
         Traceback (most recent call last):
         ValueError: beta=2.0 must be at most 1
     """
-    if not condition:
-        raise ValueError(f"{argument}={value!r} must be {rule}")
+    refuse_unless(argument, repr(value), condition, f"must be {rule}")
+
+
+def refuse_unless(argument: str, value: object, holds: bool, wanted: str) -> None:
+    """Refuse an argument in words of the caller's own.
+
+    Use it where ``require`` does not make a sentence.
+
+    Args:
+        argument: its name, as the caller wrote it.
+        value: what was given, shown as it prints.
+        holds: whether the value is right.
+        wanted: the rest of the sentence: what it must be, or what is wrong and the way out.
+
+    Raises:
+        ValueError: ``holds`` is false.
+
+    Example:
+        >>> refuse_unless("limits", (0.1, 0.1), False, "repeats a value; give each once")
+        Traceback (most recent call last):
+        ValueError: limits=(0.1, 0.1) repeats a value; give each once
+    """
+    if not holds:
+        raise ValueError(f"{argument}={value} {wanted}")
 
 
 def require_count(argument: str, value: object, least: int = 1) -> int:
@@ -101,5 +122,7 @@ def require_key(argument: str, key: object) -> None:
         >>> import jax
         >>> require_key("key", jax.random.key(0))
     """
+    from rlprune_jax.pytree import is_key
+
     single = is_key(key) and getattr(key, "shape", None) == ()
     require(single, argument, key, "one typed key; make it by jax.random.key(seed)")

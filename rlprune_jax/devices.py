@@ -1,4 +1,4 @@
-"""What a run was computed with: versions, commit, device."""
+"""What a run was computed with."""
 
 import importlib.metadata
 import os
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -15,7 +14,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "orbax-checkpoint", "n
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of what it computes with; the commit where known."""
+    """Return the versions of Python, this package and its libraries.
+
+    Use it in the record of a run. Where the code is a checkout, ``"commit"`` names its commit.
+    """
     found = {"python": platform.python_version()}
     for package in ("rlprune_jax", *_PACKAGES):
         try:
@@ -27,14 +29,23 @@ def versions() -> dict[str, str]:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on; all of them where the system does not say."""
+    """Return the number of cores that this process may use.
+
+    All of them where the system does not say.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def describe_device() -> dict[str, Any]:
-    """What the run computes on: platform, kind and number of devices, processor and its cores."""
+def describe_device() -> dict[str, str | int]:
+    """Describe the devices that JAX computes on.
+
+    Use it in the record of a run.
+
+    Returns:
+        ``platform``, ``kind`` and ``count`` of the devices; ``processor`` and its ``cores``.
+    """
     devices = jax.devices()
     return {
         "platform": devices[0].platform,
@@ -46,7 +57,7 @@ def describe_device() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that holds this package or the running script, if one tracks it."""
+    """Return the commit of the checkout that holds this package or the running script."""
     for file in (Path(__file__), Path(sys.argv[0])):
         git = ["git", "-C", str(file.resolve().parent)]
         try:

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, lock them, and make JSON of settings."""
+"""Files written whole or not at all, locks, and JSON of settings."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 
 class UnwritableError(OSError):
-    """Say that a path cannot be written, why, and the way out."""
+    """Say why a path cannot be written."""
 
 
 def to_json(value: Any, *, keep_nonfinite: bool = False) -> Any:
@@ -58,9 +58,9 @@ def to_json(value: Any, *, keep_nonfinite: bool = False) -> Any:
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a file so that a kill never leaves half of it.
+    """Write a file whole or not at all.
 
-    At every moment either the old or the new content is there.
+    At every moment, also after a kill, either the old or the new content is there.
 
     Args:
         path: of the file; its directory must exist.
@@ -87,7 +87,7 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def try_lock(path: str | os.PathLike) -> BaseFileLock | None:
-    """Lock a file, or return None where it is locked already.
+    """Lock a file unless it is locked already.
 
     Use it to keep two processes out of one directory. The operating system frees the lock when its
     process ends, also after kill -9; the file itself may stay.
@@ -96,7 +96,7 @@ def try_lock(path: str | os.PathLike) -> BaseFileLock | None:
         path: of the lock file, made where needed; it holds nothing to read.
 
     Returns:
-        The lock, to be freed by its ``release``.
+        The lock, to be freed by its ``release``; None where another process or object holds it.
 
     Raises:
         OSError: the file cannot be made or opened.
@@ -111,7 +111,7 @@ def try_lock(path: str | os.PathLike) -> BaseFileLock | None:
 
 
 def unwritable(path: str | os.PathLike, error: OSError) -> UnwritableError:
-    """Return the error to raise where writing to a path failed.
+    """Make the error of a path that cannot be written.
 
     Args:
         path: that was to be written.

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
-    """Return the ``__getattr__`` of a package whose names are imported on demand.
+    """Return a package's ``__getattr__`` that imports names on demand.
 
     Use it where a part of a package must stay cheap to import, as the settings that a command line
     reads before JAX is there.
 
     Args:
         package: its ``__name__``.
-        homes: name -> module below the package.
+        homes: name -> module below the package; a name that is its own home is the module itself.
 
     Example:
         >>> get = lazy_names("rlprune_jax", {"is_key": "pytree"})
@@ -23,6 +23,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object
     def get(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        module = importlib.import_module(f"{package}.{homes[name]}")
+        return module if homes[name] == name else getattr(module, name)
 
     return get

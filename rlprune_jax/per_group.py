@@ -1,4 +1,4 @@
-"""Numbers per group, from one number, a sequence, or a mapping of names or expressions."""
+"""Numbers per group, from one number, a sequence or a mapping."""
 
 import re
 from collections.abc import Mapping, Sequence

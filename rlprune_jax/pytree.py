@@ -1,7 +1,6 @@
 """Paths, sizes and fingerprints of pytrees."""
 
 import hashlib
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,10 +9,10 @@ from rlprune_jax.types import PyTree
 
 
 def leaf_paths(tree: PyTree) -> list[str]:
-    """Paths of the leaves in the order of ``jax.tree.leaves``, keys joined by a slash.
+    """Return the paths of the leaves, keys joined by slashes.
 
-    A NamedTuple or dataclass contributes field names, a list or tuple its indices, and a tree
-    that is itself one leaf has the path ``""``.
+    Their order is that of ``jax.tree.leaves``. A NamedTuple or dataclass contributes field names, a
+    list or tuple its indices, and a tree that is itself one leaf has the path ``""``.
 
     Example:
         >>> leaf_paths({"params": {"Conv_0": {"kernel": 1.0, "bias": 2.0}}})
@@ -23,13 +22,13 @@ def leaf_paths(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in entries]
 
 
-def flatten_with_paths(tree: PyTree) -> dict[str, Any]:
-    """Map from path to leaf, in the order of ``jax.tree.leaves``.
+def flatten_with_paths(tree: PyTree) -> dict[str, PyTree]:
+    """Map paths to leaves, in the order of ``jax.tree.leaves``.
 
     Raises:
         ValueError: two leaves have the same path, as in ``{"a": {"b": 1}, "a/b": 2}``.
     """
-    flat: dict[str, Any] = {}
+    flat: dict[str, PyTree] = {}
     for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True):
         if path in flat:
             raise ValueError(f"two leaves share the path {path!r}; rename the key with a slash")
@@ -38,21 +37,25 @@ def flatten_with_paths(tree: PyTree) -> dict[str, Any]:
 
 
 def tree_size(tree: PyTree) -> int:
-    """Number of elements over all leaves, as an exact Python integer."""
+    """Count the elements of all leaves exactly."""
     return sum(_array(leaf).size for leaf in jax.tree.leaves(tree))
 
 
 def tree_bytes(tree: PyTree) -> int:
-    """Bytes of all leaves in memory; a `jax.ShapeDtypeStruct` counts as the array it stands for."""
+    """Count the bytes of all leaves in memory.
+
+    A `jax.ShapeDtypeStruct` counts as the array that it stands for.
+    """
     arrays = (_array(leaf) for leaf in jax.tree.leaves(tree))
     return sum(array.size * array.dtype.itemsize for array in arrays)
 
 
 def tree_hash(tree: PyTree) -> str:
-    """SHA-256 over path, dtype, shape and bytes of every leaf, as 64 hexadecimal digits.
+    """Return the SHA-256 of a tree as 64 hexadecimal digits.
 
-    Two trees have the same hash exactly when they hold bit-equal leaves under the same paths;
-    the kind of container does not enter, so a NamedTuple and a dict of its fields agree.
+    It goes over path, dtype, shape and bytes of every leaf. Two trees have the same hash exactly
+    when they hold bit-equal leaves under the same paths; the kind of container does not enter, so a
+    NamedTuple and a dict of its fields agree.
     """
     digest = hashlib.sha256()
     flat = flatten_with_paths(tree)
@@ -64,16 +67,22 @@ def tree_hash(tree: PyTree) -> str:
     return digest.hexdigest()
 
 
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf is a typed random key, or stands for one."""
+def is_key(leaf: object) -> bool:
+    """Return whether a leaf is a typed random key.
+
+    A `jax.ShapeDtypeStruct` of one counts too.
+    """
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
-def host_array(leaf: Any) -> np.ndarray:
-    """Copy of a leaf on the host; of a typed random key, its words ``u32[..., words]``."""
+def host_array(leaf: PyTree) -> np.ndarray:
+    """Copy a leaf to the host.
+
+    Of a typed random key the result holds its words u32[..., words].
+    """
     return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
-def _array(leaf: Any) -> Any:
+def _array(leaf: PyTree) -> PyTree:
     return leaf if hasattr(leaf, "dtype") and hasattr(leaf, "size") else np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""Aliases for the pytrees and functions that the whole package speaks of."""
+"""Names of the pytrees and functions that the whole package takes."""
 
 from typing import Any, Protocol
 
@@ -18,14 +18,20 @@ Gates = dict[str, jax.Array]
 
 
 class Apply(Protocol):
-    """A network in evaluation mode, or any pure function of variables and inputs."""
+    """Apply a network in evaluation mode.
+
+    Any pure function of variables and inputs will do.
+    """
 
     def __call__(self, variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
         """Return the network's outputs."""
 
 
 class ApplyTrain(Protocol):
-    """A network in training mode, where batch norm reads its batch and dropout drops."""
+    """Apply a network in training mode.
+
+    Batch norm reads its batch and dropout drops.
+    """
 
     def __call__(
         self, variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None

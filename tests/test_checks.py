@@ -1,10 +1,7 @@
-import doctest
-
 import jax
 import numpy as np
 import pytest
 
-from rlprune_jax import checks
 from rlprune_jax.checks import (
     require,
     require_choice,
@@ -12,11 +9,6 @@ from rlprune_jax.checks import (
     require_key,
     require_range,
 )
-
-
-def test_examples():
-    result = doctest.testmod(checks)
-    assert result.failed == 0 and result.attempted > 0
 
 
 def test_right_arguments_come_back_as_plain_numbers():

@@ -1,6 +1,5 @@
 """Files written whole, locks, and JSON."""
 
-import doctest
 import os
 from pathlib import Path
 
@@ -8,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlprune_jax import files
-from rlprune_jax.files import UnwritableError, to_json, try_lock, write_atomically
+from rlprune_jax.files import (
+    UnwritableError,
+    default_cache_dir,
+    to_json,
+    try_lock,
+    write_atomically,
+)
 
 
 def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path):
@@ -60,6 +64,9 @@ def test_json_of_arrays_and_numbers():
     assert kept["a"][0] == np.inf and np.isnan(kept["a"][1])
 
 
-def test_examples():
-    result = doctest.testmod(files)
-    assert result.failed == 0 and result.attempted > 0
+def test_the_default_folder_of_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("RLPRUNE_CACHE_DIR", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    monkeypatch.delenv("RLPRUNE_CACHE_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / ".cache" / "rlprune_jax"

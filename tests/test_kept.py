@@ -1,5 +1,3 @@
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlprune_jax import kept
 from rlprune_jax.kept import is_kept, rank
-
-
-def test_examples():
-    result = doctest.testmod(kept)
-    assert result.failed == 0 and result.attempted > 0
 
 
 @pytest.mark.parametrize("module", [np, jnp], ids=["numpy", "jax"])

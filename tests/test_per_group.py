@@ -1,18 +1,9 @@
-import doctest
-import importlib
-
 import numpy as np
 import pytest
 
 from rlprune_jax.per_group import per_group, read_overrides
 
 NAMES = ("conv1", "conv10", "block/conv1", "head")
-
-
-def test_examples():
-    # The package's attribute could be the function of the same name.
-    result = doctest.testmod(importlib.import_module("rlprune_jax.per_group"))
-    assert result.failed == 0 and result.attempted > 0
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,24 @@
-"""The code in the README runs as it stands."""
+"""Every block of Python in the README and the documentation runs by itself."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+BLOCKS = [
+    pytest.param(code, id=f"{page.name}-{number}")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for number, code in enumerate(BLOCK.findall(page.read_text()), start=1)
+]
 
 
-def test_the_readme_holds_code():
-    assert len(BLOCKS) >= 2
+def test_there_are_blocks():
+    assert len(BLOCKS) >= 4
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_block_runs(number):
-    # Later blocks stand on the imports of earlier ones.
-    code = "\n".join([line for b in BLOCKS[:number] for line in b.splitlines() if "import" in line])
-    exec(code + "\n" + BLOCKS[number], {})
+@pytest.mark.parametrize("code", BLOCKS)
+def test_block_runs_by_itself(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "<block>", "exec"), {"__name__": "__main__"})

@@ -1,4 +1,5 @@
-"""The command line: ``rlprune prune | sap | study | predict | inspect``.
+"""The command line ``rlprune`` and its subcommands.
 
-Options are read and wrong ones answered before JAX is imported.
+They are ``prune``, ``sap``, ``study``, ``predict`` and ``inspect``. Options are read and wrong ones
+answered before JAX is imported.
 """

@@ -1,37 +1,34 @@
-"""What the commands share: options before JAX, compilation cache, errors, the last line."""
+"""What every command does before and after its work."""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 from rlprune_jax.runs.interruption import interruptible
 
-
-class Job(Protocol):
-    """Do what options ask for; heavy modules are imported here and not before."""
-
-    def __call__(self, options: object, /) -> object:
-        """Return what to print last, such as a run directory; None for nothing."""
+Options = TypeVar("Options")
+"""A dataclass of options."""
 
 
 def run_command(
-    job: Job,
-    options: object,
+    job: Callable[[Options], object],
+    options: type[Options],
     description: str | None,
     *,
     prog: str | None = None,
     args: Sequence[str] | None = None,
     saved: str = "checkpoint",
 ) -> None:
-    """Parse the options, do the job and print what it returns.
+    """Parse the options, do the job, print the result.
 
-    Exits with 130 on Ctrl-C, 143 on SIGTERM, and 2 where the job is refused, always with one line
-    that says why.
+    Use it as the body of every command. It exits with 130 on Ctrl-C, 143 on SIGTERM, and 2 where
+    the job is refused, always with one line that says why.
 
     Args:
-        job: from the parsed options to what is printed last.
+        job: from the parsed options to what is printed last, such as a run directory; None for
+            nothing. It imports heavy modules itself.
         options: the type to parse, as tyro takes it; its module must not import JAX.
         description: of the command, for ``--help``.
         prog: name of the command, for ``--help``.
@@ -41,7 +38,7 @@ def run_command(
     with interruptible(saved):
         import tyro
 
-        parsed = tyro.cli(options, description=description, prog=prog, args=args)  # type: ignore[call-overload]
+        parsed = tyro.cli(options, description=description, prog=prog, args=args)
         enable_compilation_cache()
         try:
             last = job(parsed)
@@ -53,8 +50,16 @@ def run_command(
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs between processes, unless the user has chosen where already."""
-    # Read by JAX when it is imported, which is later.
+    """Keep compiled programs between processes.
+
+    A place that the user has chosen already stays.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     cache = Path.home() / ".cache" / "rlprune_jax" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    # Read by JAX when it is imported, which is later in a command, but not in a script.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    if jax := sys.modules.get("jax"):
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,4 +1,4 @@
-"""The console command ``rlprune``: one subcommand a module."""
+"""The console command ``rlprune``, a module a subcommand."""
 
 import importlib
 import sys

@@ -1,15 +1,19 @@
-"""Budgets: what a user wrote about the cost of the pruned network."""
+"""Budgets: what a user wrote about the cost of the pruned network.
+
+Nothing here imports JAX, so that a command line refuses a wrong budget at once.
+"""
 
 import math
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from numbers import Real
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from rlprune_jax.costs.cost import OWN_UNIT
-from rlprune_jax.costs.host import UserFunction
-from rlprune_jax.costs.registry import COSTS, UNITS
+from rlprune_jax.costs.registry import COSTS, OWN_UNIT, UNITS
+
+if TYPE_CHECKING:
+    from rlprune_jax.costs.host import UserFunction
 
 _COUNT_SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _BYTE_SCALES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9} | {
@@ -50,7 +54,7 @@ class Budget(NamedTuple):
     name: str
     limit: float
     relative: bool
-    function: UserFunction | None = None
+    function: "UserFunction | None" = None
 
     @property
     def is_function(self) -> bool:

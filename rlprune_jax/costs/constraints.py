@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.costs.budgets import Budget, format_number, parse_budgets
-from rlprune_jax.costs.cost import OWN_UNIT, Cost, CostFactory, Measured, NetworkLike
+from rlprune_jax.costs.cost import Cost, CostFactory, Measured, NetworkLike
 from rlprune_jax.costs.host import UserFunction, import_function, user_cost
 from rlprune_jax.costs.memo import remember
 from rlprune_jax.costs.options import CostOptions
-from rlprune_jax.costs.registry import COSTS
+from rlprune_jax.costs.registry import COSTS, OWN_UNIT
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.per_group import PerGroup
 from rlprune_jax.types import Gates, PyTree

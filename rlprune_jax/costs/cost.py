@@ -10,9 +10,6 @@ from rlprune_jax.costs.options import CostOptions
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 
-OWN_UNIT = "of its own unit"
-"""Unit of a cost that does not say what it counts, as a user's function."""
-
 
 class Measured(NamedTuple):
     """Hold a cost and the quartiles around it.

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from rlprune_jax.costs.cost import OWN_UNIT, Cost, CostFactory, NetworkLike, without_noise
+from rlprune_jax.costs.cost import Cost, CostFactory, NetworkLike, without_noise
 from rlprune_jax.costs.interpolation import interpolate_uniform
 from rlprune_jax.costs.options import CostOptions
+from rlprune_jax.costs.registry import OWN_UNIT
 from rlprune_jax.graph.groups import Graph, ones_gates
 from rlprune_jax.kept import is_kept
 from rlprune_jax.types import Gates
@@ -92,13 +93,14 @@ is -1.0; a cost must be finite and at least 0
     return value
 
 
-def import_function(path: str) -> Callable[..., Any]:
+def import_function(path: str, what: str = "budget function") -> Callable[..., Any]:
     """Return the function with this name.
 
     Modules in the working directory are found too.
 
     Args:
         path: ``module:function``.
+        what: the function is for, to name in an error.
 
     Raises:
         ValueError: not of that form, no such module, no such function, or not callable.
@@ -109,7 +111,7 @@ def import_function(path: str) -> Callable[..., Any]:
     """
     module_name, found, name = path.partition(":")
     if not (module_name and found and name):
-        raise ValueError(f"budget function {path!r} is not of the form module:function")
+        raise ValueError(f"{what} {path!r} is not of the form module:function")
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -118,13 +120,13 @@ def import_function(path: str) -> Callable[..., Any]:
             function = getattr(function, part)
     except Exception as error:
         raise ValueError(
-            f"budget function {path!r} cannot be imported: {type(error).__name__}: {error}"
+            f"{what} {path!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     finally:
         if here in sys.path:
             sys.path.remove(here)
     if not callable(function):
-        raise ValueError(f"budget function {path!r} is a {type(function).__name__}, not a function")
+        raise ValueError(f"{what} {path!r} is a {type(function).__name__}, not a function")
     return function
 
 

@@ -1,4 +1,8 @@
-"""The networks by name, and any Linen network as plain functions."""
+"""A zoo of networks for images, and any Linen network as plain functions.
+
+Use `create_model` for a network by its name, and `model_functions` for the functions that the rest
+of the package takes. A network of your own needs neither.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,6 +13,7 @@ import flax.linen as nn
 import jax
 
 from rlprune_jax.models.cnn import CNN
+from rlprune_jax.models.convolution import conv_general_dilated, rebind_convolutions
 from rlprune_jax.models.densenet import DenseNet
 from rlprune_jax.models.mlp import MLP
 from rlprune_jax.models.mobilenet import MobileNet
@@ -30,9 +35,11 @@ __all__ = [
     "ThinResNet",
     "VisionTransformer",
     "WideResNet",
+    "conv_general_dilated",
     "create_model",
     "model_functions",
     "model_names",
+    "rebind_convolutions",
 ]
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -51,7 +58,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 class ModelFunctions(NamedTuple):
-    """A network as plain functions.
+    """Hold a network as plain functions.
 
     Attributes:
         init: ``(key, x) -> variables``, ``{"params": ...}`` and ``"batch_stats"`` where there are.
@@ -72,7 +79,9 @@ def model_names() -> tuple[str, ...]:
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """Build a network of the zoo; its variables come from ``model_functions(network).init``.
+    """Build a network of the zoo.
+
+    Its variables come from ``model_functions(network).init``.
 
     Args:
         name: one of ``model_names()``.

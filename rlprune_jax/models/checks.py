@@ -1,4 +1,4 @@
-"""Checks at the door of every network: what it is built from and what it is called with."""
+"""Checks of what a network is built from and called with."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def check_widths(name: str, widths: Sequence[int], count: int | None = None) -> None:
-    """Refuse widths that are not positive integers, or not ``count`` of them.
+    """Refuse widths that are not so many positive integers.
 
     Args:
         name: the argument as the caller wrote it, for the message.

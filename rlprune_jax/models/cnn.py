@@ -1,4 +1,4 @@
-"""Small convolutional network: the 64-128-256-512 CNN of the sparsity-informed pruning paper."""
+"""The small convolutional network of the sparsity-informed pruning paper."""
 
 import flax.linen as nn
 import jax
@@ -14,10 +14,11 @@ _CONV_INIT = variance_scaling(2.0, "fan_out", "normal")
 
 
 class CNN(nn.Module):
-    """Convolution 3x3, batch norm and ReLU per width; halved after all but the last; linear head.
+    """Classify images by a few convolutions.
 
+    Use it for small images and quick trials. Each width is a convolution 3x3, batch norm and ReLU.
     The map is max-pooled 2x2 after each of the first ``len(widths) - 1`` convolutions, then
-    averaged over all positions.
+    averaged over all positions and read by a linear head.
 
     Attributes:
         num_classes: outputs of the head.
@@ -29,8 +30,9 @@ class CNN(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> network = CNN(num_classes=10, widths=(32, 64, 128, 256))
-        >>> variables = network.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
-        >>> network.apply(variables, jnp.ones((4, 8, 8, 1))).shape
+        >>> x = jnp.ones((4, 8, 8, 1))
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), x)
+        >>> jax.eval_shape(network.apply, variables, x).shape
         (4, 10)
     """
 

@@ -1,4 +1,4 @@
-"""DenseNet-BC: every layer reads all maps before it, concatenated."""
+"""DenseNet-BC, whose layers read all maps before them, concatenated."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,10 @@ from rlprune_jax.models.mlp import DENSE_INIT
 
 
 class DenseNet(nn.Module):
-    """Stem, three concatenating blocks that two halvings part, norm, ReLU, mean, linear head.
+    """Classify images by layers that read all maps before them.
+
+    Use it to prune units that many layers read. A stem, three concatenating blocks with a halving
+    between two, norm, ReLU, mean over positions and a linear head.
 
     Attributes:
         num_classes: outputs of the head.
@@ -78,7 +81,7 @@ class DenseNet(nn.Module):
 
 
 class _DenseLayer(nn.Module):
-    """Norm, ReLU, 1x1, norm, ReLU, 3x3; its maps are laid beside those it read."""
+    """Lay the maps of a bottleneck beside those that it reads."""
 
     growth: int
     conv_general_dilated: ConvGeneralDilatedT

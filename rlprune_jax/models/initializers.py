@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
+from jax.typing import DTypeLike
 
 
 def variance_scaling(
@@ -14,9 +15,10 @@ def variance_scaling(
     mode: Literal["fan_in", "fan_out", "fan_avg"],
     distribution: Literal["normal", "uniform"],
 ) -> Initializer:
-    """Make an initializer of variance ``scale`` over the fan, as ``jax.nn.initializers`` has.
+    """Make an initializer of a set variance.
 
-    The numbers are the same (``"normal"`` is not truncated), but drawn as a vector and reshaped:
+    The variance is ``scale`` over the fan, as in ``jax.nn.initializers.variance_scaling``. The
+    numbers are the same (``"normal"`` is not truncated), but drawn as a vector and reshaped:
     XLA takes about eight times as long to compile the generator over the four axes of a kernel, by
     far the greatest part of initialising a network on CPU.
 
@@ -43,7 +45,9 @@ def variance_scaling(
     if distribution not in ("normal", "uniform"):
         raise ValueError(f"distribution={distribution!r} must be 'normal' or 'uniform'")
 
-    def initialise(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def initialise(
+        key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+    ) -> jax.Array:
         size = math.prod(shape)
         fan_in, fan_out = size / shape[-1], size / shape[-2]
         fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]

@@ -1,7 +1,6 @@
-"""What the convolutional networks of the zoo share: convolution, norm, scaled widths, checks."""
+"""Layers and widths that several networks of the zoo use."""
 
 from collections.abc import Collection
-from typing import Any
 
 import flax.linen as nn
 from flax.linen.linear import ConvGeneralDilatedT
@@ -20,9 +19,9 @@ def convolution(
     groups: int = 1,
     name: str,
 ) -> nn.Conv:
-    """Make a square convolution without bias, padded by ``size // 2`` on all sides.
+    """Make a square convolution without bias, padded on all sides.
 
-    The padding is that of the published networks; "SAME" pads a strided one by less.
+    The padding is ``size // 2``, as in the published networks; "SAME" pads a strided one by less.
 
     Args:
         features: output channels.
@@ -46,7 +45,12 @@ def convolution(
 
 
 def batch_norm(train: bool, name: str) -> nn.BatchNorm:
-    """Make a batch norm; in train mode its running statistics move a tenth of the way in a step."""
+    """Make a batch norm with a momentum of 0.9.
+
+    Args:
+        train: whether it normalises with the batch's statistics and moves the running ones.
+        name: of the layer.
+    """
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)
 
 
@@ -65,7 +69,7 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Refuse an option that is none of ``choices``.
 
     Raises:

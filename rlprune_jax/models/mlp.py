@@ -1,4 +1,4 @@
-"""Multilayer perceptron: the 128-256 network of the sparsity-informed pruning paper."""
+"""The multilayer perceptron of the sparsity-informed pruning paper."""
 
 import math
 
@@ -13,7 +13,10 @@ DENSE_INIT = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class MLP(nn.Module):
-    """Flatten, then ``Dense`` and ReLU per width, then a linear head.
+    """Classify images or vectors by dense layers.
+
+    Use it where the input has no space to convolve over. The input is flattened; each width is a
+    ``Dense`` and ReLU, and a linear head follows.
 
     Attributes:
         num_classes: outputs of the head.
@@ -24,8 +27,9 @@ class MLP(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> network = MLP(num_classes=10)
-        >>> variables = network.init(jax.random.key(0), jnp.ones((1, 28, 28, 1)))
-        >>> network.apply(variables, jnp.ones((4, 28, 28, 1))).shape
+        >>> x = jnp.ones((4, 28, 28, 1))
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), x)
+        >>> jax.eval_shape(network.apply, variables, x).shape
         (4, 10)
     """
 
@@ -34,7 +38,11 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Map f32[B, ...] to logits f32[B, num_classes]; ``train`` changes nothing here.
+        """Map f32[B, ...] to logits f32[B, num_classes].
+
+        Args:
+            x: inputs.
+            train: changes nothing here.
 
         Raises:
             ValueError: a width below 1, or ``x`` without a batch axis.

@@ -1,4 +1,4 @@
-"""MobileNetV2: depthwise-separable convolutions inside narrow residual blocks."""
+"""MobileNetV2, depthwise-separable convolutions inside narrow residual blocks."""
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,10 @@ STAGES = (
 
 
 class MobileNet(nn.Module):
-    """Stem, seven stages of inverted residual blocks, 1x1 convolution, mean, linear head.
+    """Classify images by inverted residual blocks.
+
+    Use it where few MACs matter more than accuracy. A stem, seven stages of blocks, a 1x1
+    convolution, mean over positions and a linear head.
 
     Attributes:
         num_classes: outputs of the head.
@@ -79,10 +82,10 @@ class MobileNet(nn.Module):
             for number in range(min(blocks, self.blocks or blocks)):
                 stride = first_stride if number == 0 and (coarse or stage != 2) else 1
                 block = _InvertedResidual(
-                    scaled(channels, self.width),
-                    expansion,
-                    stride,
-                    convolve,
+                    channels=scaled(channels, self.width),
+                    expansion=expansion,
+                    stride=stride,
+                    conv_general_dilated=convolve,
                     name=f"stage{stage}_block{number + 1}",
                 )
                 x = block(x, train)
@@ -93,7 +96,7 @@ class MobileNet(nn.Module):
 
 
 class _InvertedResidual(nn.Module):
-    """1x1 to many channels, 3x3 on each by itself, 1x1 to few; a sum where the shape is kept."""
+    """Widen 1x1, convolve each channel 3x3, narrow 1x1; add where the shape is kept."""
 
     channels: int
     expansion: int

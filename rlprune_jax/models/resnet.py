@@ -1,4 +1,4 @@
-"""Residual networks after the norm: ResNet18 to 152, and the thin ResNet20 to 110 for CIFAR."""
+"""ResNet18 to 152, and the thin ResNet20 to 110 for CIFAR."""
 
 import flax.linen as nn
 import jax
@@ -27,10 +27,11 @@ STEMS = ("cifar", "imagenet")
 
 
 class ResNet(nn.Module):
-    """Stem, four stages of residual blocks, mean over positions, linear head.
+    """Classify images by four stages of residual blocks.
 
-    Basic blocks up to depth 34; bottlenecks with the stride in their 3x3 convolution from 50 on. A
-    shortcut that changes shape is a 1x1 convolution with a norm.
+    Use it as the standard of the literature. A stem, the stages, mean over positions and a linear
+    head. Basic blocks up to depth 34; bottlenecks with the stride in their 3x3 convolution from 50
+    on. A shortcut that changes shape is a 1x1 convolution with a norm.
 
     Attributes:
         num_classes: outputs of the head.
@@ -91,7 +92,9 @@ class ResNet(nn.Module):
 
 
 class ThinResNet(nn.Module):
-    """The ResNet for CIFAR: 16, 32 and 64 channels, three stages of ``n`` basic blocks.
+    """Classify small images by three stages of basic blocks.
+
+    Use it for images of about 32x32. The stages have 16, 32 and 64 channels and ``n`` blocks each.
 
     Attributes:
         num_classes: outputs of the head.

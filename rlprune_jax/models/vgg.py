@@ -1,4 +1,4 @@
-"""VGG with batch norm for small images: 11, 13, 16 and 19 layers, one linear layer as head."""
+"""VGG with batch norm for small images, in 11 to 19 layers."""
 
 import math
 
@@ -25,7 +25,10 @@ _XAVIER = variance_scaling(1.0, "fan_avg", "normal")
 
 
 class VGG(nn.Module):
-    """Five stages of convolution 3x3, batch norm and ReLU; max-pooling 2x2; flatten; linear head.
+    """Classify images by five stages of convolutions.
+
+    Use it where pruning has much to remove. A stage is convolutions 3x3, each with batch norm and
+    ReLU, and a max-pooling 2x2; the last map is flattened and read by a linear head.
 
     Attributes:
         num_classes: outputs of the head.
@@ -42,8 +45,9 @@ class VGG(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> network = VGG(num_classes=10, depth=16, width=0.125)
-        >>> variables = network.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
-        >>> network.apply(variables, jnp.ones((4, 32, 32, 3))).shape
+        >>> x = jnp.ones((4, 32, 32, 3))
+        >>> variables = jax.eval_shape(network.init, jax.random.key(0), x)
+        >>> jax.eval_shape(network.apply, variables, x).shape
         (4, 10)
     """
 

@@ -14,10 +14,11 @@ _INIT = variance_scaling(1.0, "fan_avg", "uniform")
 
 
 class VisionTransformer(nn.Module):
-    """Patches, class token, learned positions, blocks of attention and MLP, norm, linear head.
+    """Classify images by attention between patches.
 
-    Heads, the width of queries and keys, that of values, and hidden units of the MLPs are what
-    pruning can remove; the embedding is read whole by every layer norm.
+    Use it to prune attention. Patches, a class token, learned positions, blocks of attention and
+    MLP, norm and a linear head. Heads, the width of queries and keys, that of values, and hidden
+    units of the MLPs are what pruning can remove; the embedding is read whole by every layer norm.
 
     Attributes:
         num_classes: outputs of the head.
@@ -53,7 +54,11 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Map f32[B, H, W, C] to logits f32[B, num_classes]; ``train`` changes nothing here.
+        """Map images f32[B, H, W, C] to logits f32[B, num_classes].
+
+        Args:
+            x: normalised images.
+            train: changes nothing here.
 
         Raises:
             ValueError: an option below 1, a bad ``width``, images of the wrong rank or not of whole

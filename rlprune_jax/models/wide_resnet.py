@@ -1,4 +1,4 @@
-"""Residual networks with the norm before the convolution: Wide ResNet and ResNet18."""
+"""Residual networks with the norm before the convolution."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,10 @@ from rlprune_jax.models.mlp import DENSE_INIT
 
 
 class WideResNet(nn.Module):
-    """Thin stem, stages of wide pre-activated blocks, norm, ReLU, mean, linear head.
+    """Classify images by wide pre-activated blocks.
+
+    Use it where a shallow, wide network is wanted. A thin stem, the stages, norm, ReLU, mean over
+    positions and a linear head.
 
     Attributes:
         num_classes: outputs of the head.
@@ -76,10 +79,11 @@ class WideResNet(nn.Module):
 
 
 class PreActResNet18(nn.Module):
-    """The ResNet18 of the sparsity-informed pruning paper: norm and ReLU before each convolution.
+    """Classify images by the ResNet18 of the sparsity-informed pruning paper.
 
-    Stem 3x3 without a norm, four stages of two blocks, 1x1 shortcuts without a norm that read the
-    activated input, then norm, ReLU, mean over positions and a linear head.
+    Norm and ReLU stand before each convolution. Stem 3x3 without a norm, four stages of two blocks,
+    1x1 shortcuts without a norm that read the activated input, then norm, ReLU, mean over positions
+    and a linear head.
 
     Attributes:
         num_classes: outputs of the head.
@@ -127,7 +131,7 @@ def _features(
     convolve: ConvGeneralDilatedT,
     train: bool,
 ) -> jax.Array:
-    """Map images to f32[B, widths[-1]]: all but the head; layers belong to the calling module."""
+    """Map images to features f32[B, widths[-1]], by layers of the calling module."""
     check_images(x, rank=4)
     x = convolution(stem, 3, convolve, name="stem")(x)
     for stage, (channels, count) in enumerate(zip(widths, blocks, strict=True)):

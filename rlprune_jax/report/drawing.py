@@ -1,9 +1,9 @@
-"""How figures look: style, colours, panels, direct labels, and SVG that follows the page."""
+"""How figures look, and their SVG that follows the page."""
 
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -46,20 +46,26 @@ _WIDTH = 9.6
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draws in our style inside a ``with``."""
+    """Draw in the style of this package inside a ``with``."""
     with mpl.rc_context(_STYLE):
         yield
 
 
 def figure_svg(figure: Figure, prefix: str) -> str:
-    """A figure as an ``<svg>`` element for a page that defines ``--ink``, ``--series-0`` and so on.
+    """Return a figure as an ``<svg>`` element.
+
+    The page defines its colours as ``--ink``, ``--muted``, ``--faint``, ``--series-0`` and so on.
 
     Args:
         figure: one of this module's; of another, colours that we do not know stay as they are.
         prefix: put before every id, so that several figures can stand in one page.
     """
     buffer = io.StringIO()
-    svg_style: Any = {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.family": "sans-serif"}
+    svg_style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": prefix,
+        "font.family": "sans-serif",
+    }
     with mpl.rc_context(svg_style):
         figure.savefig(buffer, format="svg", dpi=110, transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
@@ -75,27 +81,30 @@ def figure_svg(figure: Figure, prefix: str) -> str:
     return svg
 
 
-def colour_of(method: str, methods: Any) -> str:
-    """A method's colour, the same in every figure: known methods have theirs, others what is left.
+def colour_of(method: str, methods: Iterable[str]) -> str:
+    """Return a method's colour, the same in every figure.
+
+    Known methods have their own; others take what is left, in order.
 
     Args:
         method: name of the method.
         methods: names of all methods of the figure, in order.
     """
+    names = list(methods)
     known = {
         name: SERIES[slot]
-        for name in methods
+        for name in names
         for slot, word in enumerate(_SLOTS)
         if word in name.lower()
     }
     # Two variants of one method, such as two agents, must not look alike.
     colours: dict[str, str] = {}
-    for name in methods:
+    for name in names:
         if name in known and known[name] not in colours.values():
             colours[name] = known[name]
     reserved = set(known.values())
     left = [colour for colour in SERIES if colour not in reserved] or [MUTED]
-    for index, name in enumerate(name for name in methods if name not in colours):
+    for index, name in enumerate(name for name in names if name not in colours):
         colours[name] = left[index % len(left)]
     return colours[method]
 
@@ -108,7 +117,15 @@ def _page_colours() -> dict[str, str]:
 def grid_of(
     count: int, height: float, columns: int = 3, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, row by row; ``height`` of each row in inches."""
+    """Make a figure with so many panels, row by row.
+
+    Args:
+        count: panels; no more than these have axes.
+        height: of each row, in inches.
+        columns: at most so many side by side.
+        sharex: whether panels of a column have one horizontal axis.
+        sharey: whether all panels have one vertical axis.
+    """
     columns = max(min(columns, count), 1)
     rows = max(-(-count // columns), 1)
     figure = Figure(figsize=(_WIDTH, height * rows + 0.25), layout="constrained")
@@ -119,7 +136,12 @@ def grid_of(
 
 
 def draw_lines(axes: Axes, lines: Mapping[str, np.ndarray]) -> None:
-    """One line f[T] per name over the steps 1 to T, named at its end; gaps where not finite."""
+    """Draw a line per name, named at its end.
+
+    Args:
+        axes: to draw on.
+        lines: name -> f[T] over the steps 1 to T; what is not finite is left out.
+    """
     ends = []
     for index, (name, values) in enumerate(lines.items()):
         steps = np.arange(1, len(values) + 1)
@@ -133,15 +155,22 @@ def draw_lines(axes: Axes, lines: Mapping[str, np.ndarray]) -> None:
     note_if_empty(axes, not any(np.isfinite(values).any() for values in lines.values()))
 
 
-def draw_shares(axes: Axes, lines: Mapping[str, np.ndarray]) -> None:
-    """Lines of shares between 0 and 1, in percent."""
+def draw_fractions(axes: Axes, lines: Mapping[str, np.ndarray]) -> None:
+    """Draw lines of fractions from 0 to 1 in percent."""
     draw_lines(axes, lines)
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PERCENT)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names at the right ends of lines, pushed apart where they would overlap."""
+    """Write names at the right ends of lines.
+
+    They are pushed apart where they would overlap.
+
+    Args:
+        axes: to write on.
+        ends: ``(x, y, name, colour)`` of each line's last point.
+    """
     if not ends:
         return
     axes.margins(y=0.1)
@@ -174,6 +203,6 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 
 
 def note_if_empty(axes: Axes, empty: bool) -> None:
-    """Says that there is nothing to show instead of leaving bare axes."""
+    """Write on bare axes that there is nothing to show."""
     if empty:
         axes.text(0.5, 0.5, "nothing to show", transform=axes.transAxes, ha="center", color=MUTED)

@@ -1,11 +1,11 @@
-"""The page of a run: one self-contained HTML file with headline numbers, tables and figures."""
+"""The page of a run, one HTML file with tables and figures."""
 
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import jinja2
 import numpy as np
@@ -24,6 +24,8 @@ __all__ = [
     "Table",
     "candidates_figure",
     "layers_figure",
+    "metric_text",
+    "percent",
     "progress_figure",
     "render_report",
     "results_table",
@@ -33,7 +35,9 @@ __all__ = [
 
 
 class Table(NamedTuple):
-    """A table of the page; cells are text, numbers or booleans, shown as tick and cross.
+    """Hold a table of the page.
+
+    Cells are text, numbers or booleans, which are shown as tick and cross.
 
     Attributes:
         title: heading above it.
@@ -47,21 +51,23 @@ class Table(NamedTuple):
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Sequence[object]]
     emphasis: Sequence[str] = ()
     caption: str = ""
     interactive: bool = False
 
 
 def results_table(
-    dense: Mapping[str, Any],
-    methods: Mapping[str, Mapping[str, Any]],
+    dense: Mapping[str, object],
+    methods: Mapping[str, Mapping[str, object]],
     emphasis: Sequence[str] = ("agent",),
     caption: str = "",
+    metric: str = "accuracy",
 ) -> Table:
-    """Every method beside the dense network: accuracy, size, work, evaluations, budgets kept.
+    """Make the table of every method beside the dense network.
 
-    In brackets the difference to dense in points of accuracy, and the share of dense.
+    It holds accuracy, size, work, evaluations and whether budgets are kept; in brackets the
+    difference to dense in points of accuracy, and the fraction of dense.
 
     Args:
         dense: ``accuracy`` (fraction), ``params``, ``macs`` of the dense network.
@@ -69,6 +75,7 @@ def results_table(
             ``satisfied`` (all budgets kept).
         emphasis: methods to stress.
         caption: a sentence below the table.
+        metric: the key that holds how well a network does; accuracies are fractions.
     """
     everything = {"dense": dense, **methods}
     optional = [
@@ -80,28 +87,37 @@ def results_table(
         )
         if any(key in entry for entry in everything.values())
     ]
-    columns = ["method", "test accuracy", "params", "MACs"]
+    columns = ["method", f"test {metric.replace('_', ' ')}", "params", "MACs"]
     rows = []
     for name, entry in everything.items():
-        change = 100 * (_number(entry, "accuracy") - _number(dense, "accuracy"))
-        beside = "" if name == "dense" or math.isnan(change) else f" ({change:+.2f})"
-        row: list[Any] = [name, percent(_number(entry, "accuracy"), 2) + beside]
+        change = _number(entry, metric) - _number(dense, metric)
+        text = f"{100 * change:+.2f}" if "accuracy" in metric else f"{change:+.3g}"
+        beside = "" if name == "dense" or math.isnan(change) else f" ({text})"
+        row: list[object] = [name, metric_text(_number(entry, metric), metric) + beside]
         for key in ("params", "macs"):
-            share = percent(_number(entry, key) / max(_number(dense, key), 1e-30), 2)
-            row.append(_cell(entry.get(key)) + ("" if name == "dense" else f" ({share})"))
+            fraction = percent(_number(entry, key) / max(_number(dense, key), 1e-30), 2)
+            row.append(_cell(entry.get(key)) + ("" if name == "dense" else f" ({fraction})"))
         rows.append(row + [entry.get(key) for key, _ in optional])
-    return Table("Results", columns + [title for _, title in optional], rows, emphasis, caption)
+    return Table(
+        title="Results",
+        columns=columns + [title for _, title in optional],
+        rows=rows,
+        emphasis=emphasis,
+        caption=caption,
+    )
 
 
 def render_report(
     title: str,
-    summary: Mapping[str, Any],
+    summary: Mapping[str, object],
     tables: Sequence[Table],
     figures: Sequence[tuple[str, Figure, str]],
-    details: Mapping[str, Any],
+    details: Mapping[str, object],
     lead: str = "",
 ) -> str:
-    """The page as HTML, with everything inside: no file and no address is needed to show it.
+    """Return the page as HTML, with everything inside.
+
+    No other file and no network is needed to show it.
 
     Args:
         title: heading.
@@ -144,7 +160,7 @@ def render_report(
 
 
 def write_report(path: str | os.PathLike, html: str) -> None:
-    """Writes the page whole or not at all.
+    """Write the page whole or not at all.
 
     Raises:
         UnwritableError: the place cannot be written.
@@ -153,17 +169,36 @@ def write_report(path: str | os.PathLike, html: str) -> None:
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """A fraction in percent, a dash where it is unknown."""
+    """Write a fraction in percent, or a dash where unknown.
+
+    Example:
+        >>> percent(0.1234), percent(float("nan"))
+        ('12.3 %', '–')
+    """
     return f"{100 * fraction:.{digits}f} %" if math.isfinite(fraction) else "–"
 
 
-def _number(entry: Mapping[str, Any], key: str) -> float:
+def metric_text(value: float, metric: str) -> str:
+    """Return a metric as text.
+
+    An accuracy is in percent; a dash stands where it is unknown.
+
+    Example:
+        >>> metric_text(0.9817, "accuracy"), metric_text(-1.25, "negative_loss")
+        ('98.17 %', '-1.25')
+    """
+    if "accuracy" in metric:
+        return percent(value, 2)
+    return f"{value:.4g}" if math.isfinite(value) else "–"
+
+
+def _number(entry: Mapping[str, object], key: str) -> float:
     value = entry.get(key)
-    return math.nan if value is None else float(value)
+    return float(value) if isinstance(value, SupportsFloat) else math.nan
 
 
-def _cell(value: Any) -> str:
-    """Text of a cell: thousands apart, four digits of a fraction, ✓ and ✗."""
+def _cell(value: object) -> str:
+    """Return the text of a cell, thousands apart, four digits of a fraction, ✓ and ✗."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool | np.bool_):
@@ -175,8 +210,8 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _sortable(value: Any) -> str:
-    """What a cell is sorted by: a number with all its digits, or its text; empty where unknown."""
+def _sortable(value: object) -> str:
+    """Return what a cell is sorted by, a number with all its digits or its text."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, bool | np.bool_):

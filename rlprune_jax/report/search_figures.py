@@ -1,4 +1,4 @@
-"""Figures of a pruning run: the search over time, what it kept, what it tried, how fast it learnt.
+"""Figures of a pruning run.
 
 Functions from plain arrays to a matplotlib Figure; NaN and infinity are left out, empty histories
 drawn as empty axes. Colours are safe for colour-blind readers, and `figure_svg` leaves them to
@@ -6,11 +6,11 @@ the page, so that they follow its light or dark mode.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -22,8 +22,8 @@ from rlprune_jax.report.drawing import (
     MUTED,
     PERCENT,
     colour_of,
+    draw_fractions,
     draw_lines,
-    draw_shares,
     grid_of,
     label_ends,
     note_if_empty,
@@ -39,7 +39,10 @@ def search_figure(
     limits: ArrayLike,
     units: Sequence[str] | None = None,
 ) -> Figure:
-    """How the agent's search went: reward, cost against each budget, multipliers, per iteration.
+    """Draw how the agent's search went, per iteration.
+
+    Panels show the reward, the cost beside each budget, the multipliers and the fraction of
+    candidates within every budget.
 
     Args:
         metrics: ``reward_mean``, ``reward_best`` f[T]; ``cost_mean``, ``multiplier`` f[T, K];
@@ -69,8 +72,8 @@ def search_figure(
         by_name = dict(zip(budget_names, series["multiplier"].reshape(-1, count).T, strict=True))
         panels.append(("Multipliers", lambda axes: draw_lines(axes, by_name)))
     if "feasible_fraction" in series:
-        share = {"": series["feasible_fraction"]}
-        panels.append(("Within every budget", lambda axes: draw_shares(axes, share)))
+        within = {"": series["feasible_fraction"]}
+        panels.append(("Within every budget", lambda axes: draw_fractions(axes, within)))
     with style():
         figure, grid = grid_of(len(panels), height=2.35)
         for axes, (title, draw) in zip(grid, panels, strict=True):
@@ -84,7 +87,9 @@ def search_figure(
 def layers_figure(
     names: Sequence[str], sizes: Sequence[int], kept: Mapping[str, Sequence[int]]
 ) -> Figure:
-    """How many units each layer keeps, side by side per method, the dense layer as an outline.
+    """Draw how many units each layer keeps, per method.
+
+    Methods stand side by side; the dense layer is an outline.
 
     Args:
         names: G groups in depth order.
@@ -98,7 +103,7 @@ def layers_figure(
         figure, grid = grid_of(2, height=2.3, columns=1, sharex=True)
         for axes, title, scale in zip(
             grid,
-            ("Units kept", "Share of the layer kept"),
+            ("Units kept", "Fraction of the layer kept"),
             (np.ones_like(dense), np.maximum(dense, 1)),
             strict=True,
         ):
@@ -134,7 +139,7 @@ def candidates_figure(
     units: Sequence[str] | None = None,
     delivered: Mapping[str, tuple[float, ArrayLike]] | None = None,
 ) -> Figure:
-    """Reward against cost of every candidate that any method tried, one panel per budget.
+    """Draw reward against cost of every candidate, per budget.
 
     Faint points break some budget. The step line is the front: the best reward at each cost among
     candidates that keep the other budgets; the dashed line is this budget's limit.
@@ -200,7 +205,9 @@ def candidates_figure(
 def progress_figure(
     histories: Mapping[str, Mapping[str, ArrayLike]], limits: ArrayLike, log: bool = True
 ) -> Figure:
-    """Best reward within every budget against the number of evaluations, a line per method.
+    """Draw the best reward so far against evaluations, per method.
+
+    Only candidates within every budget count.
 
     Args:
         histories: as in `candidates_figure`, in the order of evaluation.
@@ -261,7 +268,7 @@ def _cost_panel(
 def _flat(
     history: Mapping[str, ArrayLike], count: int, keep_missing: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards f[M] and costs f[M, K] of a history, without candidates that have no number."""
+    """Return rewards f[M] and costs f[M, K], without candidates that have no number."""
     rewards = np.asarray(history["rewards"], float).reshape(-1)
     costs = np.asarray(history["costs"], float).reshape(-1, count)
     if keep_missing:
@@ -283,7 +290,7 @@ def _front(costs: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _focus(axes: Axes, costs: np.ndarray, limit: float) -> None:
-    """Leaves out of sight what is far over the limit and would squeeze what matters."""
+    """Leave out of sight what is far over the limit and would squeeze what matters."""
     right = 1.3 * limit
     if len(costs):
         right = max(right, min(np.quantile(costs, 0.98), 2.5 * limit))
@@ -312,6 +319,6 @@ def _axis_name(name: str, index: int, units: Sequence[str] | None) -> str:
     return f"{name} ({unit})"
 
 
-def _scale_axis(axis: Any, index: int, units: Sequence[str] | None) -> None:
+def _scale_axis(axis: Axis, index: int, units: Sequence[str] | None) -> None:
     if _is_fraction(index, units):
         axis.set_major_formatter(PERCENT)

@@ -1,4 +1,4 @@
-"""Figures of iterative pruning: the course over iterations, accuracy against density, layers.
+"""Draw iterative pruning over iterations, against density and by layer.
 
 Curves are named methods; arrays are [S, T], S seeds by T iterations; lines are means over seeds and
 bands one standard deviation.
@@ -22,7 +22,9 @@ _SHORT_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 
 def running_mean(values: ArrayLike) -> np.ndarray:
-    """Mean over all iterations so far, f[..., T]: what the paper's accuracy curves show.
+    """Return the mean over all iterations so far, f[..., T].
+
+    The paper's accuracy curves show it.
 
     Example:
         >>> running_mean([1.0, 0.0, 0.5]).tolist()
@@ -32,16 +34,18 @@ def running_mean(values: ArrayLike) -> np.ndarray:
     return np.cumsum(array, -1) / np.arange(1, array.shape[-1] + 1)
 
 
-def iterations_figure(curves: Curves) -> Figure:
-    """The paper's panels against the iteration: accuracy, what remains, PQ Index, Gini.
+def iterations_figure(curves: Curves, metric: str = "accuracy") -> Figure:
+    """Draw the paper's four panels against the iteration.
 
-    Accuracy is that of each iteration; its running mean, which the paper plotted, is dashed.
+    They are the metric of each iteration, what remains, PQ Index and Gini Index. The metric's
+    running mean, which the paper plotted, is dashed.
 
     Args:
-        curves: with ``accuracy``, ``density``, ``pq_index`` and ``gini``.
+        curves: with the metric, ``density``, ``pq_index`` and ``gini``.
+        metric: its name.
     """
     panels = (
-        ("accuracy", "Test accuracy, retrained"),
+        (metric, f"Test {metric_title(metric)}, retrained"),
         ("density", "Weights left"),
         ("pq_index", "PQ Index (0.5, 1)"),
         ("gini", "Gini Index"),
@@ -51,28 +55,30 @@ def iterations_figure(curves: Curves) -> Figure:
         for axes, (key, title) in zip(grid, panels, strict=True):
             lines = {name: curve[key] for name, curve in curves.items()}
             _draw(axes, lines, log=key == "density")
-            if key == "accuracy":
+            if key == metric:
                 for name, curve in curves.items():
                     mean = running_mean(np.asarray(curve[key], float).mean(0))
                     axes.plot(mean, color=colour_of(name, curves), linestyle=_DASHED, linewidth=1)
-                axes.yaxis.set_major_formatter(PERCENT)
+                _format_metric(axes, metric)
             axes.set_title(title)
         return figure
 
 
-def pruned_figure(curves: Curves) -> Figure:
-    """After pruning and before retraining: accuracy, and what it and the PQ Index lost.
+def pruned_figure(curves: Curves, metric: str = "accuracy") -> Figure:
+    """Draw what pruning costs before any retraining.
 
     Args:
-        curves: with ``accuracy``, ``accuracy_pruned``, ``pq_index`` and ``pq_index_pruned``.
+        curves: with the metric, ``pq_index`` and both under their names and ``_pruned``.
+        metric: its name.
     """
+    title = metric_title(metric)
     with style():
         figure, grid = grid_of(3, height=2.9)
         array = np.asarray
-        _draw(grid[0], {name: curve["accuracy_pruned"] for name, curve in curves.items()})
-        grid[0].set_title("Accuracy, pruned")
-        for axes, key, title in (
-            (grid[1], "accuracy", "Accuracy lost by pruning"),
+        _draw(grid[0], {name: curve[f"{metric}_pruned"] for name, curve in curves.items()})
+        grid[0].set_title(f"{title.capitalize()}, pruned")
+        for axes, key, heading in (
+            (grid[1], metric, f"{title.capitalize()} lost by pruning"),
             (grid[2], "pq_index", "PQ Index lost by pruning"),
         ):
             lost = {
@@ -80,26 +86,27 @@ def pruned_figure(curves: Curves) -> Figure:
                 for name, curve in curves.items()
             }
             _draw(axes, lost)
-            axes.set_title(title)
+            axes.set_title(heading)
         for axes in grid[:2]:
-            axes.yaxis.set_major_formatter(PERCENT)
+            _format_metric(axes, metric)
         return figure
 
 
-def density_figure(curves: Curves) -> Figure:
-    """Accuracy against density on one axis for all methods: what matched sparsity is worth.
+def density_figure(curves: Curves, metric: str = "accuracy") -> Figure:
+    """Draw a metric against density, all methods on one axis.
 
     Args:
-        curves: with ``accuracy`` and ``density``.
+        curves: with the metric and ``density``.
+        metric: its name.
     """
     with style():
         figure, (axes,) = grid_of(1, height=3.6)
         for name, curve in curves.items():
-            density, accuracy = (np.asarray(curve[key], float) for key in ("density", "accuracy"))
+            density, found = (np.asarray(curve[key], float) for key in ("density", metric))
             axes.errorbar(
                 density.mean(0),
-                accuracy.mean(0),
-                yerr=accuracy.std(0),
+                found.mean(0),
+                yerr=found.std(0),
                 xerr=density.std(0),
                 color=colour_of(name, curves),
                 marker="o",
@@ -110,10 +117,10 @@ def density_figure(curves: Curves) -> Figure:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(_SHORT_PERCENT)
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(PERCENT)
+        _format_metric(axes, metric)
         axes.invert_xaxis()
         axes.set_xlabel("weights left")
-        axes.set_title("Test accuracy, retrained")
+        axes.set_title(f"Test {metric_title(metric)}, retrained")
         if curves:
             axes.legend(frameon=False)
         note_if_empty(axes, not curves)
@@ -121,11 +128,11 @@ def density_figure(curves: Curves) -> Figure:
 
 
 def layer_densities_figure(layers: Mapping[str, Mapping[str, ArrayLike]], what: str) -> Figure:
-    """A quantity per layer against the iteration, one panel per method.
+    """Draw a quantity per layer against the iteration.
 
     Args:
-        layers: method -> path -> f[S, T]; of more than six layers the first, the middle and the
-            last are drawn, as in the paper.
+        layers: method -> path -> f[S, T], a panel per method; of more than six layers the first,
+            the middle and the last are drawn, as in the paper.
         what: the panels' title after the method's name; densities are drawn on a logarithmic axis.
     """
     with style():
@@ -144,10 +151,10 @@ def layer_densities_figure(layers: Mapping[str, Mapping[str, ArrayLike]], what: 
 def heat_map_figure(
     grids: Mapping[str, ArrayLike], iterations: Sequence[int], p: ArrayLike, q: ArrayLike
 ) -> Figure:
-    """PQ Index over pairs of exponents at some iterations: a row per method.
+    """Draw the PQ Index over pairs of exponents.
 
     Args:
-        grids: method -> f[T, P, Q].
+        grids: method -> f[T, P, Q], a row per method.
         iterations: which of the T to show.
         p: f[P].
         q: f[Q].
@@ -178,6 +185,26 @@ def heat_map_figure(
         if image is not None:
             figure.colorbar(image, ax=axes_list, label="PQ Index", shrink=0.8)
         return figure
+
+
+def metric_title(metric: str) -> str:
+    """Return a metric's name as titles write it.
+
+    Example:
+        >>> metric_title("negative_loss")
+        'negative loss'
+    """
+    return metric.replace("_", " ")
+
+
+def is_fraction(metric: str) -> bool:
+    """Return whether a metric is written in percent."""
+    return "accuracy" in metric
+
+
+def _format_metric(axes: Axes, metric: str) -> None:
+    if is_fraction(metric):
+        axes.yaxis.set_major_formatter(PERCENT)
 
 
 def _draw(axes: Axes, lines: Mapping[str, ArrayLike], log: bool = False) -> None:

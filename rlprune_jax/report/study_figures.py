@@ -1,4 +1,4 @@
-"""Figures of a study: accuracy against cost, the effect of each hyper-parameter, correlations."""
+"""Figures of a study."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from rlprune_jax.report.drawing import (
 def front_figure(
     fronts: Mapping[str, Mapping[str, ArrayLike]], cost: str, reward: str, dense: float = math.nan
 ) -> Figure:
-    """Reward against budget, a line per method with its interval.
+    """Draw reward against budget, per method with its interval.
 
     Args:
         fronts: per method ``cost``, ``mean``, ``low``, ``high`` f[B].
@@ -64,7 +64,9 @@ def front_figure(
 def effects_figure(
     settings: Mapping[str, Sequence], mean: ArrayLike, metric: str, log: Sequence[str] = ()
 ) -> Figure:
-    """The marginal effect of each hyper-parameter: every setting, and the mean per part of range.
+    """Draw the marginal effect of each hyper-parameter.
+
+    Points are settings, the line the mean per part of the range.
 
     Args:
         settings: H values per hyper-parameter; constants are left out.
@@ -98,7 +100,7 @@ def effects_figure(
 
 
 def correlation_figure(proxies: Mapping[str, tuple[ArrayLike, str]], accuracy: ArrayLike) -> Figure:
-    """Finetuned accuracy of candidates against each reward that is to foretell it.
+    """Draw finetuned accuracy against rewards that are to predict it.
 
     Args:
         proxies: per name rewards f[n], and a note such as the rank correlation.
@@ -115,7 +117,12 @@ def correlation_figure(proxies: Mapping[str, tuple[ArrayLike, str]], accuracy: A
 
 
 def scaling_figure(counts: ArrayLike, seconds: Mapping[str, ArrayLike]) -> Figure:
-    """Seconds against the number of settings, a line per way of running them."""
+    """Draw seconds against the number of settings.
+
+    Args:
+        counts: f[n] settings.
+        seconds: way of running them -> f[n], compilation included.
+    """
     x = np.asarray(counts, float)
     with style():
         figure, (axes,) = grid_of(1, height=3.4)

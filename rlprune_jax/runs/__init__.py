@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlprune_jax.runs.checkpoint import Checkpointer, CheckpointError
+    from rlprune_jax.runs.adoption import adopt_stages, find_similar
+    from rlprune_jax.runs.checkpoint import Checkpointer, CheckpointError, read_checkpoint
     from rlprune_jax.runs.compile_clock import CompileClock
     from rlprune_jax.runs.interruption import interruptible
     from rlprune_jax.runs.progress import Tick, show_progress
@@ -52,17 +53,21 @@ __all__ = [
     "RunDirectoryError",
     "StageOptions",
     "Tick",
+    "adopt_stages",
     "config_hash",
     "find_divergence",
+    "find_similar",
     "interruptible",
     "open_run",
     "open_run_at",
+    "read_checkpoint",
     "run_stage",
     "show_progress",
 ]
 
 _HOMES = {
-    "checkpoint": ("CheckpointError", "Checkpointer"),
+    "adoption": ("adopt_stages", "find_similar"),
+    "checkpoint": ("CheckpointError", "Checkpointer", "read_checkpoint"),
     "compile_clock": ("CompileClock",),
     "interruption": ("interruptible",),
     "progress": ("Tick", "show_progress"),

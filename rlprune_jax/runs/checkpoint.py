@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -235,6 +236,50 @@ class Checkpointer:
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
         return {path: state[path] if target.size else target for path, target in targets.items()}
+
+
+def read_checkpoint(directory: str | os.PathLike) -> dict[str, PyTree]:
+    """Return the leaves of any Orbax checkpoint by path.
+
+    Use it for weights that were trained elsewhere. The folder is that of one checkpoint, as
+    ``StandardCheckpointer`` writes it, or of a ``CheckpointManager``, whose newest step is read;
+    also one of ours.
+
+    Args:
+        directory: to read.
+
+    Returns:
+        Path, keys joined by slashes, to array.
+
+    Raises:
+        CheckpointError: there is no such folder, or Orbax cannot read it.
+    """
+    folder = Path(directory).expanduser().absolute()
+    if not folder.is_dir():
+        raise CheckpointError(f"{directory} is no folder; name one that Orbax has written")
+    try:
+        with _quiet(), warnings.catch_warnings():
+            # Orbax warns that it restores onto this process' devices, which is what is wanted.
+            warnings.simplefilter("ignore")
+            tree = ocp.PyTreeCheckpointer().restore(_item_of(folder))
+    except Exception as error:
+        raise CheckpointError(
+            f"{directory} is no checkpoint that Orbax can read: {_first_line(error)}; name the "
+            "folder that its StandardCheckpointer or CheckpointManager has written"
+        ) from error
+    leaves = flatten_with_paths(tree)
+    return {path.strip("/"): leaf for path, leaf in leaves.items() if leaf is not None}
+
+
+def _item_of(folder: Path) -> Path:
+    """Return the folder of a checkpoint's arrays, of the newest step where there are several."""
+    steps = [each for each in folder.iterdir() if each.is_dir() and each.name.isdigit()]
+    if steps:
+        folder = max(steps, key=lambda step: int(step.name))
+    for item in ("state", "default"):
+        if (folder / item).is_dir():
+            return folder / item
+    return folder
 
 
 def _describe(path: str, leaf: PyTree) -> Json:

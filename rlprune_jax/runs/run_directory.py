@@ -176,6 +176,7 @@ def open_run(
     config: object,
     *,
     exclude: Collection[str] = COSMETIC,
+    extension: Extension = _NOTHING_MORE,
 ) -> RunDirectory:
     """Open the directory that a configuration names.
 
@@ -188,6 +189,8 @@ def open_run(
         experiment: name of the experiment: letters, digits, dot, dash, underscore.
         config: frozen dataclass or dict of settings.
         exclude: top-level settings that do not enter the hash.
+        extension: settings that may differ because the run is then extended; they do not enter the
+            hash either.
 
     Raises:
         UnwritableError: the directory cannot be written.
@@ -210,8 +213,8 @@ def open_run(
         raise ValueError(
             f"experiment={experiment!r} must be letters, digits, dots, dashes and underscores"
         )
-    name = f"{experiment}-{config_hash(config, exclude=exclude)}"
-    return _open(_path("runs_dir", runs_dir) / name, config, exclude, _NOTHING_MORE)
+    name = f"{experiment}-{config_hash(config, exclude=(*exclude, *extension.settings))}"
+    return _open(_path("runs_dir", runs_dir) / name, config, exclude, extension)
 
 
 def open_run_at(

@@ -1,7 +1,9 @@
-"""How many of a number of weights a ratio is, exactly: floats of 24 bits do not multiply to it."""
+"""Take a fraction of a number of weights exactly.
+
+float32 has 24 bits, too few for the product of a fraction and a count of millions.
+"""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,12 @@ _ONE = 2.0**32
 
 
 def floor_product(count: jax.Array, ratio: ArrayLike) -> jax.Array:
-    """``floor(count * ratio)`` as the decimal number meant by ``ratio`` gives it.
+    """Return ``floor(count * ratio)``, ``ratio`` read as a decimal number.
 
-    0.9 of 10 is 9, though the nearest float32 to 0.9 is below it. A Python number is taken to 32
-    binary places, rounded up; a float32 as the greatest number that rounds to it, so that a product
-    within 6e-8 of ``count`` below an integer counts as that integer.
+    Use it wherever a fraction of the weights is to go, since the nearest float is not the number
+    that was meant. 0.9 of 10 is 9, though the nearest float32 to 0.9 is below it. A Python number
+    is taken to 32 binary places, rounded up; a float32 as the greatest number that rounds to it, so
+    that a product within 6e-8 of ``count`` below an integer counts as that integer.
 
     Args:
         count: integers, not negative.
@@ -35,8 +38,8 @@ def floor_product(count: jax.Array, ratio: ArrayLike) -> jax.Array:
         # There are 64-bit types, so there are 64-bit floats.
         product = count.astype(jnp.float64) * jnp.asarray(ratio, jnp.float64)
         return jnp.clip(floor_near(product).astype(count.dtype), 0, count)
-    whole: Any
-    fixed: Any
+    whole: ArrayLike
+    fixed: ArrayLike
     if isinstance(ratio, int | float):
         known = math.ceil(min(max(ratio, 0.0), 1.0) * _ONE)
         whole, fixed = known >= _ONE, np.uint32(min(known, int(_ONE) - 1))
@@ -54,13 +57,22 @@ def floor_product(count: jax.Array, ratio: ArrayLike) -> jax.Array:
 
 
 def floor_near(values: jax.Array) -> jax.Array:
-    """Floor of floats, where what lies below an integer by rounding alone counts as it."""
+    """Round floats down, forgiving what rounding alone took off.
+
+    A number that lies below an integer by no more than 8 units in its last place counts as it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> floor_near(jnp.array([2.9999998, 2.9])).tolist()
+        [3.0, 2.0]
+    """
     noise = 8 * jnp.finfo(values.dtype).eps
     return jnp.floor(values + jnp.abs(values) * noise)
 
 
-def _high_word(a: Any, b: Any) -> jax.Array:
-    """The upper 32 of the 64 bits of a product of uint32."""
+def _high_word(a: ArrayLike, b: ArrayLike) -> jax.Array:
+    """Return the upper 32 of the 64 bits of a product of uint32."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
     low, mask = np.uint32(16), np.uint32(0xFFFF)
     a_high, a_low, b_high, b_low = a >> low, a & mask, b >> low, b & mask
     middle = a_high * b_low + ((a_low * b_low) >> low)

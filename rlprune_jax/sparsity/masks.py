@@ -1,8 +1,12 @@
-"""Weight masks: bool pytrees congruent to the parameters; what may be pruned, and what is left."""
+"""Make weight masks, apply them and count what they keep.
+
+A mask is a bool pytree congruent to the parameters, True where a weight is kept. A leaf that is
+never pruned has the scalar ``True``.
+"""
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +15,14 @@ import numpy as np
 from rlprune_jax.pytree import flatten_with_paths, leaf_paths
 from rlprune_jax.types import Mask, PyTree
 
-Prunable = str | re.Pattern | Callable[[str, Any], bool]
+Prunable = str | re.Pattern | Callable[[str, PyTree], bool]
 """Which leaves are pruned: a regular expression searched in their paths, or ``(path, leaf)``."""
 
 
 def make_mask(params: PyTree, prunable: Prunable | None = None) -> Mask:
     """Make a mask that keeps everything.
+
+    Every pruner starts from it; ``prunable`` says which leaves it may touch.
 
     Args:
         params: any pytree of arrays (dict, FrozenDict, tuple, dataclass, NNX state, a bare array).
@@ -29,8 +35,9 @@ def make_mask(params: PyTree, prunable: Prunable | None = None) -> Mask:
         the scalar ``True`` where it never is.
 
     Raises:
-        ValueError: nothing is prunable.
-        TypeError: ``prunable`` chooses a leaf of no floating type.
+        ValueError: nothing is prunable, or ``prunable`` is no regular expression.
+        TypeError: ``prunable`` is neither text nor a function, or chooses a leaf of no floating
+            type; a leaf of ``params`` is no array or number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,14 +46,16 @@ def make_mask(params: PyTree, prunable: Prunable | None = None) -> Mask:
         >>> mask["kernel"].shape, mask["bias"].shape
         ((2, 3), ())
     """
+    prunable = _check_prunable(prunable)
     flat = flatten_with_paths(params)
+    _check_arrays(flat)
     chosen = [path for path, leaf in flat.items() if _is_prunable(path, leaf, prunable)]
     if not chosen:
         how = (
             "no leaf is floating and of rank above 1; name leaves by prunable=, a regular "
             "expression on paths"
             if prunable is None
-            else f"prunable={prunable!r} chooses no leaf of rank above 0"
+            else f"prunable={_named(prunable)} chooses no leaf of rank above 0"
         )
         known = ", ".join(map(repr, list(flat)[:8]))
         raise ValueError(f"nothing is prunable: {how}; the leaves are {known}")
@@ -57,7 +66,9 @@ def make_mask(params: PyTree, prunable: Prunable | None = None) -> Mask:
 
 
 def apply_mask(params: PyTree, mask: Mask) -> PyTree:
-    """Set pruned weights to 0, whatever they are: NaN and infinity do not leak.
+    """Set pruned weights to 0.
+
+    Use it after every pruning and before evaluation. NaN and infinity under the mask become 0 too.
 
     Args:
         params: pytree of arrays.
@@ -85,7 +96,13 @@ def apply_mask(params: PyTree, mask: Mask) -> PyTree:
 
 
 def intersect_masks(first: Mask, *others: Mask) -> Mask:
-    """Keep what every mask keeps; a leaf is prunable where it is in any of them.
+    """Return the mask of what every mask keeps.
+
+    Use it to prune by two rules at once. A leaf is prunable where it is in any of the masks.
+
+    Args:
+        first: a mask.
+        *others: masks congruent to it.
 
     Raises:
         ValueError: the masks are not congruent to each other.
@@ -102,8 +119,10 @@ def intersect_masks(first: Mask, *others: Mask) -> Mask:
     return jax.tree.unflatten(jax.tree.structure(first), leaves)
 
 
-def prunable_leaves(tree: PyTree, mask: Mask) -> dict[str, Any]:
-    """Map from path to leaf of ``tree``, of the leaves that ``mask`` may prune, in order.
+def prunable_leaves(tree: PyTree, mask: Mask) -> dict[str, jax.Array]:
+    """Return the leaves that a mask may prune, by path.
+
+    They come in the order of ``jax.tree.leaves``.
 
     Raises:
         ValueError: ``mask`` is not congruent to ``tree``.
@@ -120,14 +139,19 @@ def prunable_leaves(tree: PyTree, mask: Mask) -> dict[str, Any]:
 
 
 class Density(NamedTuple):
-    """How much of a leaf is left: ``live`` of ``total`` weights, exact Python integers."""
+    """Hold how many weights of a leaf are left.
+
+    Attributes:
+        live: weights kept, an exact Python integer.
+        total: weights of the leaf.
+    """
 
     live: int
     total: int
 
     @property
     def density(self) -> float:
-        """Share of weights left."""
+        """Fraction of weights left."""
         return self.live / self.total if self.total else 0.0
 
 
@@ -155,7 +179,9 @@ def total_density(mask: Mask) -> Density:
 
 
 def check_congruent(tree: PyTree, mask: Mask, name: str = "mask", *, either: bool = False) -> None:
-    """Check that ``mask`` has the paths of ``tree``, and at each its shape or a scalar.
+    """Refuse a mask that is not congruent to a tree.
+
+    It must have the same paths, and at each the leaf's shape or a scalar.
 
     Args:
         tree: of arrays.
@@ -195,7 +221,7 @@ def check_congruent(tree: PyTree, mask: Mask, name: str = "mask", *, either: boo
             )
 
 
-def _is_prunable(path: str, leaf: Any, prunable: Prunable | None) -> bool:
+def _is_prunable(path: str, leaf: jax.Array, prunable: Prunable | None) -> bool:
     floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     if prunable is None:
         return floating and np.ndim(leaf) > 1
@@ -207,7 +233,38 @@ def _is_prunable(path: str, leaf: Any, prunable: Prunable | None) -> bool:
     chosen = chosen and np.ndim(leaf) > 0
     if chosen and not floating:
         raise TypeError(
-            f"prunable={prunable!r} chooses {path!r}, which is {jnp.result_type(leaf)}; only "
+            f"prunable={_named(prunable)} chooses {path!r}, which is {jnp.result_type(leaf)}; only "
             "floating leaves are pruned"
         )
     return chosen
+
+
+def _check_prunable(prunable: Prunable | None) -> Prunable | None:
+    """Return the choice of leaves with its regular expression compiled."""
+    if prunable is None or callable(prunable) or isinstance(prunable, re.Pattern):
+        return prunable
+    if not isinstance(prunable, str):
+        raise TypeError(
+            f"prunable={prunable!r} must be a regular expression or a function (path, leaf) -> bool"
+        )
+    try:
+        return re.compile(prunable)
+    except re.error as error:
+        raise ValueError(
+            f"prunable={prunable!r} is no regular expression: {error}; escape special characters "
+            "by re.escape"
+        ) from None
+
+
+def _check_arrays(flat: dict[str, jax.Array]) -> None:
+    for path, leaf in flat.items():
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise TypeError(
+                f"params hold a {type(leaf).__name__} at {path!r}; a mask is made for a pytree of "
+                "arrays alone"
+            )
+
+
+def _named(prunable: Prunable) -> str:
+    """Return what was given, as a message shows it."""
+    return repr(prunable.pattern) if isinstance(prunable, re.Pattern) else repr(prunable)

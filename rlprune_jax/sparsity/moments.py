@@ -1,16 +1,16 @@
-"""Moments of live weights: sums of powers of their magnitudes, as the PQ Index needs them.
+"""Sum powers of the magnitudes of live weights, as the PQ Index needs them.
 
 Magnitudes are divided by the greatest of their scope first. That takes one pass over the weights,
 and all powers together another.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from rlprune_jax.sparsity.masks import make_mask, prunable_leaves
 from rlprune_jax.sparsity.scopes import (
@@ -24,11 +24,18 @@ from rlprune_jax.sparsity.scopes import (
 from rlprune_jax.types import Mask, PyTree
 
 BLOCK = 32_768
-"""Weights a step of the blocked sums: with a sum per exponent they stay in a core's cache."""
+"""Weights a step of the blocked sums, so that all sums stay in a core's cache."""
 
 
 class Weights(NamedTuple):
-    """A leaf, its live flags or ``None``, the scope's greatest magnitude, the axes to sum over."""
+    """Hold a leaf and how it is summed.
+
+    Attributes:
+        leaf: the weights.
+        live: bool of its shape, True where alive; None where all are.
+        top: greatest magnitude of its scope, broadcast to the leaf.
+        axes: that a sum runs over.
+    """
 
     leaf: jax.Array
     live: jax.Array | None
@@ -37,7 +44,10 @@ class Weights(NamedTuple):
 
 
 def default_mask(tree: PyTree) -> Mask:
-    """All that ``make_mask`` calls prunable, and of a bare array everything."""
+    """Make the mask that stands where none is given.
+
+    All that ``make_mask`` calls prunable is alive, and of a bare array everything.
+    """
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(tree)):
         return make_mask(tree, lambda path, leaf: True)
     return make_mask(tree)
@@ -46,7 +56,16 @@ def default_mask(tree: PyTree) -> Mask:
 def measure_leaves(
     tree: PyTree, mask: Mask | None, scope: str, unit_axis: int
 ) -> tuple[PerScope, dict[str, Weights]]:
-    """Live counts, and every prunable leaf with the greatest magnitude of its scope.
+    """Count live weights and find each scope's greatest magnitude.
+
+    Args:
+        tree: parameters.
+        mask: of what is alive; None for all.
+        scope: ``"global"``, ``"layer"`` or ``"neuron"``.
+        unit_axis: axis of the output units of a leaf.
+
+    Returns:
+        Live weights per scope, and by path each prunable leaf with what its sums need.
 
     Raises:
         ValueError: an unknown scope, a mask that is not congruent, or nothing prunable.
@@ -56,7 +75,9 @@ def measure_leaves(
     chosen = default_mask(tree) if mask is None else mask
     leaves = prunable_leaves(tree, chosen)
     # Without a mask nothing need be read to know what is alive.
-    live = dict.fromkeys(leaves) if mask is None else prunable_leaves(mask, mask)
+    live: Mapping[str, jax.Array | None] = (
+        dict.fromkeys(leaves) if mask is None else prunable_leaves(mask, mask)
+    )
     if not leaves:
         raise ValueError("mask has no prunable leaf; make it by make_mask(params)")
     for path, leaf in leaves.items():
@@ -85,16 +106,16 @@ def measure_leaves(
     }
 
 
-def _magnitudes(leaf: jax.Array, live: jax.Array | None, dtype: Any) -> jax.Array:
+def _magnitudes(leaf: jax.Array, live: jax.Array | None, dtype: DTypeLike) -> jax.Array:
     magnitudes = jnp.abs(leaf).astype(dtype)
     return magnitudes if live is None else jnp.where(live, magnitudes, 0)
 
 
 def scaled_magnitudes(leaf: jax.Array, live: jax.Array | None, top: jax.Array) -> jax.Array:
-    """Magnitudes over the greatest of their scope, pruned ones 0.
+    """Divide magnitudes by the greatest of their scope.
 
-    A product takes half the time of a division; what equals the greatest is 1 exactly, so that a
-    constant vector has index 0.
+    Pruned ones become 0. A product takes half the time of a division; what equals the greatest is 1
+    exactly, so that a constant vector has index 0.
     """
     # The reciprocal of the very greatest would be subnormal, and so 0.
     factor = jnp.maximum(1 / top, jnp.finfo(top.dtype).tiny)
@@ -106,12 +127,12 @@ def scaled_magnitudes(leaf: jax.Array, live: jax.Array | None, top: jax.Array) -
 
 
 def _greatest_and_count(
-    magnitudes: jax.Array, live: jax.Array | None, counting: Any, axes: tuple[int, ...]
+    magnitudes: jax.Array, live: jax.Array | None, counting: DTypeLike, axes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """The greatest magnitude, NaN where one is, and the number of live weights, in one pass.
+    """Return the greatest magnitude and the number of live weights, in one pass.
 
-    XLA's CPU takes a maximum beside a count at the speed of memory. No gradient: the index does
-    not depend on the scale.
+    The magnitude is NaN where one is. XLA's CPU takes a maximum beside a count at the speed of
+    memory. No gradient: the index does not depend on the scale.
     """
     ones = jnp.ones(magnitudes.shape, counting)
     return jax.lax.reduce(
@@ -123,7 +144,7 @@ def _greatest_and_count(
 
 
 def _power(values: jax.Array, exponent: ArrayLike) -> jax.Array:
-    """``values^exponent`` of numbers from 0 to about 1, with gradient 0 at 0."""
+    """Raise numbers from 0 to about 1 to a power, with gradient 0 at 0."""
     if isinstance(exponent, int | float) and exponent in (1, 2):
         return values if exponent == 1 else jnp.square(values)
     positive = values != 0
@@ -136,22 +157,28 @@ def _power(values: jax.Array, exponent: ArrayLike) -> jax.Array:
 
 
 def _power_sums(weights: Weights, exponents: Sequence[ArrayLike]) -> tuple[jax.Array, ...]:
-    """Sums of ``(magnitude / top)^exponent`` over the live weights, one per exponent.
+    """Sum ``(magnitude / top)^exponent`` over live weights for each exponent.
 
     XLA's CPU adds floats one after the other in order, and reads the weights once a sum. Blocks
     that are added elementwise are vectorised, and all sums share one read.
     """
     known = [each if isinstance(each, int | float) else None for each in exponents]
 
-    def powers(leaf: Any, live: Any, top: Any, given: Sequence[jax.Array]) -> list[jax.Array]:
+    def powers(
+        leaf: jax.Array, live: jax.Array | None, top: jax.Array, given: Sequence[jax.Array]
+    ) -> list[jax.Array]:
         scaled = scaled_magnitudes(leaf, live, top)
         chosen = [b if a is None else a for a, b in zip(known, given, strict=True)]
         return [_power(scaled, exponent) for exponent in chosen]
 
-    def plain(leaf: Any, live: Any, top: Any, *given: jax.Array) -> tuple[jax.Array, ...]:
+    def plain(
+        leaf: jax.Array, live: jax.Array | None, top: jax.Array, *given: jax.Array
+    ) -> tuple[jax.Array, ...]:
         return tuple(jnp.sum(each, weights.axes) for each in powers(leaf, live, top, given))
 
-    def blocked(leaf: Any, live: Any, top: Any, *given: jax.Array) -> tuple[jax.Array, ...]:
+    def blocked(
+        leaf: jax.Array, live: jax.Array | None, top: jax.Array, *given: jax.Array
+    ) -> tuple[jax.Array, ...]:
         flat, flags = jax.tree.map(jnp.ravel, (leaf, live))
         whole = flat.size // BLOCK
 
@@ -181,7 +208,17 @@ def _power_sums(weights: Weights, exponents: Sequence[ArrayLike]) -> tuple[jax.A
 def log_means(
     weights: dict[str, Weights], counts: PerScope, exponents: Sequence[ArrayLike], scope: str
 ) -> list[PerScope]:
-    """Logarithms of the means of ``scaled^exponent`` over the live weights; 0 where all are 0."""
+    """Return the logarithm of each mean power of live weights.
+
+    Args:
+        weights: as ``measure_leaves`` returns.
+        counts: likewise.
+        exponents: numbers or traced scalars.
+        scope: as there.
+
+    Returns:
+        One value per scope for each exponent; 0 where all weights are 0.
+    """
     sums = {path: _power_sums(each, exponents) for path, each in weights.items()}
 
     def log_mean(total: jax.Array, count: jax.Array) -> jax.Array:

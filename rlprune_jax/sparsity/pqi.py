@@ -1,4 +1,4 @@
-"""PQ Index: how sparse a weight vector is, and how many weights it says are enough.
+"""Measure how sparse weights are, by the PQ Index and the Gini Index.
 
 ``I(w) = 1 - d^(1/q - 1/p) |w|_p / |w|_q`` over the d live weights; 0 where all are equal in
 magnitude, at most ``1 - d^(1/q - 1/p)``, reached where one weight is not zero. Only with
@@ -15,6 +15,7 @@ Reference: Diao et al., "Pruning Deep Neural Networks from a Sparsity Perspectiv
 
 import math
 import warnings
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +36,19 @@ def pq_index(
     scope: str = "global",
     unit_axis: int = -1,
 ) -> PerScope:
-    """PQ Index of the live weights of each scope; larger is sparser.
+    """Return the PQ Index of each scope's live weights.
+
+    Use it to see how much of a network could go: larger is sparser. It is 0 for a vector of equal
+    magnitudes, of one weight or of none (an empty array is no error), and NaN where a live weight
+    is NaN or infinite.
 
     Args:
         tree: parameters, any pytree of floating arrays.
         mask: congruent to it, True where alive; by default all that ``make_mask`` calls prunable,
             and of a bare array everything.
-        p: exponent of the norm above; traced or a number, scalar. 0.5, 1 and 2 as Python numbers
-            are cheapest.
-        q: exponent of the norm below, above ``p``.
+        p: exponent of the norm above, finite; a number or a traced scalar. 0.5, 1 and 2 as Python
+            numbers are cheapest. Several: ``pq_index_grid``, or ``jax.vmap``.
+        q: exponent of the norm below, finite and above ``p``.
         scope: ``"global"``, ``"layer"`` or ``"neuron"``.
         unit_axis: axis of the output units of a leaf, for ``"neuron"``; Flax has them last.
 
@@ -52,8 +57,9 @@ def pq_index(
         a dict path -> f32[units].
 
     Raises:
-        ValueError: ``p <= 0`` or ``p >= q`` where they are known, an unknown scope, a mask that is
-            not congruent (naming the first path that differs), or nothing prunable.
+        ValueError: ``p <= 0``, ``p >= q`` or an infinite exponent where they are known, exponents
+            that are no scalars, an unknown scope, a mask that is not congruent (naming the first
+            path that differs), or nothing prunable.
         TypeError: a prunable leaf of no floating type.
 
     Example:
@@ -78,20 +84,22 @@ def pq_bound(
     scope: str = "global",
     unit_axis: int = -1,
 ) -> PerScope:
-    """Least number of weights whose p-norm leaves out a share ``eta_r``: r of Theorem 2.
+    """Return how many weights the PQ Index says are enough.
 
-    ``r = d (1 + eta_r)^(-q / (q - p)) (1 - I)^(p q / (q - p))``, a real number; with ``eta_r`` 0 it
-    does not change when zeros are added to the weights.
+    Use it to prune: of d live weights ``d - r`` can go. It is the bound of Theorem 2, the least
+    number of weights whose p-norm leaves out a fraction ``eta_r`` of the whole:
+    ``r = d (1 + eta_r)^(-q / (q - p)) (1 - I)^(p q / (q - p))``, a real number. With
+    ``eta_r`` 0 it does not change when zeros are added to the weights.
 
     Args:
         tree, mask, p, q, scope, unit_axis: as in ``pq_index``.
-        eta_r: at least 0; traced or a number.
+        eta_r: at least 0 and finite; a number or a traced scalar.
 
     Returns:
         As ``pq_index``, from 0 to the number of live weights.
 
     Raises:
-        ValueError: as ``pq_index``, or ``eta_r`` below 0.
+        ValueError: as ``pq_index``, or ``eta_r`` below 0 or infinite.
         TypeError: as ``pq_index``.
 
     Example:
@@ -99,7 +107,7 @@ def pq_bound(
         >>> round(float(pq_bound(jnp.array([1.0, 2.0, 3.0, 4.0]), p=1.0, q=2.0)), 4)
         3.3333
     """
-    live, logs = log_retained(tree, mask, p, q, eta_r, scope, unit_axis)
+    live, logs = log_retained(tree, mask, BoundNumbers(p, q, eta_r), scope, unit_axis)
     return map_scopes(lambda d, log: d.astype(log.dtype) * jnp.exp(log), live, logs)
 
 
@@ -112,19 +120,21 @@ def pq_index_grid(
     scope: str = "global",
     unit_axis: int = -1,
 ) -> PerScope:
-    """PQ Index for every pair of exponents; each exponent costs one pass, not each pair.
+    """Return the PQ Index for every pair of exponents.
+
+    Use it for a heat map: each exponent costs one pass over the weights, not each pair.
 
     Args:
         tree, mask, scope, unit_axis: as in ``pq_index``.
-        p: f32[P].
-        q: f32[Q].
+        p: f32[P], finite and above 0, at least one.
+        q: f32[Q], likewise.
 
     Returns:
         f32[P, Q], with units behind where the scope has them; 0 where ``p = q``, NaN where
         ``p > q``.
 
     Raises:
-        ValueError: an exponent known to be at most 0, or as in ``pq_index``.
+        ValueError: no exponent, one known to be at most 0 or infinite, or as in ``pq_index``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -133,10 +143,11 @@ def pq_index_grid(
         [[0.5], [0.0]]
     """
     for name, values in (("p", p), ("q", q)):
-        if np.ndim(values) != 1:
-            raise ValueError(f"{name} has shape {np.shape(values)}; give f32[{name.upper()}]")
-        if not isinstance(values, jax.core.Tracer) and not (np.asarray(values) > 0).all():
-            raise ValueError(f"{name}={np.asarray(values)} must be above 0")
+        if np.ndim(values) != 1 or not np.size(values):
+            raise ValueError(
+                f"{name} has shape {np.shape(values)}; give f32[{name.upper()}] of one or more"
+            )
+        check_number(name, values, low=0.0, open_low=True)
     p, q = jnp.asarray(p, float), jnp.asarray(q, float)
     counts, weights = measure_leaves(tree, mask, scope, unit_axis)
     exponents = jnp.concatenate([p, q])
@@ -157,8 +168,9 @@ def pq_index_grid(
 def gini(
     tree: PyTree, mask: Mask | None = None, *, scope: str = "global", unit_axis: int = -1
 ) -> PerScope:
-    """Gini Index of the live magnitudes of each scope, the other measure with all six properties.
+    """Return the Gini Index of each scope's live magnitudes.
 
+    Use it to compare: it is the other measure with all six properties of sparsity.
     ``sum_i (2 i - d - 1) x_i / (d sum x)`` with ``x`` ascending. Unlike all else here it sorts the
     weights, for ``"global"`` put together in one array (sharded leaves are gathered): for
     measuring now and then, not for every step.
@@ -187,20 +199,25 @@ def gini(
     return {path: jax.vmap(_gini)(row, counts[path]) for path, row in rows.items()}
 
 
+class BoundNumbers(NamedTuple):
+    """Hold the numbers of ``pq_bound``."""
+
+    p: ArrayLike
+    q: ArrayLike
+    eta_r: ArrayLike
+
+
 def log_retained(
-    tree: PyTree,
-    mask: Mask | None,
-    p: ArrayLike,
-    q: ArrayLike,
-    eta_r: ArrayLike,
-    scope: str,
-    unit_axis: int,
+    tree: PyTree, mask: Mask | None, numbers: BoundNumbers, scope: str, unit_axis: int
 ) -> tuple[PerScope, PerScope]:
-    """Live counts d and ``log(r / d)`` at most 0, which loses nothing where r is close to d.
+    """Return live counts d and ``log(r / d)`` per scope.
+
+    r is as in ``pq_bound``. The logarithm is at most 0 and loses no digits where r is close to d.
 
     Raises:
         ValueError: as ``pq_bound``.
     """
+    p, q, eta_r = numbers
     check_number("eta_r", eta_r, low=0.0)
     logs = _log_ratio(tree, mask, p, q, scope, unit_axis)
     mask = default_mask(tree) if mask is None else mask
@@ -215,28 +232,48 @@ def log_retained(
 def check_number(
     name: str, value: ArrayLike, *, low: float, high: float = math.inf, open_low: bool = False
 ) -> None:
-    """Refuse a number, or an array of them, outside its range; tracers pass.
+    """Refuse a number outside its range.
+
+    Of an array every number is looked at; what is traced passes.
 
     Raises:
-        ValueError: naming it, its value and the range.
+        ValueError: naming it, its value and the range; it is NaN, infinite or no number.
+
+    Example:
+        >>> check_number("gamma", 1.0, low=0.0, open_low=True)
+        >>> check_number("gamma", math.inf, low=0.0, open_low=True)
+        Traceback (most recent call last):
+        ValueError: gamma=inf must be above 0 and finite
     """
     if isinstance(value, jax.core.Tracer):
         return
     known = np.asarray(value)
-    within = (known > low if open_low else known >= low) & (known <= high)
+    # "V" are bfloat16 and its like, which NumPy compares all the same.
+    if known.dtype.kind not in "biufV":
+        raise ValueError(f"{name}={value!r} must be a number")
+    within = (known > low if open_low else known >= low) & (known <= high) & np.isfinite(known)
     if not within.all():
         least = f"{'above' if open_low else 'at least'} {low:g}"
-        most = "" if math.isinf(high) else f" and at most {high:g}"
+        most = " and finite" if math.isinf(high) else f" and at most {high:g}"
         raise ValueError(f"{name}={known.tolist()} must be {least}{most}")
 
 
 def check_exponents(p: ArrayLike, q: ArrayLike) -> None:
-    """Refuse ``p <= 0`` and ``p >= q``; warn outside ``p <= 1 <= q``; tracers pass.
+    """Refuse exponents that the PQ Index is not defined for.
+
+    It must be ``0 < p < q < infinity``; outside ``p <= 1 <= q`` there is a warning. What is traced
+    passes.
 
     Raises:
         ValueError: naming the exponents.
     """
-    check_number("p", p, low=0.0, open_low=True)
+    for name, value in (("p", p), ("q", q)):
+        if np.ndim(value):
+            raise ValueError(
+                f"{name} has shape {np.shape(value)}; give one number, or several by "
+                "pq_index_grid or jax.vmap"
+            )
+        check_number(name, value, low=0.0, open_low=True)
     if isinstance(p, jax.core.Tracer) or isinstance(q, jax.core.Tracer):
         return
     low, high = np.asarray(p), np.asarray(q)
@@ -253,7 +290,7 @@ def check_exponents(p: ArrayLike, q: ArrayLike) -> None:
 def _log_ratio(
     tree: PyTree, mask: Mask | None, p: ArrayLike, q: ArrayLike, scope: str, unit_axis: int
 ) -> PerScope:
-    """``log(1 - I)``, at most 0."""
+    """Return ``log(1 - I)``, at most 0."""
     check_exponents(p, q)
     counts, weights = measure_leaves(tree, mask, scope, unit_axis)
     above, below = log_means(weights, counts, (p, q), scope)
@@ -266,7 +303,7 @@ def _log_ratio(
 
 
 def _gini(values: jax.Array, count: jax.Array) -> jax.Array:
-    """Gini Index of magnitudes [n], all but ``count`` of them zeros that do not count."""
+    """Return the Gini Index of magnitudes [n], of which only ``count`` are live."""
     size = len(values)
     ranks = jnp.arange(1, size + 1) - (size - count)
     weights = (2 * ranks - count - 1).astype(values.dtype) / jnp.maximum(count, 1)

@@ -1,17 +1,19 @@
-"""Exactly the k smallest live scores of a pytree, k traced: no sort, no concatenation, no gather.
+"""Prune exactly the k smallest live scores of a pytree, k traced.
 
-Order: by value; -0 equals 0; -inf comes first, +inf after every number, NaN last of all, so that it
-is dropped only when nothing else is left. Among equals the lower index goes first, counted in
-row-major order through the leaves as ``jax.tree.leaves`` lists them. Every step is a reduction, so
-sharded leaves exchange counts and never weights.
+There is no sort, no concatenation and no gather. Order: by value; -0 equals 0; -inf comes first,
++inf after every number, NaN last of all, so that it is dropped only when nothing else is left.
+Among equals the lower index goes first, counted in row-major order through the leaves as
+``jax.tree.leaves`` lists them. Every step is a reduction, so sharded leaves exchange counts and
+never weights.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from rlprune_jax.sparsity.masks import prunable_leaves
 from rlprune_jax.sparsity.scopes import (
@@ -41,9 +43,11 @@ def drop_smallest(
     unit_axis: int = -1,
     ties: Literal["index", "keep"] = "index",
 ) -> Mask:
-    """Prune exactly the ``count`` smallest live scores of each scope.
+    """Prune exactly the smallest live scores of each scope.
 
-    Jittable, vmappable; costs a few reads of the scores, whatever ``count`` is.
+    Use it to write a pruner of your own. Jittable and vmappable; it reads the scores a few times,
+    whatever ``count`` is. Scores that are NaN come last and are pruned only where nothing else is
+    left: a weight without a score is not known to be dispensable.
 
     Args:
         scores: floating, congruent to ``mask``; leaves that are not prunable are not looked at.
@@ -60,8 +64,9 @@ def drop_smallest(
 
     Raises:
         ValueError: an unknown scope, ``mask`` not congruent to ``scores`` (naming the first path),
-            nothing prunable, or a concrete ``count`` below 0 or beyond the live weights.
-        TypeError: scores that are no floats.
+            nothing prunable, a ``count`` that has not the form of its scope, or a concrete one
+            below 0 or beyond the live weights.
+        TypeError: scores that are no floats, or a count that is no integer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,14 +102,16 @@ def drop_smallest(
     return jax.tree.unflatten(jax.tree.structure(mask), flat)
 
 
-def _beside(leaves: list[Any], values: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """Pairs of each leaf and its value, ``None`` of leaves that are not prunable."""
+def _beside(
+    leaves: list[jax.Array], values: dict[str, jax.Array]
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Return pairs of each leaf and its value, the leaf itself where it is not prunable."""
     each = iter(values.values())
-    return [(leaf, next(each) if np.ndim(leaf) else None) for leaf in leaves]
+    return [(leaf, next(each) if np.ndim(leaf) else leaf) for leaf in leaves]
 
 
 def _check_count(count: PerScope, live: PerScope, scope: str) -> PerScope:
-    """The count in the shape that its scope has; refused where it is known to be impossible."""
+    """Return the count in the form of its scope, refused where it cannot be."""
     if isinstance(live, dict):
         if not isinstance(count, dict) or set(count) != set(live):
             raise ValueError(
@@ -112,10 +119,15 @@ def _check_count(count: PerScope, live: PerScope, scope: str) -> PerScope:
             )
         # As the leaves lie, whatever order the caller's dict or a passage through jit has.
         return {path: _check_one(count[path], live[path], f" at {path!r}") for path in live}
+    if isinstance(count, dict):
+        raise ValueError(
+            f"count={count} must be an integer for scope='global'; a dict of counts goes with "
+            "scope='layer' or 'neuron'"
+        )
     return _check_one(count, live, "")
 
 
-def _check_one(count: Any, live: jax.Array, where: str) -> jax.Array:
+def _check_one(count: ArrayLike, live: jax.Array, where: str) -> jax.Array:
     if not jnp.issubdtype(jnp.result_type(count), jnp.integer):
         raise TypeError(f"count{where} is {jnp.result_type(count)}; give integers")
     if np.shape(count) not in ((), live.shape):
@@ -132,8 +144,8 @@ def _check_one(count: Any, live: jax.Array, where: str) -> jax.Array:
     return jnp.minimum(count, jnp.iinfo(live.dtype).max).astype(live.dtype) + jnp.zeros_like(live)
 
 
-def _sort_keys(leaves: dict[str, Any], alive: dict[str, Any]) -> Keys:
-    """Unsigned integers in the order of the scores; the greatest stands for what is pruned."""
+def _sort_keys(leaves: dict[str, jax.Array], alive: dict[str, jax.Array]) -> Keys:
+    """Return unsigned integers in the order of the scores, the greatest where pruned."""
     for path, leaf in leaves.items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(f"scores at {path!r} are {jnp.result_type(leaf)}; give floats")
@@ -142,7 +154,7 @@ def _sort_keys(leaves: dict[str, Any], alive: dict[str, Any]) -> Keys:
     sign = unsigned(1 << (63 if wide else 31))
     greatest = unsigned(np.iinfo(unsigned).max)
 
-    def key_of(leaf: Any, live: Any) -> jax.Array:
+    def key_of(leaf: jax.Array, live: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)
         is_nan = jnp.isnan(leaf)
         if leaf.dtype == jnp.bfloat16 and not wide:
@@ -162,11 +174,12 @@ def _sort_keys(leaves: dict[str, Any], alive: dict[str, Any]) -> Keys:
 def _by_digits(
     keys_of: Callable[[], Keys], wanted: PerScope, scope: str
 ) -> tuple[PerScope, PerScope]:
-    """A threshold for each scope, and how many keys lie below it: ``wanted``, or as near as can be.
+    """Find a threshold for each scope, and how many keys lie below it.
 
-    Where equal keys cross the rank, the threshold is their value. Digit by digit from the top, each
-    by counting the keys below every value it could have: reductions that fuse with their
-    comparisons, where a histogram by scatter is slow on most devices.
+    That is ``wanted``, or as near as can be. Where equal keys cross the rank, the threshold is
+    their value. Digit by digit from the top, each by counting the keys below every value it could
+    have: reductions that fuse with their comparisons, where a histogram by scatter is slow on most
+    devices.
 
     Args:
         keys_of: gives the keys; called inside the loop, so that it costs nothing where the loop
@@ -186,7 +199,9 @@ def _by_digits(
         flags = {path: [key < limit[path] for limit in limits] for path, key in keys.items()}
         return count_flags(flags, scope, 0, dtype)
 
-    def narrow(state: tuple[jax.Array, PerScope, PerScope]) -> tuple[Any, PerScope, PerScope]:
+    def narrow(
+        state: tuple[jax.Array, PerScope, PerScope],
+    ) -> tuple[jax.Array, PerScope, PerScope]:
         shift, low, below = state
         probes = [
             map_scopes(lambda low, d=digit: low + (unsigned.type(d) << shift), low)
@@ -216,7 +231,7 @@ def _by_digits(
 def _first_ties(
     keys: Keys, limits: dict[str, jax.Array], needed: PerScope, scope: str
 ) -> dict[str, jax.Array]:
-    """Of the keys at each scope's threshold the first ``needed``, by index.
+    """Return the first ``needed`` keys at each scope's threshold, by index.
 
     The same search with indices for keys. No pass is made where none is needed, as is the rule with
     weights all different.
@@ -234,8 +249,11 @@ def _first_ties(
     return {path: place < bounds[path] for path, place in places().items()}
 
 
-def _indices(leaves: dict[str, Any], scope: str) -> Keys:
-    """Place of every entry in the row-major order of its scope; units lie first in ``"neuron"``."""
+def _indices(leaves: dict[str, jax.Array], scope: str) -> Keys:
+    """Return every entry's place in the row-major order of its scope.
+
+    Units lie first in ``"neuron"``.
+    """
     dtype = jnp.uint32 if count_dtype(leaves, scope) == jnp.int32 else jnp.uint64
     start, places = 0, {}
     for path, leaf in leaves.items():

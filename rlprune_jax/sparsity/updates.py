@@ -1,7 +1,7 @@
-"""Pruning inside training: an optax link that keeps pruned weights at exactly zero."""
+"""Keep pruned weights at exactly zero while an optimizer trains."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,12 @@ Due = Callable[[jax.Array], ArrayLike]
 
 
 class MaskedUpdatesState(NamedTuple):
-    """``mask`` of the parameters and the state of the ``pruner``, ``()`` without one."""
+    """Hold the mask and the state of the pruner.
+
+    Attributes:
+        mask: of the parameters.
+        pruner: its state, ``()`` without one.
+    """
 
     mask: Mask
     pruner: PyTree
@@ -28,13 +33,20 @@ class MaskedUpdatesState(NamedTuple):
 def masked_updates(
     mask: Mask, pruner: Pruner | None = None, due: Due | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The last link of a chain: ``u' = where(mask, u, -p)``.
+    """Make the link of a chain that masks updates.
 
-    After ``optax.apply_updates`` pruned weights are exactly 0, whatever weight decay, momentum or
-    noise stand before; updates of kept ones pass bit for bit. It goes last: after
-    the learning rate, and outside of ``optax.MultiSteps`` where masks are refreshed, which would
-    throw a refresh between two of its steps away. Parameters that hold NaN under the mask go
-    through ``apply_mask`` once before.
+    Use it wherever a pruned network is trained: ``u' = where(mask, u, -p)``, so that after
+    ``optax.apply_updates`` pruned weights are exactly 0, whatever weight decay, momentum or noise
+    stand before; updates of kept ones pass bit for bit. It goes last: after the learning rate, and
+    outside of ``optax.MultiSteps`` where masks are refreshed, which would throw a refresh between
+    two of its steps away. Parameters that hold NaN under the mask go through ``apply_mask`` once
+    before.
+
+    Schedule-free optimizers evaluate other weights than they train. There it goes inside, where it
+    masks the steps of both: ``schedule_free(chain(adam(rate), masked_updates(mask)), rate)``, from
+    parameters that went through ``apply_mask``. Last in the chain, after ``schedule_free_adamw``,
+    it keeps the training weights at 0 and not those of ``schedule_free_eval_params``: evaluate
+    ``apply_mask`` of them, which is the same network.
 
     With a pruner the mask is refreshed at the steps that are ``due``, from the parameters as they
     stand before the step. ``update`` then takes the number of the step as an argument of its own:
@@ -76,7 +88,7 @@ def masked_updates(
         params: PyTree = None,
         *,
         step: ArrayLike | None = None,
-        **extra: Any,
+        **extra: object,
     ) -> tuple[PyTree, MaskedUpdatesState]:
         del extra
         if params is None:
@@ -109,7 +121,12 @@ def masked_updates(
 
 
 def every(steps: int, *, begin: int = 0, end: int | None = None) -> Due:
-    """Make ``due`` for every ``steps``-th step from ``begin`` on, before ``end``.
+    """Say at which steps a mask is refreshed.
+
+    Args:
+        steps: from one refresh to the next, at least 1.
+        begin: the first step.
+        end: no refresh from this step on; None for no end.
 
     Raises:
         ValueError: ``steps`` below 1, or ``begin`` negative.
@@ -123,7 +140,7 @@ def every(steps: int, *, begin: int = 0, end: int | None = None) -> Due:
     if begin < 0:
         raise ValueError(f"begin={begin} must be at least 0")
 
-    def due(step: Any) -> Any:
+    def due(step: jax.Array) -> jax.Array:
         within = (step >= begin) & ((step - begin) % steps == 0)
         return within if end is None else within & (step < end)
 
@@ -131,9 +148,10 @@ def every(steps: int, *, begin: int = 0, end: int | None = None) -> Due:
 
 
 def replace_mask(opt_state: PyTree, params: PyTree, mask: Mask) -> PyTree:
-    """Exchange the mask in an optimizer's state and forget the moments of what it prunes.
+    """Exchange the mask in an optimizer's state.
 
-    For refreshes between two scans: prune, mask the parameters, then this.
+    Use it to refresh between two scans: prune, mask the parameters, then this. What the optimizer
+    remembers of pruned weights is forgotten.
 
     Args:
         opt_state: any optax state with one ``masked_updates`` or more in it, however nested.
@@ -145,11 +163,20 @@ def replace_mask(opt_state: PyTree, params: PyTree, mask: Mask) -> PyTree:
 
     Raises:
         ValueError: ``mask`` is not congruent, or there is no ``masked_updates`` in the state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params, mask = jnp.ones(2), jnp.ones(2, bool)
+        >>> optimizer = optax.chain(optax.sgd(0.5), masked_updates(mask))
+        >>> mask = jnp.array([True, False])
+        >>> state = replace_mask(optimizer.init(params), params, mask)
+        >>> optimizer.update(jnp.ones(2), state, params)[0].tolist()
+        [-0.5, -1.0]
     """
     check_congruent(params, mask)
     found = []
 
-    def exchange(node: Any) -> Any:
+    def exchange(node: PyTree) -> PyTree:
         if not isinstance(node, MaskedUpdatesState):
             return node
         found.append(node)
@@ -163,10 +190,11 @@ def replace_mask(opt_state: PyTree, params: PyTree, mask: Mask) -> PyTree:
 
 
 def mask_moments(opt_state: PyTree, params: PyTree, mask: Mask) -> PyTree:
-    """Set what an optimizer remembers of pruned weights to 0: momentum, second moments, averages.
+    """Forget what an optimizer remembers of pruned weights.
 
-    A leaf of the state belongs to a weight where its path ends in the weight's and it has the same
-    shape; others stay, as factored moments do. NaN does not leak.
+    Use it where a mask is refreshed: momentum, second moments and averages become 0. A leaf of the
+    state belongs to a weight where its path ends in the weight's and it has the same shape; others
+    stay, as factored moments do. NaN does not leak.
 
     Args:
         opt_state: any optax state.
@@ -189,7 +217,7 @@ def mask_moments(opt_state: PyTree, params: PyTree, mask: Mask) -> PyTree:
     check_congruent(params, mask)
     masks = dict(zip(leaf_paths(params), jax.tree.leaves(mask), strict=True))
 
-    def keep_of(path: str, leaf: Any) -> Any:
+    def keep_of(path: str, leaf: jax.Array) -> jax.Array | None:
         parts = path.split("/")
         for start in range(len(parts) + 1):
             keep = masks.get("/".join(parts[start:]))

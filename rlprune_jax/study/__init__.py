@@ -4,7 +4,7 @@ In one program, durable, on any number of devices: `grid`, `random` or `table` m
 `run_study` runs them and returns a `StudyResult`. Nothing here knows what a job does.
 """
 
-from rlprune_jax.study.blocks import Tick
+from rlprune_jax.study.blocks import StudyTick
 from rlprune_jax.study.distributed import initialize, one_device_per_core
 from rlprune_jax.study.program import Job, JobError
 from rlprune_jax.study.results import Interval, StudyResult, rank_correlation, summarise
@@ -29,7 +29,7 @@ __all__ = [
     "StudyError",
     "StudyResult",
     "StudySettings",
-    "Tick",
+    "StudyTick",
     "Uniform",
     "grid",
     "initialize",

@@ -27,7 +27,7 @@ Programs = dict[tuple[str, str, int, int], CompiledBlock]
 """Compiled blocks by group, strategy, settings and seeds."""
 
 
-class Tick(Protocol):
+class StudyTick(Protocol):
     """Show progress."""
 
     def __call__(self, count: int, note: str, /) -> object:
@@ -88,7 +88,7 @@ class Runner:
         self._programs: Programs = {} if compiled is None else compiled
         self._lasting = compiled is not None
 
-    def run(self, missing: Sequence[tuple[int, int]], tick: Tick) -> str:
+    def run(self, missing: Sequence[tuple[int, int]], tick: StudyTick) -> str:
         """Run missing cells and return the strategy.
 
         Cells are ``(place in the group, place of the seed)``.
@@ -117,7 +117,7 @@ class Runner:
         strategy: str,
         settings: int,
         seeds: int,
-        tick: Tick,
+        tick: StudyTick,
     ) -> tuple[list[tuple[int, int]], float]:
         """Run and save one block; the cells that are left, and seconds per cell of the block."""
         block = next(_blocks(left, settings, seeds))
@@ -179,7 +179,7 @@ class Runner:
         left: list[tuple[int, int]],
         settings: int,
         seeds: int,
-        tick: Tick,
+        tick: StudyTick,
     ) -> tuple[str, list[tuple[int, int]]]:
         """The strategy asked for, measured before, or measured now; and the cells left after it.
 
@@ -220,7 +220,7 @@ class Runner:
         left: list[tuple[int, int]],
         strategy: str,
         size: tuple[int, int],
-        tick: Tick,
+        tick: StudyTick,
     ) -> tuple[list[tuple[int, int]], float]:
         """Run a small block; the cells left after it, and seconds per cell, inf out of memory."""
         try:

@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 import rlprune_jax
 from rlprune_jax.checks import require_count
 from rlprune_jax.files import try_lock
-from rlprune_jax.study.blocks import Programs, Tick
+from rlprune_jax.study.blocks import Programs, StudyTick
 from rlprune_jax.study.program import Job, job_name
 from rlprune_jax.study.results import StudyResult
 from rlprune_jax.study.run import check_seeds, run_study
@@ -63,7 +63,7 @@ def run_worker(
     identity: object = None,
     strategy: str = "vmap",
     sampler_seed: int | None = None,
-    tick: Tick | None = None,
+    tick: StudyTick | None = None,
 ) -> StudyResult:
     """Work on a shared study until its trials are done.
 
@@ -127,7 +127,7 @@ def run_worker(
         _check_same(study, about)
         _fill(study, trials)
         compiled: Programs = {}
-        objective = Objective(metric=metric, maximize=maximize, limits=limits or {})
+        objective = StudyObjective(metric=metric, maximize=maximize, limits=limits or {})
         while True:
             _check_same(study, about)
             worker.take_over(study)
@@ -160,7 +160,7 @@ def run_worker(
         return study_result(study, seeds)
 
 
-class Objective(NamedTuple):
+class StudyObjective(NamedTuple):
     """Say what a study optimises.
 
     Attributes:
@@ -443,7 +443,7 @@ def _tell(
     trial: optuna.Trial,
     result: StudyResult,
     index: int,
-    objective: Objective,
+    objective: StudyObjective,
 ) -> None:
     metric, maximize, limits = objective
     if unknown := sorted({metric, *limits} - set(result.metrics)):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 import jax
 
 from rlprune_jax.checks import require, require_choice, require_count
-from rlprune_jax.study.blocks import STRATEGIES, Plan, Programs, Runner, StaticGroup, Tick
+from rlprune_jax.study.blocks import STRATEGIES, Plan, Programs, Runner, StaticGroup, StudyTick
 from rlprune_jax.study.distributed import process_settings
 from rlprune_jax.study.program import Job, check_job, job_name, place_shared, traced_columns
 from rlprune_jax.study.results import StudyResult, collect
@@ -36,7 +36,7 @@ def run_study(
     devices: Sequence[jax.Device] | None = None,
     memory: int | None = None,
     compiled: Programs | None = None,
-    tick: Tick | None = None,
+    tick: StudyTick | None = None,
 ) -> StudyResult:
     """Run every setting with every seed.
 

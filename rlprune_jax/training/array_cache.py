@@ -1,4 +1,4 @@
-"""Named arrays kept in one file: written whole or not at all, read whole or not at all."""
+"""Named arrays kept whole in one file."""
 
 import os
 import tempfile
@@ -12,9 +12,10 @@ import numpy as np
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Write arrays to an ``.npz`` file that appears under its name only when complete.
+    """Write arrays to an ``.npz`` file at once.
 
-    A cache that cannot be written costs time, not results, so it warns instead of raising.
+    Use it for a cache. The file is whole or not there; one that cannot be written costs time, not
+    results, so it warns instead of raising.
 
     Args:
         path: the file; folders above it are made.

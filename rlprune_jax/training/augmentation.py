@@ -1,4 +1,4 @@
-"""From raw images to what a network reads, on the device: normalisation, random crop and flip."""
+"""Normalise, crop and mirror images on the device."""
 
 import dataclasses
 from functools import partial
@@ -13,7 +13,7 @@ PaddingMode = Literal["constant", "reflect"]
 
 
 def normalise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
-    """Scale bytes to [0, 1], then to zero mean and unit variance per channel.
+    """Scale bytes to zero mean and unit variance per channel.
 
     Args:
         images: uint8[..., C].
@@ -51,9 +51,12 @@ def augment(
     *,
     pad: int = 4,
     flip: bool = True,
-    padding_mode: Literal["constant", "reflect"] = "constant",
+    padding_mode: PaddingMode = "constant",
 ) -> jax.Array:
-    """Crop each image at a random place of its padded self, and mirror it with probability 1/2.
+    """Crop and mirror each image at random.
+
+    Use it on raw images in training. An image is cropped at a random place of its padded self, and
+    mirrored with probability 1/2.
 
     Args:
         images: [B, H, W, C] of any dtype; raw ones, since zeros are padded before normalisation.
@@ -91,9 +94,10 @@ def augment(
 
 @dataclasses.dataclass(frozen=True)
 class Standardise:
-    """Bytes of images as what a network reads: zero mean and unit variance per channel.
+    """Standardise the bytes of images per channel.
 
-    Equal to another of the same numbers, so that programs that take it as static are shared.
+    Use it as the ``prepare`` of a task of images. It is equal to another of the same numbers, so
+    that programs that take it as static are shared.
 
     Attributes:
         mean: per channel, of the images in [0, 1].
@@ -101,7 +105,8 @@ class Standardise:
 
     Example:
         >>> import numpy as np
-        >>> Standardise((0.5,), (0.25,))(np.full((1, 1, 1, 1), 255, np.uint8)).item()
+        >>> standardise = Standardise(mean=(0.5,), std=(0.25,))
+        >>> round(standardise(np.full((1, 1, 1, 1), 255, np.uint8)).item(), 4)
         2.0
     """
 
@@ -120,7 +125,9 @@ class Standardise:
 
 @dataclasses.dataclass(frozen=True)
 class CropAndFlip:
-    """Random crops and mirrored images in training, for batches ``(images, labels)``.
+    """Crop and mirror the images of a batch at random.
+
+    Use it as the ``augment`` of a task whose batches are ``(images, labels)``.
 
     Attributes:
         pad: pixels added on each side before cropping; 0 for no crop.

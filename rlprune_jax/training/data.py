@@ -1,25 +1,32 @@
-"""Image classification data as arrays: scikit-learn's digits, and TFDS without TensorFlow."""
+"""Data sets of images as arrays, read without TensorFlow."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from rlprune_jax.files import default_cache_dir
 from rlprune_jax.training.array_cache import read_arrays, write_arrays
 
-Progress = Callable[[int, int], None]
+
+class Progress(Protocol):
+    """Show how far a long reading has come."""
+
+    def __call__(self, done: int, total: int, /) -> None:
+        """Take the images decoded and the images in all."""
+
+
 _DECODED_AT_ONCE = 1000
 
 
 class Split(NamedTuple):
-    """Images with their labels.
+    """Hold images with their labels.
 
     Attributes:
         images: uint8[n, H, W, C].
@@ -32,7 +39,7 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in host memory.
+    """Hold a data set in host memory.
 
     Attributes:
         name: as given to ``load``.
@@ -53,8 +60,16 @@ class Dataset:
     test: Split
 
 
-class _Source(NamedTuple):
-    """What is known of a data set before it is read."""
+class Source(NamedTuple):
+    """Hold what is known of a data set.
+
+    Attributes:
+        num_classes: how many classes the labels name.
+        image_shape: height, width and channels.
+        mean: per channel, of the training images in [0, 1].
+        std: per channel, of the training images in [0, 1].
+        held_out: how many of the training images are held out.
+    """
 
     num_classes: int
     image_shape: tuple[int, int, int]
@@ -66,17 +81,32 @@ class _Source(NamedTuple):
 # Means and deviations over all pixels of the training images (a test recomputes those of digits;
 # the others are the usual published ones, deviations over pixels and not within images).
 _SOURCES = {
-    "digits": _Source(10, (8, 8, 1), (0.3051,), (0.3756,), 287),
-    "mnist": _Source(10, (28, 28, 1), (0.1307,), (0.3081,), 5000),
-    "fashion_mnist": _Source(10, (28, 28, 1), (0.2860,), (0.3530,), 5000),
-    "cifar10": _Source(10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 5000),
-    "cifar100": _Source(100, (32, 32, 3), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 5000),
+    "digits": Source(10, (8, 8, 1), (0.3051,), (0.3756,), 287),
+    "mnist": Source(10, (28, 28, 1), (0.1307,), (0.3081,), 5000),
+    "fashion_mnist": Source(10, (28, 28, 1), (0.2860,), (0.3530,), 5000),
+    "cifar10": Source(10, (32, 32, 3), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 5000),
+    "cifar100": Source(100, (32, 32, 3), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 5000),
 }
 
 
 def dataset_names() -> tuple[str, ...]:
     """List the names that ``load`` knows."""
     return tuple(_SOURCES)
+
+
+def describe(name: str) -> Source:
+    """Describe a data set without reading it.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> describe("cifar10").image_shape
+        (32, 32, 3)
+    """
+    if name not in _SOURCES:
+        raise ValueError(f"data set {name!r} is unknown; choose from {', '.join(_SOURCES)}")
+    return _SOURCES[name]
 
 
 def load(
@@ -88,7 +118,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read a data set and split it into train, held-out and test.
+    """Read a data set, split into train, held-out and test.
 
     ``digits`` comes with scikit-learn; its 1,797 images are split once and for all into 1,437 for
     training and 360 for testing, class by class. The others are read from a folder prepared by
@@ -117,9 +147,7 @@ def load(
         >>> load("digits").train.images.shape
         (1150, 8, 8, 1)
     """
-    if name not in _SOURCES:
-        raise ValueError(f"data set {name!r} is unknown; choose from {', '.join(_SOURCES)}")
-    source = _SOURCES[name]
+    source = describe(name)
     if held_out is None:
         held_out = source.held_out
     if isinstance(held_out, bool) or not isinstance(held_out, int) or held_out < 0:
@@ -140,8 +168,8 @@ def load(
         num_classes=source.num_classes,
         mean=source.mean,
         std=source.std,
-        train=Split(train.images[kept], train.labels[kept]),
-        held_out=Split(train.images[held], train.labels[held]),
+        train=Split(images=train.images[kept], labels=train.labels[kept]),
+        held_out=Split(images=train.images[held], labels=train.labels[held]),
         test=test,
     )
 
@@ -157,12 +185,13 @@ def _digits() -> tuple[Split, Split]:
     order = np.lexsort((np.random.default_rng(0).random(len(labels)), labels))
     test = np.zeros(len(labels), bool)
     test[order[::5]] = True
-    return Split(images[~test], labels[~test]), Split(images[test], labels[test])
+    train = Split(images=images[~test], labels=labels[~test])
+    return train, Split(images=images[test], labels=labels[test])
 
 
 def _prepared(
     name: str,
-    source: _Source,
+    source: Source,
     data_dir: str | os.PathLike[str] | None,
     cache_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
@@ -236,7 +265,10 @@ def _splits(arrays: dict[str, np.ndarray] | None, sizes: dict[str, int]) -> dict
     if arrays is None:
         return None
     try:
-        splits = {name: Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in sizes}
+        splits = {
+            name: Split(images=arrays[f"{name}_images"], labels=arrays[f"{name}_labels"])
+            for name in sizes
+        }
     except KeyError:
         return None
     whole = all(
@@ -250,7 +282,7 @@ def _splits(arrays: dict[str, np.ndarray] | None, sizes: dict[str, int]) -> dict
 
 
 def _decode(
-    folder: Path, source: _Source, sizes: dict[str, int], progress: Progress | None
+    folder: Path, source: Source, sizes: dict[str, int], progress: Progress | None
 ) -> dict[str, Split]:
     """Read and decode every image of a prepared data set."""
     import tensorflow_datasets as tfds
@@ -279,7 +311,7 @@ def _decode(
                 f"split {name!r} in {folder} is empty or has labels outside 0 to "
                 f"{source.num_classes - 1}; prepare the data set again"
             )
-        splits[name] = Split(images, labels)
+        splits[name] = Split(images=images, labels=labels)
     return splits
 
 

@@ -1,4 +1,4 @@
-"""Training and evaluation of any network: jitted scans over data that lie on the device."""
+"""Train and evaluate any network, by jitted scans over data on the device."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What training carries from step to step; arrays only.
+    """Hold what training carries from step to step.
 
     Attributes:
         variables: of the network.
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 
 
 class StepFunction(Protocol):
-    """One step of training."""
+    """Take one step of training."""
 
     def __call__(
         self, state: TrainState, batch: Batch, key: jax.Array
@@ -49,7 +49,9 @@ class StepFunction(Protocol):
 
 
 def parameters_of(variables: Variables) -> PyTree:
-    """Return what is trained: ``variables["params"]``, or all where there is no such collection.
+    """Return the part of the variables that is trained.
+
+    It is ``variables["params"]``, or everything where there is no such collection.
 
     Example:
         >>> parameters_of({"params": {"w": 1.0}, "batch_stats": {}})
@@ -64,7 +66,7 @@ def with_parameters(variables: Variables, params: PyTree) -> Variables:
 
 
 def has_collections(variables: Variables) -> bool:
-    """Return whether variables are a mapping with ``"params"`` among its collections."""
+    """Return whether ``"params"`` is a collection of the variables."""
     return isinstance(variables, Mapping) and "params" in variables
 
 
@@ -136,7 +138,7 @@ def train(
     num_steps: int,
     key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """Take ``num_steps`` steps over random batches without replacement.
+    """Train for some steps on random batches without replacement.
 
     Arrays are gone through in one scan: each epoch is a new permutation of the examples but for its
     last ``n % batch_size``. A step's batch and randomness depend on ``key`` and ``state.step``
@@ -203,7 +205,9 @@ def evaluate(
 
 
 def passes(source: BatchSource) -> Iterator[Batch]:
-    """Yield the batches of a source, pass after pass without end.
+    """Yield the batches of a source, pass after pass.
+
+    Passes never end.
 
     Raises:
         ValueError: (on the way) a pass without a batch.

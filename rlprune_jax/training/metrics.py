@@ -1,4 +1,4 @@
-"""Losses and metrics as functions of a network's outputs and a batch."""
+"""Losses and metrics of a network's outputs on a batch."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,17 @@ from rlprune_jax.types import PyTree
 
 
 class Loss(Protocol):
-    """What training makes small."""
+    """Measure what training makes small."""
 
     def __call__(self, outputs: PyTree, batch: PyTree) -> jax.Array:
         """Return f32[], the mean over the examples of a batch."""
 
 
 class Metric(Protocol):
-    """What pruning is to keep: higher is better."""
+    """Measure what pruning is to keep.
+
+    Higher is better.
+    """
 
     def __call__(self, outputs: PyTree, batch: PyTree) -> jax.Array:
         """Return f32[], the mean over the examples of a batch."""
@@ -29,7 +32,7 @@ LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 
 
 def labels_of(batch: PyTree) -> jax.Array:
-    """Return what a batch says is right: labels or targets.
+    """Return the labels or targets of a batch.
 
     Args:
         batch: a tuple or list, whose second entry it is, or a dictionary with one of
@@ -93,7 +96,9 @@ def cross_entropy_and_hits(
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxCrossEntropy:
-    """The mean softmax cross-entropy of logits f32[B, classes], in nats.
+    """Take the mean softmax cross-entropy of logits, in nats.
+
+    Use it as the loss of classification, on logits f32[B, classes].
 
     Attributes:
         label_smoothing: fraction of each target spread evenly over the classes.
@@ -118,7 +123,7 @@ class SoftmaxCrossEntropy:
 
 @dataclasses.dataclass(frozen=True)
 class NegativeLoss:
-    """A loss as a metric: its negative.
+    """Make a metric of a loss by its negative.
 
     Attributes:
         loss: ``(outputs, batch) -> f32[]``.
@@ -132,7 +137,9 @@ class NegativeLoss:
 
 
 def accuracy(outputs: jax.Array, batch: PyTree) -> jax.Array:
-    """Return the fraction of examples whose greatest logit is the label's.
+    """Return the fraction of examples classified right.
+
+    The greatest logit is that of the label; one with a NaN among its logits is wrong.
 
     Args:
         outputs: logits f32[B, classes].
@@ -143,7 +150,9 @@ def accuracy(outputs: jax.Array, batch: PyTree) -> jax.Array:
 
 
 def top5_accuracy(outputs: jax.Array, batch: PyTree) -> jax.Array:
-    """Return the fraction of examples whose label is among five greatest logits.
+    """Return the fraction with the label among five logits.
+
+    They are the five greatest of an example.
 
     Args:
         outputs: logits f32[B, classes].
@@ -179,7 +188,7 @@ def squared_error(outputs: jax.Array, batch: PyTree) -> jax.Array:
 
 
 def next_token_loss(outputs: jax.Array, batch: jax.Array) -> jax.Array:
-    """Return the cross-entropy of the next token, in nats per token.
+    """Return the cross-entropy of next tokens, in nats each.
 
     Args:
         outputs: logits f32[B, T - 1, vocabulary] for all tokens but the first.
@@ -216,7 +225,7 @@ def _token_losses(name: str, outputs: jax.Array, tokens: jax.Array) -> tuple[jax
 
 
 def _class_labels(name: str, outputs: jax.Array, batch: PyTree) -> jax.Array:
-    """The labels of a batch, or why ``name`` cannot be asked of these outputs."""
+    """Return the labels of a batch, or say why ``name`` cannot be asked of these outputs."""
     labels = jnp.asarray(labels_of(batch))
     if not hasattr(outputs, "ndim") or outputs.ndim != 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The optimizers of dense training and finetuning, by name, as optax transformations."""
+"""Optimizers and schedules by name, as optax has them."""
 
 from typing import Literal
 
@@ -19,7 +19,9 @@ def make_schedule(
     schedule: ScheduleName = "constant",
     warmup: int = 0,
 ) -> optax.Schedule:
-    """Learning rate by step: a linear rise over ``warmup`` steps, then the schedule.
+    """Make the learning rate as a function of the step.
+
+    It rises linearly over ``warmup`` steps and then follows the schedule.
 
     Args:
         learning_rate: the highest rate; a number or a traced scalar.
@@ -78,10 +80,11 @@ def make_optimizer(
     decayed: Literal["kernels", "all"] = "kernels",
     clip_norm: ArrayLike | None = None,
 ) -> optax.GradientTransformation:
-    """Make an optimizer: clipping, then weight decay, then the rule, then the learning rate.
+    """Make an optimizer by its name.
 
-    For ``"sgd"`` weight decay is added to the gradient, so that momentum carries it, as is
-    customary; for ``"adam"`` it is decoupled (AdamW).
+    It clips, decays weights, applies the rule and then the learning rate. For ``"sgd"`` weight
+    decay is added to the gradient, so that momentum carries it, as is customary; for ``"adam"`` it
+    is decoupled (AdamW).
 
     Args:
         name: ``"sgd"`` or ``"adam"``.

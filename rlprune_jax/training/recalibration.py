@@ -1,4 +1,4 @@
-"""Recalibrate running statistics: replace those of training with those of given examples."""
+"""Replace running statistics of training with those of given examples."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ STATISTIC_COLLECTIONS = frozenset({"batch_stats", "BatchStat", "mean_ema", "var_
 def recalibrate(
     apply_train: ApplyTrain, variables: Variables, *inputs: PyTree, batches: bool = False
 ) -> Variables:
-    """Replace running statistics with the statistics of given examples.
+    """Replace running statistics with those of given examples.
 
     Use it whenever weights change without training, as pruning does: batch norm in evaluation mode
     then normalises with the mean and variance of what the changed network computes. It works for

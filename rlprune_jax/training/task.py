@@ -1,7 +1,8 @@
-"""Tasks: what a network is to do, on which data, and how well it does it."""
+"""Tasks of networks, with their data and what counts as good."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ INPUT_KEYS = ("inputs", "input", "x", "image", "images", "tokens", "input_ids", 
 
 
 class Evaluation(NamedTuple):
-    """How well a network does.
+    """Hold how well a network does.
 
     Attributes:
         loss: f32[...], mean over the examples.
@@ -47,15 +48,15 @@ class Evaluation(NamedTuple):
 
 
 class TaskError(ValueError):
-    """A task is incomplete, its data do not go together, or they do not fit a network."""
+    """Say what is wrong with a task or its data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The functions of a task, without its data.
+    """Hold the functions of a task, without its data.
 
-    Static structure of jitted programs: two objectives of equal functions are equal, and share what
-    is compiled.
+    Static structure of jitted programs. Two objectives of equal functions are equal, and use the
+    same compiled program.
 
     Attributes:
         loss: ``(outputs, batch) -> f32[]``.
@@ -75,7 +76,7 @@ class Objective:
     augment: Callable[[Batch, jax.Array], Batch] | None = None
 
     def network_inputs(self, batch: Batch) -> tuple[PyTree, ...]:
-        """Return what the network is called with for a batch of raw examples."""
+        """Return the network's arguments for a batch of raw examples."""
         return self.prepared(*positional(self.inputs(batch)))
 
     def prepared(self, *inputs: PyTree) -> tuple[PyTree, ...]:
@@ -83,12 +84,14 @@ class Objective:
         return inputs if self.prepare is None else positional(self.prepare(*inputs))
 
     def evaluate(self, outputs: PyTree, batch: Batch) -> Evaluation:
-        """Return loss and metric of a network's outputs for a batch."""
+        """Return loss and metric of outputs for a batch."""
         return Evaluation(loss=self.loss(outputs, batch), metric=self.metric(outputs, batch))
 
 
 def positional(inputs: PyTree) -> tuple[PyTree, ...]:
-    """Return the positional arguments that a tuple, or anything else as the only one, stands for.
+    """Return inputs as a tuple of positional arguments.
+
+    Anything but a tuple is the only argument.
 
     Example:
         >>> positional(1), positional((1, 2))
@@ -99,9 +102,10 @@ def positional(inputs: PyTree) -> tuple[PyTree, ...]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A loss, a metric and data to train on, to choose by and to report on.
+    """Hold a loss, a metric and three sets of data.
 
-    Made by ``classification``, ``regression`` and ``next_token``, or directly for anything else.
+    One is to train on, one to choose by and one to report on. Made by ``classification``,
+    ``regression`` and ``next_token``, or directly for anything else.
 
     Attributes:
         loss: ``(outputs, batch) -> f32[]``, the mean over the examples of a batch.
@@ -159,9 +163,9 @@ class Task:
             check_data(split, getattr(self, split))
         find_inputs(self.sample("train", 1), self.inputs)
 
-    @property
+    @cached_property
     def objective(self) -> Objective:
-        """The functions alone."""
+        """Return the functions alone."""
         metric = self.metric
         if isinstance(metric, str):
             named = METRICS[metric]
@@ -180,15 +184,27 @@ class Task:
         )
 
     def is_streamed(self, split: str) -> bool:
-        """Whether the data of ``"train"``, ``"held_out"`` or ``"test"`` come batch by batch."""
+        """Return whether a split comes batch by batch.
+
+        Args:
+            split: ``"train"``, ``"held_out"`` or ``"test"``.
+        """
         return callable(getattr(self, split))
 
     def size(self, split: str) -> int | None:
-        """Return the number of examples of a split, None where they come batch by batch."""
+        """Return the number of examples of a split.
+
+        None where they come batch by batch.
+        """
         return None if self.is_streamed(split) else count_examples(getattr(self, split))
 
     def sample(self, split: str, count: int) -> Batch:
-        """Return the first examples of a split, fewer where there are fewer."""
+        """Return the first examples of a split.
+
+        Args:
+            split: ``"train"``, ``"held_out"`` or ``"test"``.
+            count: at most so many.
+        """
         data = getattr(self, split)
         if not self.is_streamed(split):
             return jax.tree.map(lambda leaf: leaf[:count], data)
@@ -205,7 +221,10 @@ class Task:
         return jax.tree.map(lambda leaf: leaf[:count], joined)
 
     def on_device(self) -> "Task":
-        """Return the same task with its arrays on the device, once and for all calls."""
+        """Return the same task with its arrays on the device.
+
+        Use it before many calls, each of which would move them otherwise.
+        """
         moved = {
             split: getattr(self, split)
             if self.is_streamed(split)
@@ -220,12 +239,14 @@ SPLITS = ("train", "held_out", "test")
 
 
 def count_examples(batch: Batch) -> int:
-    """Return the length of the first axis, which all leaves share."""
+    """Return the length of the first axis of all leaves."""
     return int(np.shape(jax.tree.leaves(batch)[0])[0])
 
 
 def check_data(argument: str, data: Data) -> None:
-    """Refuse data without examples, or of unequal lengths; sources of batches pass.
+    """Refuse data without examples or of unequal lengths.
+
+    Sources of batches pass.
 
     Raises:
         TaskError: naming the argument and the leaf.
@@ -239,7 +260,8 @@ def check_data(argument: str, data: Data) -> None:
     for path, leaf in zip(leaf_paths(data), leaves, strict=True):
         if not hasattr(leaf, "dtype"):
             raise TaskError(
-                f"{argument}: leaf {path!r} is a {type(leaf).__name__}, not an array [n, ...]"
+                f"{argument}: leaf {path!r} is a {type(leaf).__name__}, not an array [n, ...]; "
+                "data that come in batches are given as a function that returns a new iterator"
             )
         if not np.shape(leaf):
             raise TaskError(
@@ -255,7 +277,7 @@ def check_data(argument: str, data: Data) -> None:
 def find_inputs(
     batch: Batch, given: Callable[[Batch], PyTree] | None = None
 ) -> Callable[[Batch], PyTree]:
-    """Return the function that takes a network's inputs out of a batch.
+    """Return the function from batches to a network's inputs.
 
     Raises:
         TaskError: no input is found; ``given`` is returned as it is.
@@ -321,7 +343,14 @@ def classification(
         >>> classification(data, data, data).objective.metric_name
         'accuracy'
     """
-    task = Task(SoftmaxCrossEntropy(label_smoothing), metric, train, held_out, test, **details)
+    task = Task(
+        loss=SoftmaxCrossEntropy(label_smoothing),
+        metric=metric,
+        train=train,
+        held_out=held_out,
+        test=test,
+        **details,
+    )
     for split in SPLITS:
         check_labels(
             split, task.sample(split, 1) if task.is_streamed(split) else getattr(task, split)
@@ -330,7 +359,7 @@ def classification(
 
 
 def check_labels(argument: str, batch: Batch) -> None:
-    """Refuse labels that are no vector of integers from 0 on.
+    """Refuse labels that are no class numbers, one per example.
 
     Raises:
         TaskError: naming the argument.
@@ -375,7 +404,9 @@ def regression(
         >>> regression(data, data, data).objective.metric_name
         'negative_loss'
     """
-    return Task(squared_error, metric, train, held_out, test, **details)
+    return Task(
+        loss=squared_error, metric=metric, train=train, held_out=held_out, test=test, **details
+    )
 
 
 def next_token(
@@ -408,9 +439,14 @@ def next_token(
         (4, 8)
     """
     details = {"inputs": all_but_the_last, **details}
-    return Task(next_token_loss, metric, train, held_out, test, **details)
+    return Task(
+        loss=next_token_loss, metric=metric, train=train, held_out=held_out, test=test, **details
+    )
 
 
 def all_but_the_last(tokens: jax.Array) -> jax.Array:
-    """Return tokens [B, T - 1], from which the next ones are to be predicted."""
+    """Return all tokens but the last of each sequence.
+
+    The next ones are predicted from these, [B, T - 1].
+    """
     return tokens[:, :-1]

@@ -24,7 +24,7 @@ def layer_descriptors(graph: Graph) -> np.ndarray:
     """Describe each group by numbers near 1.
 
     Fan-in, kernel and positions are those of the first layer that makes the group's units; a
-    group's share of a cost is what the dense network would save without the group.
+    group's fraction of a cost is what the dense network would save without the group.
 
     Args:
         graph: of the network.
@@ -33,8 +33,8 @@ def layer_descriptors(graph: Graph) -> np.ndarray:
         f32[G, 9], one row per group in depth order, one column per name in ``FEATURES``.
     """
     units = [np.arange(group.first, group.first + group.size) for group in graph.groups]
-    params = _shares(graph, [graph.owners[path] for path in graph.parameters])
-    macs = _shares(graph, [layer.factors for layer in graph.layers])
+    params = _fractions(graph, [graph.owners[path] for path in graph.parameters])
+    macs = _fractions(graph, [layer.factors for layer in graph.layers])
     rows = []
     for number, group in enumerate(graph.groups):
         makers = [
@@ -65,12 +65,12 @@ def layer_descriptors(graph: Graph) -> np.ndarray:
     return np.asarray(rows, np.float32)
 
 
-def _shares(graph: Graph, products: list[tuple[np.ndarray, ...]]) -> np.ndarray:
+def _fractions(graph: Graph, products: list[tuple[np.ndarray, ...]]) -> np.ndarray:
     total = sum(math.prod(map(len, axes)) for axes in products)
-    shares = []
+    fractions = []
     for group in graph.groups:
         alive = np.ones(graph.units + 1, bool)
         alive[group.first : group.first + group.size] = False
         left = sum(math.prod(int(alive[axis].sum()) for axis in axes) for axes in products)
-        shares.append(1 - left / max(total, 1))
-    return np.asarray(shares)
+        fractions.append(1 - left / max(total, 1))
+    return np.asarray(fractions)

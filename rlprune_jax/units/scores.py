@@ -47,7 +47,7 @@ def magnitude_scores(graph: Graph, variables: Variables) -> Gates:
 
 
 class GatedLoss(Protocol):
-    """The loss of a masked network as a function of its gates."""
+    """Evaluate the loss of a masked network at gates."""
 
     def __call__(self, gates: Gates, batch: PyTree, /) -> jax.Array:
         """Return f32[], the mean over a minibatch."""

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.candidates import evaluate_candidates as evaluate_candidates
     from rlprune_jax.workflow.config import PruneConfig as PruneConfig
     from rlprune_jax.workflow.config import resolve as resolve
+    from rlprune_jax.workflow.curves import Curve as Curve
+    from rlprune_jax.workflow.curves import IterativeOptions as IterativeOptions
+    from rlprune_jax.workflow.curves import IterativeResult as IterativeResult
+    from rlprune_jax.workflow.curves import paper_optimizer as paper_optimizer
+    from rlprune_jax.workflow.curves import prune_iteratively as prune_iteratively
     from rlprune_jax.workflow.delivery import Delivered as Delivered
     from rlprune_jax.workflow.delivery import deliver as deliver
     from rlprune_jax.workflow.delivery import evaluate_masked as evaluate_masked
@@ -24,7 +29,6 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.iterative import iterative_pruning as iterative_pruning
     from rlprune_jax.workflow.iterative import over_seeds as over_seeds
     from rlprune_jax.workflow.learning import DenseRecipe as DenseRecipe
-    from rlprune_jax.workflow.learning import Finetune as Finetune
     from rlprune_jax.workflow.learning import FinetuneRecipe as FinetuneRecipe
     from rlprune_jax.workflow.learning import train_dense as train_dense
     from rlprune_jax.workflow.methods import METHODS as METHODS
@@ -40,21 +44,27 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.results import NetworkResult as NetworkResult
     from rlprune_jax.workflow.results import PruneResult as PruneResult
     from rlprune_jax.workflow.results import ResultError as ResultError
+    from rlprune_jax.workflow.sap import compare_pruners as compare_pruners
+    from rlprune_jax.workflow.sap_config import SapConfig as SapConfig
     from rlprune_jax.workflow.searches import Search as Search
     from rlprune_jax.workflow.searches import search as search
     from rlprune_jax.workflow.shipping import Shipped as Shipped
     from rlprune_jax.workflow.shipping import ship as ship
+    from rlprune_jax.workflow.tuning import Finetune as Finetune
 
 _HOMES = {
     "CandidateData": "candidates",
+    "Curve": "curves",
     "Definition": "network",
     "Delivered": "delivery",
     "DenseRecipe": "learning",
     "Evaluator": "candidates",
-    "Finetune": "learning",
+    "Finetune": "tuning",
     "FinetuneRecipe": "learning",
     "IterativeData": "iterative",
+    "IterativeOptions": "curves",
     "IterativePruning": "iterative",
+    "IterativeResult": "curves",
     "METHODS": "methods",
     "Method": "methods",
     "Network": "network",
@@ -64,11 +74,13 @@ _HOMES = {
     "PruneResult": "results",
     "Pruning": "pruning",
     "ResultError": "results",
+    "SapConfig": "sap_config",
     "Schedule": "iterative",
     "Search": "searches",
     "Shipped": "shipping",
     "Strategy": "methods",
     "bind_budgets": "pruning",
+    "compare_pruners": "sap",
     "deliver": "delivery",
     "deliverable": "fitting",
     "equivalence": "fitting",
@@ -80,7 +92,9 @@ _HOMES = {
     "iterative_pruning": "iterative",
     "make_pruning": "pruning",
     "over_seeds": "iterative",
+    "paper_optimizer": "curves",
     "prune": "pipeline",
+    "prune_iteratively": "curves",
     "resolve": "config",
     "search": "searches",
     "ship": "shipping",
@@ -90,6 +104,7 @@ _HOMES = {
 __all__ = [
     "METHODS",
     "CandidateData",
+    "Curve",
     "Definition",
     "Delivered",
     "DenseRecipe",
@@ -97,7 +112,9 @@ __all__ = [
     "Finetune",
     "FinetuneRecipe",
     "IterativeData",
+    "IterativeOptions",
     "IterativePruning",
+    "IterativeResult",
     "Method",
     "Network",
     "NetworkError",
@@ -106,11 +123,13 @@ __all__ = [
     "PruneResult",
     "Pruning",
     "ResultError",
+    "SapConfig",
     "Schedule",
     "Search",
     "Shipped",
     "Strategy",
     "bind_budgets",
+    "compare_pruners",
     "deliver",
     "deliverable",
     "equivalence",
@@ -122,7 +141,9 @@ __all__ = [
     "iterative_pruning",
     "make_pruning",
     "over_seeds",
+    "paper_optimizer",
     "prune",
+    "prune_iteratively",
     "resolve",
     "search",
     "ship",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlprune_jax.checks import require_count
 from rlprune_jax.graph.program import trace_program
 from rlprune_jax.training.loops import init_train_state, make_train_step, train
 from rlprune_jax.training.recalibration import recalibrate
@@ -43,7 +44,9 @@ class CandidateData(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """How candidates are evaluated; static structure of jitted programs.
+    """Hold how candidates are evaluated.
+
+    Static structure of jitted programs.
 
     Attributes:
         definition: of the network.
@@ -65,8 +68,8 @@ class Evaluator:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk={self.chunk} must be at least 1")
+        if self.chunk is not None:
+            require_count("chunk", self.chunk)
 
 
 def masked_training(definition: Definition, gates: Gates) -> ApplyTrain:
@@ -83,7 +86,9 @@ def masked_training(definition: Definition, gates: Gates) -> ApplyTrain:
 def evaluate_candidate(
     evaluator: Evaluator, variables: Variables, gates: Gates, data: CandidateData
 ) -> Evaluation:
-    """Return loss and metric of one masked network, its statistics recalibrated before.
+    """Evaluate one masked network.
+
+    Its statistics are recalibrated before.
 
     Args:
         evaluator: how.
@@ -130,8 +135,7 @@ def evaluate_candidates(
     chunk = evaluator.chunk
     if chunk is None:
         inputs = evaluator.objective.network_inputs(data.batch)
-        small = not evaluator.finetune_steps
-        chunk = chunk_for_memory(evaluator.definition.apply, variables, inputs) if small else 1
+        chunk = chunk_for_memory(evaluator.definition.apply, variables, inputs)
 
     def one(each: tuple[Gates, jax.Array]) -> Evaluation:
         gates, key = each
@@ -139,16 +143,17 @@ def evaluate_candidates(
         return evaluate_candidate(evaluator, tuned, gates, data)
 
     keys = jax.random.split(key, count)
-    if not evaluator.finetune_steps and chunk >= count:
+    if evaluator.finetune_steps or chunk == 1:
+        return jax.lax.map(one, (gates, keys))
+    if chunk >= count:
         return jax.vmap(one)((gates, keys))
-    alone = bool(evaluator.finetune_steps) or chunk == 1
-    return jax.lax.map(one, (gates, keys), batch_size=None if alone else chunk)
+    return jax.lax.map(one, (gates, keys), batch_size=chunk)
 
 
 def short_finetune(
     evaluator: Evaluator, variables: Variables, gates: Gates, batch: Batch, key: jax.Array
 ) -> Variables:
-    """Return the masked network's variables after the evaluator's steps of training."""
+    """Train a masked network for the evaluator's steps."""
     if not evaluator.finetune_steps:
         return variables
     optimizer = optax.adam(SHORT_RATE)

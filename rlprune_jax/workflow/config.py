@@ -1,12 +1,14 @@
 """Settings of a pruning run. Nothing here imports JAX, so a command line can read it at once."""
 
 import dataclasses
-import math
 import re
-from collections.abc import Mapping
-from typing import Literal, get_args
+import types
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, Union, get_args, get_origin
 
 import tyro
+
+from rlprune_jax.checks import require, require_count, require_range
 
 Granularity = Literal["fine", "coarse"]
 ConstraintHandling = Literal["projection", "multiplier", "both"]
@@ -132,7 +134,9 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig(SearchConfig, UnitConfig, DeliveryConfig, MeasureConfig, RunConfig):
-    """Settings of a pruning run, besides the network, the task and the budgets.
+    """Hold the settings of a pruning run.
+
+    Network, task and budgets come beside them.
 
     Example:
         >>> resolve(PruneConfig(evaluations=64)).finetune_steps
@@ -141,7 +145,9 @@ class PruneConfig(SearchConfig, UnitConfig, DeliveryConfig, MeasureConfig, RunCo
 
 
 def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
-    """Fill in defaults that depend on others, and refuse what cannot be run.
+    """Fill in defaults that depend on others.
+
+    What cannot be run is refused.
 
     Args:
         config: as given.
@@ -162,31 +168,7 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
     if config.constraint is None:
         filled["constraint"] = "both" if measured else "projection"
     config = dataclasses.replace(config, **filled)  # type: ignore[arg-type]
-    for name in COUNTS:
-        require(name, getattr(config, name), getattr(config, name) >= 1, "must be at least 1")
-    require("tile", config.tile, min(config.tile) >= 1, "must be two integers of at least 1")
-    for name in ("cost_seconds", "finetune_rate"):
-        value = getattr(config, name)
-        require(name, value, value > 0 and math.isfinite(value), "must be finite and above 0")
-    require(
-        "save_seconds", config.save_seconds, config.save_seconds >= 0, "must be at least 0 seconds"
-    )
-    require("seed", config.seed, 0 <= config.seed < 2**32, "must be from 0 to 4294967295")
-    require(
-        "candidates",
-        config.candidates,
-        config.candidates <= config.evaluations,
-        f"an iteration exceed evaluations={config.evaluations}; lower candidates",
-    )
-    require("chunk", config.chunk, config.chunk is None or config.chunk >= 1, "must be at least 1")
-    steps = config.reward_finetune
-    require("reward_finetune", steps, bool(steps) and min(steps) >= 0, "must be steps, at least 0")
-    require(
-        "baselines",
-        config.baselines,
-        len(set(config.baselines)) == len(config.baselines),
-        "must name each method once",
-    )
+    check_numbers(config)
     for name in ("min_keep_of", "round_to_of"):
         for text in getattr(config, name):
             parse_override(name, text)
@@ -200,52 +182,96 @@ COUNTS = (
 )
 """Settings that are numbers of something, at least one."""
 
+TUPLES = ("baselines", "reward_finetune", "min_keep_of", "round_to_of", "tile")
+"""Settings that hold several values."""
+
+
+def check_numbers(config: PruneConfig) -> None:
+    """Refuse numbers that are out of their range.
+
+    Raises:
+        ValueError: naming the option, its value and what it may be.
+    """
+    for name in COUNTS:
+        require_count(name, getattr(config, name), 2 if name == "candidates" else 1)
+    if config.chunk is not None:
+        require_count("chunk", config.chunk)
+    require(len(config.tile) == 2, "tile", config.tile, "two integers of at least 1")
+    for width in config.tile:
+        require_count("tile", width)
+    for name in ("cost_seconds", "finetune_rate"):
+        value = require_range(name, getattr(config, name))
+        require(value > 0, name, value, "above 0")
+    require_range("save_seconds", config.save_seconds, 0.0)
+    require(
+        require_count("seed", config.seed, 0) < 2**32, "seed", config.seed, "from 0 to 4294967295"
+    )
+    require(
+        config.candidates <= config.evaluations,
+        "candidates",
+        config.candidates,
+        f"at most evaluations={config.evaluations}, for one iteration evaluates so many",
+    )
+    require(
+        bool(config.reward_finetune),
+        "reward_finetune",
+        config.reward_finetune,
+        "at least one number of steps; (0,) rewards without finetuning",
+    )
+    for steps in config.reward_finetune:
+        require_count("reward_finetune", steps, 0)
+
 
 def check_choices(config: object) -> None:
-    """Refuse a field typed ``Literal`` that holds something else.
+    """Refuse values that a field's type does not name.
+
+    Fields are typed ``Literal`` or ``tuple``. The names of methods are left to ``METHODS``, which a
+    user may add to.
 
     Raises:
         ValueError: naming the option, its value and the choices.
     """
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        choices = _choices(field.type)
         value = getattr(config, field.name)
-        for each in value if isinstance(value, tuple) else (value,):
-            if choices and each not in choices:
-                known = ", ".join(str(choice) for choice in choices if choice is not None)
-                raise ValueError(f"{field.name}={each!r} is unknown; choose from {known}")
+        if field.name in TUPLES:
+            require(isinstance(value, tuple), field.name, value, "a tuple")
+        choices = _choices(field.type)
+        if any(isinstance(choice, str) for choice in choices):
+            known = ", ".join(str(choice) for choice in choices if choice is not None)
+            require(value in choices, field.name, value, f"one of {known}")
+        if field.type is bool:
+            require(isinstance(value, bool), field.name, value, "True or False")
+
+
+def check_methods(baselines: Sequence[str], known: Collection[str]) -> None:
+    """Refuse rivals that are unknown or named twice.
+
+    Args:
+        baselines: names of the rivals.
+        known: names of all methods.
+
+    Raises:
+        ValueError: naming the method.
+    """
+    for name in baselines:
+        require(name in known, "baselines", name, f"among {', '.join(known)}")
+    repeated = [name for name in (AGENT, *baselines) if (AGENT, *baselines).count(name) > 1]
+    require(
+        not repeated, "baselines", tuple(baselines), "each method once; the agent runs in any case"
+    )
 
 
 def _choices(kind: object) -> tuple[object, ...]:
-    """What a type allows, where it is a ``Literal``, a tuple of them or with None beside."""
-    text = str(kind)
-    if "Literal" not in text:
-        return ()
-    found: list[object] = []
-
-    def gather(kind: object) -> None:
-        arguments = get_args(kind)
-        if getattr(kind, "__origin__", None) is Literal:
-            found.extend(arguments)
-            return
-        for each in arguments:
-            if each is type(None):
-                found.append(None)
-            elif each is not Ellipsis:
-                gather(each)
-
-    gather(kind)
-    return tuple(found)
-
-
-def require(argument: str, value: object, holds: bool, wanted: str) -> None:
-    """Raise a ValueError ``argument=value wanted`` unless something holds.
-
-    Example:
-        >>> require("candidates", 3, 3 > 0, "must be above 0")
-    """
-    if not holds:
-        raise ValueError(f"{argument}={value} {wanted}")
+    """What a type allows, where it is a ``Literal``, or one with None beside."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        return tuple(
+            choice
+            for part in get_args(kind)
+            for choice in ((None,) if part is type(None) else _choices(part))
+        )
+    return ()
 
 
 def parse_override(option: str, text: str) -> tuple[str, int]:
@@ -269,10 +295,10 @@ def parse_override(option: str, text: str) -> tuple[str, int]:
 
 
 def overrides(config: PruneConfig, option: str) -> Mapping[str, int] | int:
-    """Return ``min_keep`` or ``round_to`` with its overrides, as the graph's functions take it.
+    """Return ``min_keep`` or ``round_to`` with its overrides.
 
-    One number where there are no overrides, else regular expressions in order, the last match
-    counting.
+    It is as the graph's functions take it. One number where there are no overrides, else regular
+    expressions in order, the last match counting.
     """
     base = int(getattr(config, option))
     given = getattr(config, f"{option}_of")

@@ -1,11 +1,7 @@
 """From what a search found to a finetuned network within its budgets."""
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.costs import count_macs, count_params, measured_costs
@@ -15,18 +11,11 @@ from rlprune_jax.training.loops import evaluate
 from rlprune_jax.training.task import Data, Evaluation, Objective
 from rlprune_jax.types import Gates, PyTree, Variables
 from rlprune_jax.workflow.fitting import best_of, deliverable
-from rlprune_jax.workflow.learning import (
-    Finetune,
-    MaskedFunction,
-    Training,
-    finetune_recipe,
-    run_training,
-    training_data,
-)
 from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Definition, Network
-from rlprune_jax.workflow.pruning import Pruning, stage_key
+from rlprune_jax.workflow.pruning import Pruning
 from rlprune_jax.workflow.searches import Search
+from rlprune_jax.workflow.tuning import Finetune, Tuner
 
 EVALUATION_BATCH = 500
 """Examples a forward pass of an evaluation."""
@@ -75,9 +64,10 @@ class Delivered:
         return self.pruning.network.replace(self.variables).slim(self.gates)
 
     def budget_rows(self) -> list[dict[str, PyTree]]:
-        """Return each budget with what was achieved, in the unit of its limit and absolute.
+        """Return each budget with what was achieved.
 
-        ``quartiles`` are those around a measured latency, in the unit of the limit.
+        Both in the unit of its limit and absolute. ``quartiles`` are those around a measured
+        latency, in the unit of the limit.
         """
         constraints = self.pruning.constraints
         rows = []
@@ -96,20 +86,24 @@ class Delivered:
         return rows
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _evaluate_masked(
-    definition: Definition, objective: Objective, variables: Variables, gates: Gates, data: Data
-) -> Evaluation:
-    def apply(variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
-        return definition.masked(variables, gates, *inputs)
+@dataclasses.dataclass(frozen=True)
+class _Masked:
+    """The masked network as a function of variables and gates together.
 
-    return evaluate(apply, variables, objective, data, batch_size=EVALUATION_BATCH)
+    Equal for one definition, so that all its gates are evaluated by one program.
+    """
+
+    definition: Definition
+
+    def __call__(self, given: tuple[Variables, Gates], /, *inputs: PyTree) -> PyTree:
+        variables, gates = given
+        return self.definition.masked(variables, gates, *inputs)
 
 
 def evaluate_masked(
     network: Network, objective: Objective, variables: Variables, gates: Gates, data: Data
 ) -> Evaluation:
-    """Return loss and metric of a masked network over all examples.
+    """Evaluate a masked network on all examples.
 
     Args:
         network: whose definition counts.
@@ -118,8 +112,8 @@ def evaluate_masked(
         gates: group name -> f32[units].
         data: arrays or a source of batches.
     """
-    whole = partial(_evaluate_masked, network.definition, objective, variables, gates)
-    return _over_batches(whole, data)
+    masked = _Masked(network.definition)
+    return evaluate(masked, (variables, gates), objective, data, batch_size=EVALUATION_BATCH)
 
 
 def evaluate_network(network: Network, objective: Objective, data: Data) -> Evaluation:
@@ -130,38 +124,18 @@ def evaluate_network(network: Network, objective: Objective, data: Data) -> Eval
         objective: of the task.
         data: arrays or a source of batches.
     """
-    whole = partial(_evaluate_network, network.definition, objective, network.variables)
-    return _over_batches(whole, data)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _evaluate_network(
-    definition: Definition, objective: Objective, variables: Variables, data: Data
-) -> Evaluation:
-    return evaluate(definition.apply, variables, objective, data, batch_size=EVALUATION_BATCH)
-
-
-def _over_batches(whole: Callable[[Data], Evaluation], data: Data) -> Evaluation:
-    """Evaluate arrays at once, and a source batch by batch."""
-    if not callable(data):
-        return whole(data)
-    totals, count = np.zeros(2), 0
-    for batch in data():
-        size = len(jax.tree.leaves(batch)[0])
-        totals += size * np.asarray(jax.device_get(tuple(whole(batch))), np.float64)
-        count += size
-    if not count:
-        raise ValueError("the data have no batch; return a new iterator at each call")
-    return Evaluation(*(jnp.float32(total / count) for total in totals))
+    apply, variables = network.apply, network.variables
+    return evaluate(apply, variables, objective, data, batch_size=EVALUATION_BATCH)
 
 
 def deliver(
     pruning: Pruning, search: Search, finetune: Finetune | None = None, run: Run | None = None
 ) -> Delivered:
-    """Bring what a search found within the budgets and finetune the best of it.
+    """Bring a search within the budgets and finetune.
 
-    The first candidates are re-ranked by their held-out metric after a short finetune; the winner
-    is finetuned on all training data and evaluated once on the test data.
+    The best of what it found is delivered. The first candidates are re-ranked by their held-out
+    metric after a short finetune; the winner is finetuned on all training data and evaluated once
+    on the test data.
 
     Args:
         pruning: the problem.
@@ -175,42 +149,26 @@ def deliver(
         ValueError: no mask meets the budgets.
     """
     check_archive(search.archive)
-    run = MemoryRun() if run is None else run
-    config, network, task = pruning.config, pruning.network, pruning.task
-    assert config.rerank_steps is not None and config.finetune_steps is not None
-    fill = METHODS[search.method](pruning).fill
+    network, task = pruning.network, pruning.task
+    tuner = Tuner(pruning, search.method, finetune, MemoryRun() if run is None else run)
     candidates = deliverable(
-        pruning.env, pruning.constraints, search.archive, config.rerank, fill=fill
+        pruning.env,
+        pruning.constraints,
+        search.archive,
+        pruning.config.rerank,
+        fill=METHODS[search.method](pruning).fill,
     )
-    key = stage_key(config.seed, "deploy")
-
-    def tune(stage: str, gates: Gates, held_out: bool, steps: int) -> Variables:
-        if finetune is not None:
-            apply = MaskedFunction(network.definition, gates)
-            return finetune(apply, network.variables, steps, jax.random.fold_in(key, steps))
-        training = Training(
-            name=f"{stage}-{search.method}",
-            network=network,
-            objective=task.objective,
-            data=training_data(task, held_out),
-            recipe=finetune_recipe(config),
-            steps=steps,
-            gates=gates,
-        )
-        return run_training(training, key, run, config.save_seconds)
 
     def rate(number: int) -> float:
         gates = candidates[number]
-        tuned = tune(f"rerank{number}", gates, False, int(config.rerank_steps or 0))
-        found = evaluate_masked(network, task.objective, tuned, gates, task.held_out)
-        return float(found.metric)
+        tuned = tuner.short(number, gates)
+        return float(evaluate_masked(network, task.objective, tuned, gates, task.held_out).metric)
 
-    ratings: list[float] = []
-    best = 0
+    best, ratings = 0, list[float]()
     if len(candidates) > 1:
         best, ratings = best_of(range(len(candidates)), rate)
     gates = candidates[best]
-    tuned = tune("finetune", gates, True, config.finetune_steps)
+    tuned = tuner.last(gates)
     found = evaluate_masked(network, task.objective, tuned, gates, task.test)
     return Delivered(
         pruning=pruning,

@@ -10,7 +10,9 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from rlprune_jax.checks import require_count
 from rlprune_jax.costs.constraints import Constraint, exact_costs, satisfies
 from rlprune_jax.kept import is_kept, rank
 from rlprune_jax.search.archive import Archive
@@ -36,7 +38,7 @@ def fit_to_budgets(
     *,
     fill: bool = True,
 ) -> Gates:
-    """Turn any mask into gates that respect every budget and use what they allow.
+    """Turn any mask into gates within every budget.
 
     Over budget, the keep ratios of all groups are shifted down together; what room is left goes to
     the pruned units of highest score. The last word is an exact integer count. Where a budget is
@@ -55,40 +57,25 @@ def fit_to_budgets(
     Raises:
         ValueError: no mask meets the budgets (``check_reachable`` says so before a search).
     """
-    mask = is_kept(jnp.asarray(mask)).astype(jnp.float32)
-    mask = round_masks(env, mask, env.raw_scores)
-    counted = [constraint for constraint in constraints if not constraint.is_measured]
-    gates = _concrete(masks_to_gates(env, mask))
-    if not satisfies(counted, gates):
+    mask = round_masks(env, _keep_least(env, is_kept(jnp.asarray(mask))), env.raw_scores)
+    counted = tuple(each for each in constraints if not each.is_measured)
+    if not satisfies(counted, _gates(env, mask)):
         mask = ratios_to_masks(env, _project_ratios(env, masks_to_ratios(env, mask)))
     # Kept units come first, then the pruned ones, each by score.
     standing = 1 - rank(env.raw_scores.reshape(-1)).reshape(mask.shape) / mask.size
-    priorities = mask + standing
-    kept = np.array(_project_priorities(env, priorities) if fill else mask)
-    gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
-    # float32 costs can sit on the limit: drop the least important units until integers agree.
-    order = np.argsort(np.where(kept > 0, np.asarray(priorities), np.inf), axis=None)
-    for flat in order[: int(kept.sum())]:
-        if satisfies(counted, gates):
-            break
-        group, unit = np.unravel_index(flat, kept.shape)
-        count = int(kept[group].sum())
-        if kept[group, unit] and count > env.min_keep[group]:
-            fewer = (count - 1) // env.multiples[group] * env.multiples[group]
-            inside = np.where(kept[group] > 0, np.asarray(priorities)[group], -np.inf)
-            kept[group] = rank(inside) < fewer
-            gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
+    priorities = np.asarray(mask + standing)
+    filled = _project_priorities(env, jnp.asarray(priorities)) if fill else mask
+    kept = _drop_until_exact(env, counted, np.array(filled), priorities)
     if fill and max(env.multiples) > 1:
-        kept = _fill(env, counted, kept, np.asarray(priorities))
-        gates = _concrete(masks_to_gates(env, jnp.asarray(kept)))
-    if satisfies(constraints, gates):
+        kept = _fill(env, counted, kept, priorities)
+    if satisfies(constraints, gates := _gates(env, kept)):
         return gates
     if len(counted) < len(constraints):
         starts = [kept, np.asarray(mask)] if fill else [kept]
-        found = _shrink(env, constraints, starts, np.asarray(priorities))
+        found = _shrink(env, constraints, starts, priorities)
         if found is not None:
             return found
-        gates = _concrete(masks_to_gates(env, ratios_to_masks(env, jnp.zeros(env.num_groups))))
+        gates = _gates(env, ratios_to_masks(env, jnp.zeros(env.num_groups)))
     raise ValueError(
         f"no mask with min_keep={env.min_keep} meets the budgets "
         f"{[str(constraint.budget) for constraint in constraints]}; "
@@ -96,9 +83,41 @@ def fit_to_budgets(
     )
 
 
+def _keep_least(env: Environment, mask: jax.Array) -> jax.Array:
+    """Return f32[G, Cmax] with the best units added where a group keeps fewer than it must."""
+    kept = np.asarray(mask) & np.asarray(env.alive)
+    priorities = np.where(kept, np.inf, -np.asarray(env.ranks, np.float64))
+    counts = np.maximum(kept.sum(-1), np.asarray(env.min_keep))
+    return jnp.asarray(rank(priorities) < counts[:, None], jnp.float32)
+
+
+def _gates(env: Environment, mask: ArrayLike) -> Gates:
+    """Return a mask f32[G, Cmax] as concrete gates."""
+    gates = masks_to_gates(env, jnp.asarray(np.asarray(mask), jnp.float32))
+    return {name: jnp.asarray(np.asarray(gate), jnp.float32) for name, gate in gates.items()}
+
+
+def _drop_until_exact(
+    env: Environment, counted: Sequence[Constraint], mask: np.ndarray, priorities: np.ndarray
+) -> np.ndarray:
+    """Drop the least important units until integer counts agree; float32 may sit on the limit."""
+    kept = mask.copy()
+    order = np.argsort(np.where(kept > 0, priorities, np.inf), axis=None)
+    for flat in order[: int(kept.sum())]:
+        if satisfies(counted, _gates(env, kept)):
+            break
+        group, unit = np.unravel_index(flat, kept.shape)
+        count = int(kept[group].sum())
+        if kept[group, unit] and count > env.min_keep[group]:
+            fewer = (count - 1) // env.multiples[group] * env.multiples[group]
+            inside = np.where(kept[group] > 0, priorities[group], -np.inf)
+            kept[group] = rank(inside) < fewer
+    return kept
+
+
 def _fill(
     env: Environment,
-    constraints: Sequence[Constraint],
+    counted: Sequence[Constraint],
     kept: np.ndarray,
     priorities: np.ndarray,
 ) -> np.ndarray:
@@ -119,7 +138,7 @@ def _fill(
         group = int(np.argmax(np.where(full, -np.inf, worth)))
         grown = mask.copy()
         grown[group, added[group]] = 1
-        if satisfies(constraints, _concrete(masks_to_gates(env, jnp.asarray(grown)))):
+        if satisfies(counted, _gates(env, grown)):
             mask = grown
         else:
             full[group] = True
@@ -140,9 +159,6 @@ def _shrink(
     been found within the budgets even where a cost does not fall with the widths.
     """
 
-    def gates_of(mask: np.ndarray) -> Gates:
-        return _concrete(masks_to_gates(env, jnp.asarray(mask, jnp.float32)))
-
     def shrunk(step: int) -> Gates:
         counts = np.floor(starts[-1].sum(-1) * (1 - step / SHRINK_STEPS)).astype(int)
         whole = counts == np.asarray(env.sizes)
@@ -150,10 +166,10 @@ def _shrink(
         counts = np.where(whole, counts, counts // multiples * multiples)
         least = np.maximum(counts, np.asarray(env.min_keep))
         inside = np.where(np.asarray(env.alive), priorities, -np.inf)
-        return gates_of(rank(inside) < least[:, None])
+        return _gates(env, rank(inside) < least[:, None])
 
     for start in starts:
-        gates = gates_of(start)
+        gates = _gates(env, start)
         if satisfies(constraints, gates):
             return gates
     low, high = 0, SHRINK_STEPS
@@ -182,30 +198,28 @@ def deliverable(
     *,
     fill: bool = True,
 ) -> list[Gates]:
-    """Return up to ``count`` different gates within every budget, the most promising first.
+    """Return different gates within every budget.
 
-    They are the best feasible masks of the archive, then its near misses brought under the budgets,
-    and the uniform keep ratio where the search left neither.
+    Up to ``count``, the most promising first. They are the best feasible masks of the archive, then
+    its near misses brought under the budgets, and the uniform keep ratio where the search left
+    neither.
 
     Raises:
         ValueError: ``count`` below 1, or budgets that no mask meets.
     """
-    if count < 1:
-        raise ValueError(f"count={count} must be at least 1")
+    require_count("count", count)
     found: dict[bytes, Gates] = {}
-    sources = [
-        entries.masks[index]
-        for entries in (archive.feasible, archive.infeasible)
-        for index in range(entries.valid.shape[0])
-        if bool(entries.valid[index])
-    ]
-    sources.append(ratios_to_masks(env, jnp.full(env.num_groups, 0.5)))
-    for number, mask in enumerate(sources):
-        fallback = number >= int(archive.feasible.valid.sum())
-        if len(found) == count or (found and fallback and number == len(sources) - 1):
-            break
-        gates = fit_to_budgets(env, constraints, mask, fill=fill)
+
+    def add(mask: ArrayLike) -> None:
+        gates = fit_to_budgets(env, constraints, jnp.asarray(mask), fill=fill)
         found.setdefault(b"".join(np.asarray(gates[name]).tobytes() for name in env.names), gates)
+
+    for entries in jax.device_get((archive.feasible, archive.infeasible)):
+        for mask in entries.masks[entries.valid]:
+            if len(found) < count:
+                add(mask)
+    if not found:
+        add(ratios_to_masks(env, jnp.full(env.num_groups, 0.5)))
     return list(found.values())
 
 
@@ -229,7 +243,7 @@ def best_of(
 
 
 class Equivalence(NamedTuple):
-    """How near a slim network's outputs come to those of its masked twin.
+    """Hold how near slim and masked outputs are.
 
     Attributes:
         max_abs_diff: the largest absolute difference.
@@ -243,7 +257,7 @@ class Equivalence(NamedTuple):
 def equivalence(
     dense: Network, slim: Network, gates: Gates, inputs: tuple[PyTree, ...]
 ) -> Equivalence:
-    """Compare the outputs of a slim network with those of its masked twin.
+    """Compare the outputs of slim and masked network.
 
     Both compute in full float32: accelerators round contractions unless told otherwise, which says
     nothing about the cut.
@@ -257,11 +271,15 @@ def equivalence(
     with jax.default_matmul_precision("highest"):
         masked = dense.definition.jitted_masked(dense.variables, gates, *inputs)
         cut = slim.definition.jitted(slim.variables, *inputs)
-    pairs = zip(jax.tree.leaves(masked), jax.tree.leaves(cut), strict=True)
-    differences = [float(jnp.max(jnp.abs(a - b), initial=0.0)) for a, b in pairs]
-    largest = [float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree.leaves(cut)]
-    return Equivalence(max_abs_diff=max(differences), largest=max(largest))
-
-
-def _concrete(gates: Gates) -> Gates:
-    return {name: jnp.asarray(np.asarray(gate), jnp.float32) for name, gate in gates.items()}
+    pairs = [
+        (np.asarray(a, np.float64), np.asarray(b, np.float64))
+        for a, b in zip(jax.tree.leaves(masked), jax.tree.leaves(cut), strict=True)
+    ]
+    # Where both are NaN, or the same infinity, there is no difference.
+    differences = [
+        np.abs(np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, a - b)) for a, b in pairs
+    ]
+    return Equivalence(
+        max_abs_diff=max(float(each.max(initial=0.0)) for each in differences),
+        largest=max(float(np.abs(b).max(initial=0.0)) for _, b in pairs),
+    )

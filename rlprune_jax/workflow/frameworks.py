@@ -23,7 +23,7 @@ MODES = {
 
 
 def training_mode(call: Callable, given: Mapping[str, bool] | str | None) -> dict[str, bool]:
-    """Return the keyword and value that tell a call to train, or nothing.
+    """Return what tells a call to train, or nothing.
 
     Args:
         call: whose signature is looked at.
@@ -52,7 +52,7 @@ def training_mode(call: Callable, given: Mapping[str, bool] | str | None) -> dic
 
 
 class Mode(NamedTuple):
-    """Hold how a module is told to train and to evaluate.
+    """Hold how a module trains and how it evaluates.
 
     Attributes:
         train: keywords of a call in training.
@@ -73,7 +73,10 @@ class Mode(NamedTuple):
 
 
 def mode_of(call: Callable, given: Mapping[str, bool] | str | None) -> Mode:
-    """Return how a call is told to train and to evaluate; see ``training_mode``."""
+    """Return how a call trains and how it evaluates.
+
+    See ``training_mode``.
+    """
     train = training_mode(call, given)
     return Mode(train=train, evaluate={name: not value for name, value in train.items()})
 
@@ -86,7 +89,10 @@ def from_linen(
     rngs: Sequence[str],
     mutable: Sequence[str] | None,
 ) -> Functions:
-    """Return a Linen module as pure functions; see ``Network.from_linen``."""
+    """Return a Linen module as pure functions.
+
+    See ``Network.from_linen``.
+    """
     import flax.linen as nn
 
     if not isinstance(module, nn.Module):
@@ -153,7 +159,10 @@ def _with_fields(module: PyTree, fields: Mapping[str, bool]) -> PyTree:
 
 
 def from_nnx(model: PyTree, example: PyTree, train: Mapping[str, bool] | str | None) -> Functions:
-    """Return an NNX module as pure functions; see ``Network.from_nnx``."""
+    """Return an NNX module as pure functions.
+
+    See ``Network.from_nnx``.
+    """
     from flax import nnx
 
     if not isinstance(model, nnx.Module):
@@ -241,7 +250,10 @@ def from_equinox(
     axis_name: str,
     train: Mapping[str, bool] | str | None,
 ) -> Functions:
-    """Return an Equinox module as pure functions; see ``Network.from_equinox``."""
+    """Return an Equinox module as pure functions.
+
+    See ``Network.from_equinox``.
+    """
     import equinox as eqx
 
     if not isinstance(model, eqx.Module):
@@ -272,12 +284,8 @@ def from_equinox(
             found = whole(*inputs, *((state,) if stateful else ()), **options)
             return found if stateful else (found, None)
 
-        mapped = jax.vmap(
-            one,
-            in_axes=(0, None if keys is None else 0, None),
-            out_axes=(0, None),
-            axis_name=axis_name,
-        )
+        in_axes = (0, None if keys is None else 0, None)
+        mapped = jax.vmap(one, in_axes=in_axes, out_axes=(0, None), axis_name=axis_name)
         return mapped(inputs, keys, variables.get("state"))
 
     def apply(variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
@@ -293,17 +301,22 @@ def from_equinox(
         whole = eqx.combine(variables["params"], static)
         return (whole, variables["state"]) if "state" in variables else whole
 
-    keyed = "in training and evaluation" if needs_key else "in training"
+    key_text = "with no key"
+    if takes_key is not None:
+        key_text = f"with a key in training{' and evaluation' if needs_key else ''}"
     return Functions(
         apply=apply,
         variables=variables,
         example=example,
         apply_train=apply_train,
         rebuild=rebuild,
-        assumed=(
-            f"Assumed: the module reads one example and is vmapped over axis {axis_name!r}, "
-            f"{'with no state' if state is None else 'with a state after its inputs'}, "
-            f"{'with no key' if takes_key is None else f'with a key {keyed}'}, "
-            f"{mode}; say otherwise with state=, axis_name= and train="
-        ),
+        assumed=_assumed_of_equinox(axis_name, state, key_text, mode),
+    )
+
+
+def _assumed_of_equinox(axis_name: str, state: PyTree, key_text: str, mode: object) -> str:
+    return (
+        f"Assumed: the module reads one example and is vmapped over axis {axis_name!r}, "
+        f"{'with no state' if state is None else 'with a state after its inputs'}, "
+        f"{key_text}, {mode}; say otherwise with state=, axis_name= and train="
     )

@@ -1,4 +1,8 @@
-"""Iterative pruning: train, measure, prune, rewind, again; pure functions on a state of arrays."""
+"""Train, measure, prune and rewind again and again, as pure functions.
+
+``prune_iteratively`` in ``curves.py`` runs the loop to its end; here it is one iteration at a time,
+on a state of arrays that can be vmapped, scanned and checkpointed.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,13 +12,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlprune_jax.checks import require_count
 from rlprune_jax.models import ModelFunctions
 from rlprune_jax.sparsity.masks import Prunable, apply_mask, make_mask, prunable_leaves
 from rlprune_jax.sparsity.pqi import gini, pq_index, pq_index_grid
 from rlprune_jax.sparsity.pruners import Pruner
 from rlprune_jax.sparsity.scopes import count_live
 from rlprune_jax.sparsity.updates import masked_updates
-from rlprune_jax.training.loops import TrainState, evaluate, make_train_step, train
+from rlprune_jax.training.loops import (
+    TrainState,
+    evaluate,
+    has_collections,
+    make_train_step,
+    parameters_of,
+    train,
+    with_parameters,
+)
 from rlprune_jax.training.task import Batch, Objective
 from rlprune_jax.types import Mask, PyTree, Variables
 
@@ -37,33 +50,37 @@ class IterativeData(NamedTuple):
 
 
 class IterativeState(NamedTuple):
-    """What goes from iteration to iteration; arrays only, so it can be checkpointed and vmapped.
+    """Hold what goes from iteration to iteration, arrays only.
 
     Attributes:
         iteration: i32[], iterations done.
         variables: what the next training starts from, pruned weights 0.
-        rewind: parameters that kept weights go back to.
-        mask: bool pytree of what is alive.
+        rewind: what is gone back to: the parameters, and where they go back too the statistics.
+        trained: variables after the last training, pruned weights 0: a pruned network to use.
+        trained_mask: bool pytree of what was alive in it.
+        mask: bool pytree of what is alive now.
         pruner: state of the pruner.
         key: typed; iteration t trains with ``fold_in(key, t)``.
     """
 
     iteration: jax.Array
     variables: Variables
-    rewind: PyTree
+    rewind: Variables
+    trained: Variables
+    trained_mask: Mask
     mask: Mask
     pruner: PyTree
     key: jax.Array
 
 
 class Iteration(NamedTuple):
-    """What one iteration measures, on the weights after its last training step.
+    """Hold what one iteration measures after its last training step.
 
     Attributes:
         train_loss: f32[], of the last training batch.
         metric: f32[], of the retrained network under the mask it was trained with.
         metric_pruned: f32[], after this iteration's pruning, before any retraining.
-        density: f32[], share of prunable weights alive while training.
+        density: f32[], fraction of prunable weights alive while training.
         live: i32[], their number.
         pq_index: f32[], at (0.5, 1) over all live weights, whatever the pruner uses.
         pq_index_pruned: f32[], the same after this iteration's pruning.
@@ -89,7 +106,7 @@ class Iteration(NamedTuple):
 
 
 class IterativePruning(NamedTuple):
-    """The loop as two functions.
+    """Hold the loop as two functions.
 
     Attributes:
         init: ``(data, key) -> state``: draws the weights and, where one rewinds to a later step,
@@ -114,8 +131,12 @@ class Schedule:
         evaluation_batch: examples a forward pass of an evaluation.
 
     Raises:
-        ValueError: ``num_steps`` not above ``rewind_step``, ``rewind_step`` below 0, or an unknown
-            ``batch_statistics``.
+        ValueError: ``num_steps`` not above ``rewind_step``, ``rewind_step`` below 0, a batch below
+            1, or an unknown ``batch_statistics``.
+
+    Example:
+        >>> Schedule(batch_size=250, num_steps=600, rewind_step=60).batch_statistics
+        'keep'
     """
 
     batch_size: int
@@ -125,6 +146,8 @@ class Schedule:
     evaluation_batch: int = 500
 
     def __post_init__(self) -> None:
+        require_count("batch_size", self.batch_size)
+        require_count("evaluation_batch", self.evaluation_batch)
         if self.rewind_step < 0 or self.num_steps <= self.rewind_step:
             raise ValueError(
                 f"num_steps={self.num_steps} must be above rewind_step={self.rewind_step}, and "
@@ -144,15 +167,20 @@ def iterative_pruning(
     schedule: Schedule,
     prunable: Prunable | None = None,
 ) -> IterativePruning:
-    """Make the loop of the lottery-ticket and PQ Index papers, for any pruner.
+    """Make the loop of the lottery-ticket and PQ Index papers.
 
-    An iteration trains the masked network with a fresh optimizer, reads its accuracy, measures how
-    sparse it is, prunes by its last weights (not by those of the best test accuracy, which would
-    choose on test data), reads the accuracy again, and sets the weights that are left back. T + 1
-    iterations give T + 1 trained networks; of the last one the pruning is of no consequence.
+    Use it where ``prune_iteratively`` is too much: in a vmap over settings, or in a loop of your
+    own.
+
+    An iteration trains the masked network with a fresh optimizer, evaluates it, measures how sparse
+    it is, prunes by its last weights (not by those of the best test accuracy, which would choose on
+    test data), evaluates it again, and sets the weights that are left back. T + 1 iterations give
+    T + 1 trained networks; of the last one the pruning is of no consequence. Only parameters are
+    pruned, whatever other collections the variables have.
 
     Args:
-        functions: of the network.
+        functions: of the network, whose variables are a mapping with ``"params"`` or a bare pytree
+            of parameters.
         objective: of the task.
         optimizer: for the parameters; its schedule starts anew at every iteration, at
             ``schedule.rewind_step``.
@@ -174,10 +202,12 @@ def iterative_pruning(
     ) -> tuple[Variables, jax.Array]:
         masked = optax.chain(optimizer, masked_updates(mask))
         step = make_train_step(functions.apply_train, masked, objective)
-        opt_state = _start_schedules(masked.init(variables["params"]), first)
+        opt_state = _start_schedules(masked.init(parameters_of(variables)), first)
         state, metrics = train(
             step,
-            TrainState(variables, opt_state, jnp.asarray(first, jnp.int32)),
+            TrainState(
+                variables=variables, opt_state=opt_state, step=jnp.asarray(first, jnp.int32)
+            ),
             data.train,
             batch_size=schedule.batch_size,
             num_steps=last - first,
@@ -192,58 +222,74 @@ def iterative_pruning(
     def init(data: IterativeData, key: jax.Array) -> IterativeState:
         init_key, train_key = jax.random.split(key)
         sample = objective.network_inputs(jax.tree.map(lambda leaf: leaf[:2], data.train))
-        variables = functions.init(init_key, *sample)
-        mask = make_mask(variables["params"], prunable)
+        variables = jax.tree.map(jnp.asarray, functions.init(init_key, *sample))
+        mask = make_mask(parameters_of(variables), prunable)
         if schedule.rewind_step:
             # Keys of iterations are folded from their number, which is never negative.
             before = jax.random.fold_in(train_key, 2**31 - 1)
             variables, _ = run(variables, mask, data, before, 0, schedule.rewind_step)
+        everything = schedule.batch_statistics == "rewind" or not has_collections(variables)
         return IterativeState(
-            jnp.zeros((), jnp.int32),
-            variables,
-            dict(variables)
-            if schedule.batch_statistics == "rewind"
-            else {"params": variables["params"]},
-            mask,
-            pruner.init(variables["params"], mask),
-            train_key,
+            iteration=jnp.zeros((), jnp.int32),
+            variables=variables,
+            rewind=variables if everything else {"params": variables["params"]},
+            trained=variables,
+            trained_mask=mask,
+            mask=mask,
+            pruner=pruner.init(parameters_of(variables), mask),
+            key=train_key,
         )
 
     def step(state: IterativeState, data: IterativeData) -> tuple[IterativeState, Iteration]:
         key = jax.random.fold_in(state.key, state.iteration)
         first, last = schedule.rewind_step, schedule.num_steps
         trained, loss = run(state.variables, state.mask, data, key, first, last)
-        params = trained["params"]
+        params = parameters_of(trained)
         mask, pruner_state = pruner.update(params, state.mask, state.pruner)
-        pruned = {**trained, "params": apply_mask(params, mask)}
-        live = count_live(state.mask)
-        total = sum(leaf.size for leaf in prunable_leaves(state.mask, state.mask).values())
+        pruned = with_parameters(trained, apply_mask(params, mask))
         measured = Iteration(
             train_loss=loss,
             metric=metric(trained, data),
             metric_pruned=metric(pruned, data),
-            density=live / total,
-            live=live,
-            pq_index=pq_index(params, state.mask),
             pq_index_pruned=pq_index(params, mask),
-            gini=gini(params, state.mask),
-            layer_live=count_live(state.mask, "layer"),
-            layer_pq_index=pq_index(params, state.mask, scope="layer"),
-            layer_gini=gini(params, state.mask, scope="layer"),
-            pq_grid=pq_index_grid(params, state.mask, p=jnp.asarray(GRID_P), q=jnp.asarray(GRID_Q)),
+            **measure_sparsity(params, state.mask),
         )
-        variables = {**trained, **state.rewind}
-        variables["params"] = apply_mask(state.rewind["params"], mask)
+        back = {**trained, **state.rewind} if has_collections(trained) else state.rewind
         following = IterativeState(
-            state.iteration + 1, variables, state.rewind, mask, pruner_state, state.key
+            iteration=state.iteration + 1,
+            variables=with_parameters(back, apply_mask(parameters_of(back), mask)),
+            rewind=state.rewind,
+            trained=trained,
+            trained_mask=state.mask,
+            mask=mask,
+            pruner=pruner_state,
+            key=state.key,
         )
         return following, measured
 
     return IterativePruning(init, step)
 
 
+def measure_sparsity(params: PyTree, mask: Mask) -> dict[str, PyTree]:
+    """Return what ``Iteration`` holds of how sparse weights are."""
+    live = count_live(mask)
+    total = sum(leaf.size for leaf in prunable_leaves(mask, mask).values())
+    return {
+        "density": live / total,
+        "live": live,
+        "pq_index": pq_index(params, mask),
+        "gini": gini(params, mask),
+        "layer_live": count_live(mask, "layer"),
+        "layer_pq_index": pq_index(params, mask, scope="layer"),
+        "layer_gini": gini(params, mask, scope="layer"),
+        "pq_grid": pq_index_grid(params, mask, p=jnp.asarray(GRID_P), q=jnp.asarray(GRID_Q)),
+    }
+
+
 def over_seeds(loop: IterativePruning, how: Literal["vmap", "map"]) -> IterativePruning:
-    """The loop for S seeds at once: ``init`` takes keys [S], states have S in front.
+    """Make the loop for several seeds at once.
+
+    ``init`` takes keys [S]; states and what is measured have S in front.
 
     Args:
         loop: of one seed.
@@ -267,7 +313,7 @@ def over_seeds(loop: IterativePruning, how: Literal["vmap", "map"]) -> Iterative
 
 
 def _start_schedules(opt_state: PyTree, step: int) -> PyTree:
-    """The state with every schedule of the learning rate at ``step``."""
+    """Return the state with every schedule of the learning rate at a step."""
 
     def moved(node: PyTree) -> PyTree:
         if isinstance(node, optax.ScaleByScheduleState):

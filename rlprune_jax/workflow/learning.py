@@ -1,18 +1,20 @@
-"""Training in a run: the dense network, and what is left of it; resumable, and stopped by NaN."""
+"""Train in a run: recipes, steps over arrays and batches, resumable and stopped by NaN."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rlprune_jax.checks import require, require_count, require_range
 from rlprune_jax.runs import MemoryRun, Run, StageOptions, run_stage
 from rlprune_jax.training.loops import (
+    Metrics,
+    StepFunction,
     TrainState,
     init_train_state,
     make_train_step,
@@ -21,9 +23,8 @@ from rlprune_jax.training.loops import (
 )
 from rlprune_jax.training.optimizers import make_optimizer
 from rlprune_jax.training.task import Batch, Data, Objective, Task, count_examples
-from rlprune_jax.types import Apply, Gates, PyTree, Variables
+from rlprune_jax.types import Gates, Variables
 from rlprune_jax.workflow.candidates import masked_training
-from rlprune_jax.workflow.config import PruneConfig
 from rlprune_jax.workflow.network import Definition, Network
 from rlprune_jax.workflow.pruning import stage_key
 
@@ -45,28 +46,11 @@ def steps_at_once(steps: int) -> int:
     return min(steps, next(even, STEPS_AT_ONCE))
 
 
-class Finetune(Protocol):
-    """Train a masked network further, in a way of the user's own."""
-
-    def __call__(
-        self, apply: Apply, variables: Variables, steps: int, key: jax.Array, /
-    ) -> Variables:
-        """Return the variables after so many steps.
-
-        Args:
-            apply: the masked network. It takes what the network's own function takes: for Linen
-                ``apply(variables, x, training=True, mutable=["batch_stats"], rngs=...)``; for all
-                others ``apply(variables, x)`` in evaluation mode and
-                ``apply.train(variables, x, key=key) -> (outputs, updates)``.
-            variables: dense ones to start from.
-            steps: of training.
-            key: for order and dropout.
-        """
-
-
 @dataclasses.dataclass(frozen=True)
 class DenseRecipe:
-    """Hold how a dense network is trained: SGD with momentum, warm-up and cosine.
+    """Hold how a dense network is trained.
+
+    By SGD with momentum, warm-up and cosine.
 
     Attributes:
         steps: of training.
@@ -81,13 +65,16 @@ class DenseRecipe:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
-        if not 0 < self.rate < float("inf"):
-            raise ValueError(f"rate={self.rate} must be finite and above 0")
+        require_count("steps", self.steps)
+        require_count("batch_size", self.batch_size)
+        require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
+        require_range("weight_decay", self.weight_decay, 0.0)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
-        """Return the optimizer; its length is the recipe's own."""
+        """Return the optimizer.
+
+        Its length is the recipe's own.
+        """
         return make_optimizer(
             "sgd",
             learning_rate=self.rate,
@@ -101,7 +88,9 @@ class DenseRecipe:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneRecipe:
-    """Hold how a masked network is finetuned: Adam with cosine.
+    """Hold how a masked network is finetuned.
+
+    By Adam with cosine.
 
     Attributes:
         rate: peak learning rate.
@@ -112,9 +101,10 @@ class FinetuneRecipe:
     batch_size: int = 128
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
-        """Return the optimizer, whose rate falls to 0 over a total that may be traced.
+        """Return the optimizer.
 
-        Short and long finetunes are therefore one program.
+        Its rate falls to 0 over a total that may be traced. Short and long finetunes are therefore
+        one program.
         """
 
         def rate(count: jax.Array) -> jax.Array:
@@ -126,11 +116,31 @@ class FinetuneRecipe:
 Recipe = DenseRecipe | FinetuneRecipe
 
 
-@partial(jax.jit, static_argnames=("definition", "objective", "recipe", "steps"))
+class TrainingProgram(NamedTuple):
+    """Hold the static structure of one training.
+
+    Compiled programs are found by it.
+
+    Attributes:
+        definition: of the network.
+        objective: of the task.
+        recipe: of the optimizer.
+    """
+
+    definition: Definition
+    objective: Objective
+    recipe: Recipe
+
+    def step_function(self, gates: Gates | None, total: jax.Array) -> StepFunction:
+        """Return one step of training, masked where there are gates."""
+        definition = self.definition
+        apply = definition.training_mode if gates is None else masked_training(definition, gates)
+        return make_train_step(apply, self.recipe.optimizer(total), self.objective)
+
+
+@partial(jax.jit, static_argnames=("learner", "steps"))
 def _train(
-    definition: Definition,
-    objective: Objective,
-    recipe: Recipe,
+    learner: TrainingProgram,
     state: TrainState,
     gates: Gates | None,
     total: jax.Array,
@@ -138,25 +148,21 @@ def _train(
     key: jax.Array,
     steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    apply_train = definition.training_mode if gates is None else masked_training(definition, gates)
-    step = make_train_step(apply_train, recipe.optimizer(total), objective)
-    size = min(recipe.batch_size, count_examples(data))
+    step = learner.step_function(gates, total)
+    size = min(learner.recipe.batch_size, count_examples(data))
     return train(step, state, data, batch_size=size, num_steps=steps, key=key)
 
 
-@partial(jax.jit, static_argnames=("definition", "objective", "recipe"))
+@partial(jax.jit, static_argnames="learner")
 def _step(
-    definition: Definition,
-    objective: Objective,
-    recipe: Recipe,
+    learner: TrainingProgram,
     state: TrainState,
     gates: Gates | None,
     total: jax.Array,
     batch: Batch,
     key: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    apply_train = definition.training_mode if gates is None else masked_training(definition, gates)
-    return make_train_step(apply_train, recipe.optimizer(total), objective)(state, batch, key)
+    return learner.step_function(gates, total)(state, batch, key)
 
 
 @partial(jax.jit, static_argnames="recipe")
@@ -164,9 +170,9 @@ def _start(recipe: Recipe, variables: Variables) -> TrainState:
     return init_train_state(variables, recipe.optimizer(1))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-    """Hold one training: what is trained, on what, how and for how long.
+    """Hold what one training trains, and how.
 
     Attributes:
         name: of the stage.
@@ -186,39 +192,69 @@ class Training:
     steps: int
     gates: Gates | None = None
 
+    @property
+    def learner(self) -> TrainingProgram:
+        """The static structure of it."""
+        return TrainingProgram(
+            definition=self.network.definition, objective=self.objective, recipe=self.recipe
+        )
+
+
+class _Take(Protocol):
+    """Take some steps of training."""
+
+    def __call__(self, state: TrainState, start: int, count: int, /) -> tuple[TrainState, Metrics]:
+        """Return the state after ``count`` steps from step ``start``, and what each recorded."""
+
+
+def _steps(training: Training, key: jax.Array) -> _Take:
+    """Return steps over arrays, many in one program."""
+    learner = training.learner
+    total = jnp.float32(training.steps)
+
+    def take(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
+        return _train(learner, state, training.gates, total, training.data, key, steps=count)
+
+    return take
+
+
+def _steps_of_source(training: Training, key: jax.Array) -> _Take:
+    """Return steps over a source of batches, one at a time; steps done before are passed over."""
+    learner = training.learner
+    total, noise = jnp.float32(training.steps), jax.random.split(key)[1]
+    stream = passes(training.data)
+    passed = 0
+
+    def take(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
+        nonlocal passed
+        rows: list[Metrics] = []
+        for batch in itertools.islice(stream, start - passed, start - passed + count):
+            step_key = jax.random.fold_in(noise, start + len(rows))
+            state, row = _step(learner, state, training.gates, total, batch, step_key)
+            rows.append(row)
+        passed = start + count
+        return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
+
+    return take
+
 
 def run_training(
     training: Training, key: jax.Array, run: Run | None = None, save_seconds: float = 20.0
 ) -> Variables:
-    """Train as a stage of a run, from its last checkpoint on.
+    """Train as a stage of a run.
+
+    It goes on from its last checkpoint.
 
     Raises:
         DivergenceError: the loss became NaN or infinite; nothing of it is saved.
     """
     run = MemoryRun() if run is None else run
-    definition, objective = training.network.definition, training.objective
-    total = jnp.float32(training.steps)
-    metric_name = objective.metric_name
-    stream: Iterator[Batch] | None = None
+    metric_name = training.objective.metric_name
+    take = _steps_of_source(training, key) if callable(training.data) else _steps(training, key)
 
     def advance(state: TrainState, start: int, count: int) -> tuple[TrainState, list]:
-        fixed = (definition, objective, training.recipe)
-        if callable(training.data):
-            found = []
-            step_key = jax.random.split(key)[1]
-            nonlocal stream
-            if stream is None:
-                stream = itertools.islice(passes(training.data), start, None)
-            for number in range(start, start + count):
-                batch, noise = next(stream), jax.random.fold_in(step_key, number)
-                state, row = _step(*fixed, state, training.gates, total, batch, noise)
-                found.append(row)
-            metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-        else:
-            state, metrics = _train(
-                *fixed, state, training.gates, total, training.data, key, steps=count
-            )
-        values = {name: float(jnp.mean(each)) for name, each in metrics.items()}
+        state, metrics = take(state, start, count)
+        values = {name: float(np.mean(jax.device_get(each))) for name, each in metrics.items()}
         return state, [(start + count, {"loss": values["loss"], metric_name: values["metric"]})]
 
     state = run_stage(
@@ -237,7 +273,12 @@ def run_training(
 
 
 def train_dense(
-    network: Network, task: Task, recipe: DenseRecipe, seed: int = 0, run: Run | None = None
+    network: Network,
+    task: Task,
+    recipe: DenseRecipe,
+    seed: int = 0,
+    run: Run | None = None,
+    save_seconds: float = 20.0,
 ) -> Network:
     """Return the network trained on the task's training data.
 
@@ -249,6 +290,7 @@ def train_dense(
         recipe: for how long and how fast.
         seed: of order, augmentation and dropout.
         run: where checkpoints and metrics go; None keeps them in memory.
+        save_seconds: between two checkpoints.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
@@ -262,55 +304,4 @@ def train_dense(
         recipe=recipe,
         steps=recipe.steps,
     )
-    return network.replace(run_training(training, stage_key(seed, "dense"), run))
-
-
-class MaskedFunction:
-    """A masked network for a training loop of the user's own.
-
-    Attributes:
-        train: ``(variables, *inputs, key=None) -> (outputs, updates)``, in training mode.
-    """
-
-    def __init__(self, definition: Definition, gates: Gates) -> None:
-        from rlprune_jax.graph.gating import gated
-
-        own = definition.own_apply
-        self._masked = definition.masked if own is None else gated(own, definition.graph)
-        self._gates = gates
-        self.train = masked_training(definition, gates)
-
-    def __call__(self, variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
-        """Return what the network's own function returns, of the masked network."""
-        return self._masked(variables, self._gates, *inputs, **options)
-
-
-def training_data(task: Task, held_out: bool) -> Data:
-    """Return what is finetuned on: the training data, with or without the held-out ones.
-
-    As many rows in both cases, the surplus repeated: one compiled program finetunes on either.
-    """
-    if task.is_streamed("train") or task.is_streamed("held_out"):
-        if not held_out:
-            return task.train
-        return lambda: (batch for split in ("train", "held_out") for batch in batches(task, split))
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.train, task.held_out)
-    if held_out:
-        return both
-    rows = jnp.arange(count_examples(both)) % count_examples(task.train)
-    return jax.tree.map(lambda leaf: leaf[rows], task.train)
-
-
-def batches(task: Task, split: str, size: int = 128) -> PyTree:
-    """Yield the batches of one pass over a split."""
-    data = getattr(task, split)
-    if callable(data):
-        yield from data()
-        return
-    for start in range(0, count_examples(data), size):
-        yield jax.tree.map(lambda leaf: np.asarray(leaf[start : start + size]), data)  # noqa: B023
-
-
-def finetune_recipe(config: PruneConfig) -> FinetuneRecipe:
-    """Return the recipe that settings name."""
-    return FinetuneRecipe(rate=config.finetune_rate, batch_size=config.batch_size)
+    return network.replace(run_training(training, stage_key(seed, "dense"), run, save_seconds))

@@ -1,11 +1,13 @@
 """The methods that search: the agent and its rivals, in one registry."""
 
 import dataclasses
+from functools import partial
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+from rlprune_jax.graph.groups import Graph
 from rlprune_jax.search import (
     AgentConfig,
     Environment,
@@ -20,7 +22,7 @@ from rlprune_jax.search import (
     search_method,
     uniform,
 )
-from rlprune_jax.types import PyTree
+from rlprune_jax.types import Gates, PyTree, Variables
 from rlprune_jax.units.structured_sap import group_sparsity, structured_sap_scores
 from rlprune_jax.workflow.config import PruneConfig
 from rlprune_jax.workflow.pruning import Pruning
@@ -33,7 +35,6 @@ class Strategy:
     Attributes:
         method: makes the searcher; programs are shared by all problems of one structure.
         env: the decision process, as the method sees it.
-        candidates: an iteration.
         iterations: of a search.
         hparams: numbers of the agent, None of a rival.
         fill: whether room that is left within the budgets is filled in what is delivered.
@@ -41,14 +42,13 @@ class Strategy:
 
     method: SearchMethod
     env: Environment
-    candidates: int
     iterations: int
     hparams: PyTree = None
     fill: bool = True
 
 
 class Method(Protocol):
-    """Go about a problem in one way: what an entry of ``METHODS`` does."""
+    """Solve a pruning problem in one way."""
 
     def __call__(self, pruning: Pruning, /) -> Strategy:
         """Return the strategy for a problem."""
@@ -72,7 +72,7 @@ def informed(pruning: Pruning) -> Environment:
     An agent sees the PQ Index of a group and the fraction of units that it says are enough, and
     starts from these fractions, shifted onto the budgets.
     """
-    sparsity = group_sparsity(pruning.graph, pruning.network.variables)
+    sparsity = _group_sparsity(pruning.graph, pruning.network.variables)
     env = pruning.env
     start = jnp.clip(sparsity.keep_ratio, 0.02, 1.0)
     return dataclasses.replace(
@@ -83,6 +83,12 @@ def informed(pruning: Pruning) -> Environment:
 
 
 _project = jax.jit(project_ratios)
+_group_sparsity = jax.jit(group_sparsity, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sap_scores(graph: Graph, variables: Variables, p: jax.Array) -> Gates:
+    return jax.vmap(lambda p: structured_sap_scores(graph, variables, p=p, q=2 * p))(p)
 
 
 def agent(pruning: Pruning) -> Strategy:
@@ -105,7 +111,7 @@ def _agent(pruning: Pruning, env: Environment) -> Strategy:
 def uniform_ratio(pruning: Pruning) -> Strategy:
     """Keep the same fraction of every group."""
     method = search_method(uniform, num_candidates=1)
-    return _strategy(pruning, method, candidates=1, iterations=1, fill=False)
+    return _strategy(pruning, method, iterations=1, fill=False)
 
 
 def one_threshold(pruning: Pruning) -> Strategy:
@@ -115,10 +121,12 @@ def one_threshold(pruning: Pruning) -> Strategy:
 
 
 def structured_sap(pruning: Pruning) -> Strategy:
-    """Cut units as structured SAP does, from the paper's (0.5, 1) to its (1, 2)."""
+    """Cut units as structured SAP does.
+
+    Exponents go from the paper's (0.5, 1) to its (1, 2).
+    """
     p = jnp.linspace(0.5, 1.0, pruning.config.candidates)
-    graph, variables = pruning.graph, pruning.network.variables
-    scores = jax.vmap(lambda p: structured_sap_scores(graph, variables, p=p, q=2 * p))(p)
+    scores = _sap_scores(pruning.graph, pruning.network.variables, p)
     return _strategy(pruning, search_method(ranked, scores=scores), iterations=1)
 
 
@@ -139,7 +147,10 @@ def _random(pruning: Pruning, granularity: str) -> Strategy:
 
 
 def cross_entropy_method(pruning: Pruning) -> Strategy:
-    """Move a distribution to the best candidates, of the run's granularity."""
+    """Move a distribution to the best candidates.
+
+    Of the run's granularity.
+    """
     return _cross_entropy(pruning, pruning.config.granularity)
 
 
@@ -158,7 +169,6 @@ def _strategy(pruning: Pruning, method: SearchMethod, **changed: PyTree) -> Stra
     config = pruning.config
     usual: dict[str, PyTree] = {
         "env": pruning.env,
-        "candidates": config.candidates,
         "iterations": config.evaluations // config.candidates,
     }
     return Strategy(method=method, **usual | changed)

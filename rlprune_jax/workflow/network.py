@@ -28,16 +28,22 @@ Function = TypeVar("Function", bound=Callable)
 
 
 class NetworkError(ValueError):
-    """A network cannot be pruned as it was given; the message names the argument and the leaf."""
+    """Say why a network cannot be pruned as given.
+
+    The message names the argument and the leaf.
+    """
 
 
 class CallError(NetworkError):
-    """A network's functions cannot be called with its example, or return what they should not."""
+    """Say why a network's functions cannot be called.
+
+    Or that they return what they should not.
+    """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Definition:
-    """What of a network does not change while its weights do.
+    """Hold what of a network never changes.
 
     Static structure of jitted programs, equal to itself alone: networks that share a definition
     share all that was traced and compiled for it.
@@ -113,7 +119,9 @@ class Definition:
         return OrderedDict()
 
     def slim(self, gates: Gates, shapes: Variables) -> "Definition":
-        """Return the definition of the network that gates leave, the same for the same gates.
+        """Return the definition of the slim network.
+
+        It is the same for the same gates.
 
         Args:
             gates: group name -> f32[units], concrete.
@@ -140,7 +148,7 @@ REMEMBERED = 32
 
 
 class Functions(NamedTuple):
-    """Hold what a network is made of, by hand or of a framework's module.
+    """Hold the functions that a network is made of.
 
     Attributes:
         apply: as in ``Network``.
@@ -238,7 +246,10 @@ class Network:
             warnings.warn(with_assumed(doubt, functions.assumed), stacklevel=4)
 
     def tree_flatten(self) -> tuple[tuple[Variables], Definition]:
-        """Return the variables as the only child, the rest as structure."""
+        """Return the variables as the only child.
+
+        The rest is structure.
+        """
         return (self.variables,), self.definition
 
     @classmethod
@@ -255,7 +266,7 @@ class Network:
 
     @classmethod
     def of_functions(cls, functions: Functions, ignore: Sequence[str] | str = ()) -> Self:
-        """Return a network of the functions that a framework's module gives."""
+        """Make a network of a framework module's functions."""
         network = object.__new__(cls)
         network._start(functions, ignore)
         return network
@@ -272,7 +283,7 @@ class Network:
         mutable: Sequence[str] | None = None,
         ignore: Sequence[str] | str = (),
     ) -> Self:
-        """Make a network of a Flax Linen module and its variables.
+        """Make a network of a Flax Linen module.
 
         Args:
             module: a ``flax.linen.Module``.
@@ -336,11 +347,12 @@ class Network:
         train: Mapping[str, bool] | str | None = None,
         ignore: Sequence[str] | str = (),
     ) -> Self:
-        """Make a network of an Equinox module that reads one example.
+        """Make a network of an Equinox module.
 
-        It is vmapped over the batch; with a state (``eqx.nn.make_with_state``) over ``axis_name``,
-        as its batch norm wants. ``network.module`` is an ``eqx.Module`` again, also of a slim
-        network, or ``(module, state)`` where there is a state.
+        The module reads one example. It is vmapped over the batch; with a state
+        (``eqx.nn.make_with_state``) over ``axis_name``, as its batch norm wants. ``network.module``
+        is an ``eqx.Module`` again, also of a slim network, or ``(module, state)`` where there is a
+        state.
 
         Args:
             model: an ``eqx.Module``; called ``model(x)``, ``model(x, key=key)``, and with a state
@@ -410,11 +422,14 @@ class Network:
         return f"Network({size:,} numbers in {len(jax.tree.leaves(self.variables))} variables)"
 
     def replace(self, variables: Variables) -> "Network":
-        """Return the same network with other variables of the same shapes."""
+        """Return the network with other variables.
+
+        They have the same shapes.
+        """
         return type(self).of(self.definition, plain(variables))
 
     def slim(self, gates: Gates) -> "Network":
-        """Return the smaller network that keeps the units that gates keep.
+        """Return the smaller network that gates keep.
 
         Args:
             gates: group name -> f32[units], concrete, every gate 0 or 1.
@@ -426,10 +441,10 @@ class Network:
         return type(self).of(self.definition.slim(gates, shapes_of(variables)), variables)
 
     def load_slim(self, folder: str) -> "Network":
-        """Return the slim network that was saved to a folder, whole and unchanged.
+        """Load a slim network that was saved.
 
-        Only the shapes of this network's variables matter, so it may be fresh from its
-        initialisation.
+        It is whole and unchanged, or refused. Only the shapes of this network's variables matter,
+        so it may be fresh from its initialisation.
 
         Args:
             folder: with ``plan.json`` and ``weights.safetensors``, as ``PruneResult.save`` writes.
@@ -446,7 +461,7 @@ class Network:
 
 
 def bound(apply: Function) -> Function:
-    """Return a function whose convolutions are fast inside loops on this machine.
+    """Return a function with convolutions fast on this machine.
 
     Only CPUs need it: there XLA runs a convolution inside a loop ten times slower than outside.
     """
@@ -457,7 +472,10 @@ def bound(apply: Function) -> Function:
 
 
 def plain(variables: Variables) -> Variables:
-    """Return variables with mappings such as FrozenDict as dictionaries, at any depth."""
+    """Return variables with plain dictionaries.
+
+    Mappings such as FrozenDict are replaced at any depth.
+    """
     if isinstance(variables, FrozenDict):
         variables = variables.unfreeze()
     if isinstance(variables, dict):
@@ -466,7 +484,10 @@ def plain(variables: Variables) -> Variables:
 
 
 def with_key(apply_train: ApplyTrain) -> ApplyTrain:
-    """Return training mode that hands on a key even where none is given."""
+    """Return training mode that always has a key.
+
+    It hands on one even where none is given.
+    """
 
     def keyed(
         variables: Variables, /, *inputs: PyTree, key: jax.Array | None = None
@@ -508,7 +529,7 @@ def check_weights(variables: Variables) -> None:
 
 
 def check_calls(definition: Definition, assumed: str = "") -> None:
-    """Refuse functions that do not take the example, or return something else.
+    """Refuse functions that do not fit the example.
 
     Nothing is computed.
 
@@ -559,12 +580,15 @@ def _failure(name: str, inputs: PyTree, error: Exception) -> str:
 
 
 def with_assumed(message: str, assumed: str) -> str:
-    """Return a message, followed by what was assumed of a module."""
+    """Add to a message what was assumed of modules."""
     return f"{message}. {assumed}" if assumed else message
 
 
 def same_shapes(one: PyTree, other: PyTree) -> bool:
-    """Return whether two pytrees have the same paths, shapes and element types."""
+    """Return whether two pytrees agree but for values.
+
+    They have the same paths, shapes and element types.
+    """
     ours, theirs = (flatten_with_paths(shapes_of(plain(tree))) for tree in (one, other))
     return ours.keys() == theirs.keys() and all(
         ours[path].shape == theirs[path].shape and ours[path].dtype == theirs[path].dtype
@@ -603,7 +627,9 @@ MODULE_TOLERANCE = 1e-4
 
 
 def check_module(network: Network) -> None:
-    """Refuse a slim module that computes something else than the slim network.
+    """Refuse a slim module that computes something else.
+
+    The slim network is what it must compute.
 
     Raises:
         NetworkError: naming the difference.

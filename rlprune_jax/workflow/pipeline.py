@@ -1,6 +1,8 @@
 """Prune a network to budgets: one call from a network and its task to a smaller one."""
 
 import dataclasses
+import difflib
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -8,37 +10,39 @@ from pathlib import Path
 
 import numpy as np
 
+from rlprune_jax.checks import require
 from rlprune_jax.costs import Budget, count_macs, count_params, limits, parse_budgets
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.pytree import tree_hash
-from rlprune_jax.runs import MemoryRun, Run, open_run_at
+from rlprune_jax.runs import Extension, MemoryRun, Run, open_run_at
 from rlprune_jax.training.task import SPLITS, Task
 from rlprune_jax.types import PyTree
-from rlprune_jax.workflow.config import AGENT, PruneConfig
+from rlprune_jax.workflow.config import AGENT, PruneConfig, check_methods
 from rlprune_jax.workflow.delivery import Delivered, deliver, evaluate_network
-from rlprune_jax.workflow.learning import Finetune
+from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Network
-from rlprune_jax.workflow.pruning import Pruning, make_pruning
+from rlprune_jax.workflow.pruning import Budgets, Pruning, check_problem, make_pruning
 from rlprune_jax.workflow.results import NetworkResult, PruneResult, of_latencies
 from rlprune_jax.workflow.searches import Search, search
 from rlprune_jax.workflow.shipping import BATCHES, Shipped, ship
+from rlprune_jax.workflow.tuning import Finetune
 
 
 def prune(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str] | Budget | str,
+    budgets: Budgets,
     *,
     finetune: Finetune | None = None,
     run_dir: str | os.PathLike | None = None,
     config: PruneConfig | None = None,
     **settings: PyTree,
 ) -> PruneResult:
-    """Prune a trained network to budgets and keep what it can do.
+    """Prune a trained network to budgets.
 
-    The agent and its rivals search at the same number of evaluations; the best of each is brought
-    within every budget, finetuned and evaluated once on the test data. A second call on the same
-    network compiles nothing new.
+    What it can do is kept. The agent and its rivals search at the same number of evaluations; the
+    best of each is brought within every budget, finetuned and evaluated once on the test data. A
+    second call on the same network compiles nothing new.
 
     Args:
         network: dense and trained; it is not trained again.
@@ -46,7 +50,8 @@ def prune(
         budgets: as text (``"params=0.1"``, ``"macs=0.3"``, ``"weight_bytes=100kB"``,
             ``"latency=2ms"``) or ``Budget``; any number of them.
         finetune: training of your own in place of ours, see ``Finetune``.
-        run_dir: a folder that makes the run resumable; without one nothing is written.
+        run_dir: a folder that makes the run resumable; without one nothing is written. A finished
+            run in it goes on where more ``evaluations`` are asked for.
         config: settings; ``PruneConfig()`` where None.
         **settings: fields of ``PruneConfig`` by name, such as ``seed=1`` or ``evaluations=256``.
 
@@ -61,6 +66,7 @@ def prune(
         EmptyArchiveError: every reward was NaN.
         DivergenceError: finetuning diverged.
         RunDirectoryError: ``run_dir`` holds another run.
+        TypeError: a setting that there is not, or what is no ``Network`` or ``Task``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -79,23 +85,42 @@ def prune(
         (True, (64, 1))
     """
     config = with_settings(config, settings)
-    budgets = [budgets] if isinstance(budgets, str | Budget) else budgets
+    check_methods(config.baselines, METHODS)
     given = parse_budgets(budgets)
+    # Before anything is written: a directory of a run that cannot be would refuse the right one.
+    check_problem(network, task, given, config)
     if run_dir is None:
         return run_pruning(network, task, given, config, MemoryRun(), finetune)
-    identity = {
-        **dataclasses.asdict(config),
-        "budgets": [str(budget) for budget in given],
-        "variables": tree_hash(network.variables),
-        "data": {split: fingerprint(task, split) for split in SPLITS},
-    }
-    with open_run_at(run_dir, identity) as run:
-        stored = run.result()
-        if stored is not None:
+    settings_of_run = identity(network, task, given, config)
+    with open_run_at(run_dir, settings_of_run, extension=extension(run_dir, config)) as run:
+        if run.is_finished:
             return read_finished(network, run.path)
         result = run_pruning(network, task, given, config, run, finetune, run.path)
         run.write_result(result.to_json())
         return result
+
+
+def extension(run_dir: str | os.PathLike, config: PruneConfig) -> Extension:
+    """Return how a run in a directory may go on with more evaluations.
+
+    Its searches go on from their archives; what they deliver is finetuned anew.
+
+    Raises:
+        ValueError: the run has had more evaluations than are asked for now.
+    """
+    try:
+        stored = json.loads((Path(run_dir) / "config.json").read_text()).get("evaluations", 0)
+    except (OSError, ValueError, AttributeError):
+        stored = 0  # no run there, or none of ours, which opening it will say
+    require(
+        config.evaluations >= stored,
+        "evaluations",
+        config.evaluations,
+        f"at least {stored}, as many as the run in {os.fspath(run_dir)} has had; or choose another "
+        "run_dir",
+    )
+    stages = tuple(f"search-{method}" for method in (AGENT, *config.baselines))
+    return Extension(settings=("evaluations",), stages=stages)
 
 
 def with_settings(config: PruneConfig | None, settings: dict[str, PyTree]) -> PruneConfig:
@@ -106,22 +131,47 @@ def with_settings(config: PruneConfig | None, settings: dict[str, PyTree]) -> Pr
     """
     config = PruneConfig() if config is None else config
     known = [field.name for field in dataclasses.fields(config)]
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise TypeError(f"{unknown[0]}= is no setting of prune; settings are {', '.join(known)}")
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}=? " if near else ""
+            raise TypeError(f"{name}= is no setting of prune; {hint}settings: {', '.join(known)}")
     tupled: dict[str, PyTree] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
     return dataclasses.replace(config, **tupled)
 
 
+def identity(
+    network: Network, task: Task, budgets: Sequence[Budget], config: PruneConfig
+) -> dict[str, PyTree]:
+    """Return what tells a run from others, as JSON.
+
+    It holds settings, budgets and the metric's name, and fingerprints of the weights and of the
+    first examples of each split; of functions it knows no more than that.
+    """
+    settings = dataclasses.asdict(config)
+    # How often checkpoints are written changes no result.
+    del settings["save_seconds"]
+    return {
+        **settings,
+        "budgets": [str(budget) for budget in budgets],
+        "metric": task.objective.metric_name,
+        "variables": tree_hash(network.variables),
+        "data": {split: fingerprint(task, split) for split in SPLITS},
+    }
+
+
 def fingerprint(task: Task, split: str) -> str:
-    """Return what tells the data of a split from others, as far as it can be had."""
+    """Return what tells a split's data from others.
+
+    By their first examples and number.
+    """
     return tree_hash(task.sample(split, 256)) + f"/{task.size(split)}"
 
 
 def read_finished(network: Network, path: os.PathLike) -> PruneResult:
-    """Return the result of a run that is finished, with its slim network."""
+    """Return a finished run's result and slim network."""
     result = PruneResult.read(path)
     slim = network.load_slim(os.path.join(path, "slim"))
     return dataclasses.replace(result, network=slim)
@@ -130,13 +180,16 @@ def read_finished(network: Network, path: os.PathLike) -> PruneResult:
 def run_pruning(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str],
+    budgets: Budgets,
     config: PruneConfig,
     run: Run,
     finetune: Finetune | None = None,
     path: os.PathLike | None = None,
 ) -> PruneResult:
-    """Search, deliver and ship in a run that is open; see ``prune``."""
+    """Search, deliver and ship in an open run.
+
+    See ``prune``.
+    """
     began = time.perf_counter()
     pruning = make_pruning(network, task, budgets, config)
     searches: dict[str, Search] = {}

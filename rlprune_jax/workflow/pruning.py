@@ -21,13 +21,17 @@ from rlprune_jax.costs import (
 from rlprune_jax.files import default_cache_dir
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.search import CostFunction, Environment, make_environment
-from rlprune_jax.training.task import Batch, Objective, Task, TaskError, count_examples
-from rlprune_jax.types import Gates, PyTree, Variables
+from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
+from rlprune_jax.training.task import SPLITS, Batch, Objective, Task, TaskError, count_examples
+from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.units.descriptors import layer_descriptors
 from rlprune_jax.units.scores import magnitude_scores, random_scores, taylor_scores
 from rlprune_jax.workflow.candidates import CandidateData
 from rlprune_jax.workflow.config import PruneConfig, overrides, resolve
-from rlprune_jax.workflow.network import Definition, Network
+from rlprune_jax.workflow.network import Definition, Network, check_weights
+
+Budgets = Sequence[Budget | str] | Budget | str
+"""One budget or several, as text (``"params=0.1"``) or as ``Budget``."""
 
 SCORE_BATCH, SCORE_EXAMPLES = 64, 1024
 """Minibatches that Taylor scores are averaged over, and examples in all."""
@@ -58,25 +62,21 @@ class Pruning:
         """Of the network."""
         return self.network.graph
 
-    @property
-    def key(self) -> jax.Array:
-        """The key that every stage's key is folded from."""
-        return jax.random.key(self.config.seed)
-
 
 def stage_key(seed: int, stage: str) -> jax.Array:
-    """Return the random key of a stage, a function of the seed and its name alone."""
+    """Return the random key of a stage.
+
+    A function of the seed and its name alone.
+    """
     number = int.from_bytes(stage.encode()[-4:], "big") % 2**31
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), len(stage))
 
 
-def bind_budgets(
-    network: Network, budgets: Sequence[Budget | str], config: PruneConfig
-) -> tuple[Constraint, ...]:
-    """Bind budgets to a network and refuse those that no pruning can meet.
+def bind_budgets(network: Network, budgets: Budgets, config: PruneConfig) -> tuple[Constraint, ...]:
+    """Bind budgets to a network.
 
-    The values of its weights do not matter, so this can come before any training. Times are
-    measured here.
+    Those that no pruning can meet are refused. The values of its weights do not matter, so this can
+    come before any training. Times are measured here.
 
     Raises:
         ValueError: a budget that is not understood or cannot be met, with the least value that can.
@@ -105,14 +105,19 @@ def bind_budgets(
 class _Timed:
     """What costs read of a network, with inputs of the batch that is timed."""
 
-    apply: PyTree
+    apply: Apply
     graph: Graph
     variables: Variables
     example: tuple[PyTree, ...]
 
 
 def repeated(inputs: tuple[PyTree, ...], count: int) -> tuple[PyTree, ...]:
-    """Return inputs with ``count`` examples, repeated or cut; zeros where only shapes are known."""
+    """Return inputs with ``count`` examples, repeated or cut.
+
+    Args:
+        inputs: arrays, or ``jax.ShapeDtypeStruct`` where the values do not matter.
+        count: of examples.
+    """
 
     def resized(leaf: PyTree) -> jax.Array:
         shape = np.shape(leaf)
@@ -126,7 +131,7 @@ def repeated(inputs: tuple[PyTree, ...], count: int) -> tuple[PyTree, ...]:
 def make_pruning(
     network: Network,
     task: Task,
-    budgets: Sequence[Budget | str],
+    budgets: Budgets,
     config: PruneConfig | None = None,
 ) -> Pruning:
     """Make the problem of pruning a trained network to budgets.
@@ -145,8 +150,7 @@ def make_pruning(
         ValueError: a setting that cannot be, or budgets that cannot be met.
     """
     config = PruneConfig() if config is None else config
-    check_fit(network, task, config)
-    constraints = bind_budgets(network, budgets, resolve(config))
+    constraints = check_problem(network, task, budgets, config)
     config = resolve(config, any(each.is_measured for each in constraints))
     task = task.on_device()
     scores = score_units(network, task, config)
@@ -154,8 +158,47 @@ def make_pruning(
     return Pruning(network=network, task=task, constraints=constraints, env=env, config=config)
 
 
+def check_problem(
+    network: Network,
+    task: Task,
+    budgets: Budgets,
+    config: PruneConfig,
+) -> tuple[Constraint, ...]:
+    """Refuse what cannot be pruned, and return the bound budgets.
+
+    Nothing is trained or written here, so that a wrong argument costs seconds.
+
+    Raises:
+        TypeError: what is given is no ``Network`` or no ``Task``.
+        NetworkError: weights that are not finite.
+        TaskError: outputs that do not fit the task's loss or metric.
+        ValueError: a setting that cannot be, nothing that can be pruned, or budgets that cannot be
+            met.
+    """
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"network is a {type(network).__name__}, not a Network; make one by "
+            "Network.from_linen, from_nnx, from_equinox or Network(apply, variables, example)"
+        )
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"task is a {type(task).__name__}, not a Task; make one by classification, "
+            "regression, next_token or Task(loss, metric, train, held_out, test)"
+        )
+    config = resolve(config)
+    check_weights(network.variables)
+    check_fit(network, task, config)
+    return bind_budgets(network, budgets, config)
+
+
+TAKEN_NAMES = ("loss", "stage", "step", "params", "macs", "kept", "latency_ms", "evaluations")
+"""Names beside which a metric is stored."""
+
+
 def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
-    """Refuse a task that a network cannot be asked; nothing is computed.
+    """Refuse a task that does not fit a network.
+
+    Nothing is computed.
 
     Raises:
         TaskError: the network does not take the task's inputs, or loss or metric do not take its
@@ -167,14 +210,27 @@ def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
             f"reward='accuracy': the task's metric is {objective.metric_name!r}; use "
             "reward='metric', or a task with an accuracy"
         )
-    batch = task.sample("train", 2)
+    if objective.metric_name in TAKEN_NAMES:
+        raise TaskError(
+            f"metric_name={objective.metric_name!r} has another meaning in metrics.jsonl and "
+            "result.json; give the task another metric_name"
+        )
+    for split in SPLITS:
+        _check_split(network, task, split)
+    _check_alike(task)
+
+
+def _check_split(network: Network, task: Task, split: str) -> None:
+    """Refuse examples that network, loss or metric do not take."""
+    objective = task.objective
+    batch = task.sample(split, 2)
     try:
         inputs = jax.eval_shape(lambda batch: objective.network_inputs(batch), batch)
         outputs = jax.eval_shape(network.apply, network.variables, *inputs)
     except Exception as error:
         raise TaskError(
-            f"the network does not take the task's inputs, found in a batch {_text(batch)}: "
-            f"{_first_line(error)}; give the task inputs=function(batch) or "
+            f"{split}: the network does not take the task's inputs, found in a batch "
+            f"{_text(batch)}: {_first_line(error)}; give the task inputs=function(batch) or "
             "prepare=function(*inputs)"
         ) from error
     for name in ("loss", "metric"):
@@ -183,27 +239,40 @@ def check_fit(network: Network, task: Task, config: PruneConfig) -> None:
             found = jax.eval_shape(function, outputs, batch)
         except Exception as error:
             raise TaskError(
-                f"the network's outputs {_text(outputs)} do not fit the task's {name} with a batch "
-                f"{_text(batch)}: {_first_line(error)}"
+                f"{split}: the network's outputs {_text(outputs)} do not fit the task's {name} "
+                f"with a batch {_text(batch)}: {_first_line(error)}"
             ) from error
         if getattr(found, "shape", None) != ():
             raise TaskError(
                 f"the task's {name} returns {_text(found)}, not a scalar; take the mean over "
                 "the batch"
             )
-    _check_class_numbers(task, outputs)
+    if isinstance(task.loss, SoftmaxCrossEntropy) and not task.is_streamed(split):
+        _check_class_numbers(split, labels_of(getattr(task, split)), outputs.shape[-1])
 
 
-def _check_class_numbers(task: Task, outputs: PyTree) -> None:
+def _check_class_numbers(split: str, labels: jax.Array, classes: int) -> None:
     """Refuse labels beyond the classes that a classifying network tells apart."""
-    from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
-
-    if not isinstance(task.loss, SoftmaxCrossEntropy) or task.is_streamed("train"):
-        return
-    largest, classes = int(np.asarray(labels_of(task.train)).max()), outputs.shape[-1]
+    largest = int(np.asarray(labels).max())
     if largest >= classes:
         raise TaskError(
-            f"labels hold {largest}; the network tells {classes} classes apart, 0 to {classes - 1}"
+            f"{split}: labels hold {largest}; the network tells {classes} classes apart, 0 to "
+            f"{classes - 1}"
+        )
+
+
+def _check_alike(task: Task) -> None:
+    """Refuse training and held-out arrays that cannot be joined, as the last finetune does."""
+    if task.is_streamed("train") or task.is_streamed("held_out"):
+        return
+    one, other = (
+        jax.tree.map(lambda leaf: str((np.shape(leaf)[1:], jax.dtypes.result_type(leaf))), data)
+        for data in (task.train, task.held_out)
+    )
+    if one != other:
+        raise TaskError(
+            f"train and held_out hold examples of different kinds, {_text(task.sample('train', 1))}"
+            f" and {_text(task.sample('held_out', 1))}; the last finetune uses both"
         )
 
 
@@ -221,7 +290,10 @@ def _first_line(error: Exception) -> str:
 
 
 def score_units(network: Network, task: Task, config: PruneConfig) -> Gates:
-    """Score the importance of every unit, on training data where the score looks at any."""
+    """Score the importance of every unit.
+
+    On training data, where the score looks at any.
+    """
     if config.score == "random":
         return random_scores(network.graph, stage_key(config.seed, "scores"))
     if config.score == "magnitude":
@@ -250,7 +322,7 @@ def _taylor_scores(
 def search_environment(
     graph: Graph, constraints: tuple[Constraint, ...], scores: Gates, config: PruneConfig
 ) -> Environment:
-    """Return the constrained decision process of a network and its budgets."""
+    """Return the decision process of a pruning."""
     return make_environment(
         dict(zip(graph.names, graph.sizes, strict=True)),
         {name: np.asarray(score) for name, score in scores.items()},
@@ -280,7 +352,10 @@ class _MaskCosts:
 
 
 def mask_costs(graph: Graph, constraints: tuple[Constraint, ...]) -> CostFunction:
-    """Return the traceable ``masks f32[G, Cmax] -> f32[K]``, in the units of the limits."""
+    """Return the costs as functions of masks.
+
+    Traceable, ``masks f32[G, Cmax] -> f32[K]``, in the units of the limits.
+    """
     return _MaskCosts(graph, estimate_costs(constraints))
 
 

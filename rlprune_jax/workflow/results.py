@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from rlprune_jax.costs import Latency
-from rlprune_jax.files import to_json
+from rlprune_jax.files import to_json, unwritable
 from rlprune_jax.types import PyTree
 from rlprune_jax.workflow.config import AGENT
 from rlprune_jax.workflow.delivery import Delivered
@@ -53,7 +55,8 @@ class NetworkResult:
         row: dict[str, PyTree] = {metric_name: self.metric}
         row |= {"params": self.params, "macs": self.macs}
         if self.latency_ms is not None:
-            row["latency_ms"] = self.latency_ms[max(BATCHES & set(self.latency_ms))]
+            timed = BATCHES & set(self.latency_ms) or set(self.latency_ms)
+            row["latency_ms"] = self.latency_ms[max(timed)]
             row["latency_ms_by_batch"] = {
                 str(count): latency for count, latency in self.latency_ms.items()
             }
@@ -67,7 +70,7 @@ class NetworkResult:
         """Return what ``to_json`` was made of."""
         times = row.get("latency_ms_by_batch")
         return cls(
-            metric=row[metric_name],
+            metric=_number(row[metric_name]),
             params=row["params"],
             macs=row["macs"],
             kept=row.get("kept"),
@@ -76,6 +79,15 @@ class NetworkResult:
             evaluations=row.get("evaluations"),
             best_held_out_reward=row.get("best_held_out_reward"),
         )
+
+
+LABELS = ("dataset", "model", "extends")
+"""What a command line tells besides: what was pruned, and the run that this one goes on from."""
+
+
+def _number(value: float | None) -> float:
+    """Return a number as JSON keeps it, which has null for NaN and infinity."""
+    return math.nan if value is None else float(value)
 
 
 BATCHES = {1, 128}
@@ -127,7 +139,10 @@ class PruneResult:
 
     @property
     def is_within_budgets(self) -> bool:
-        """Whether every budget is respected; what is delivered always does."""
+        """Return whether every budget is respected.
+
+        What is delivered always respects them.
+        """
         return all(row["satisfied"] for row in self.budgets)
 
     @property
@@ -136,23 +151,28 @@ class PruneResult:
         return {AGENT: self.pruned, **self.baselines}
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the slim network to a folder and return the folder.
+        """Write the slim network to a folder.
 
-        It holds ``weights.safetensors``, ``plan.json``, ``model.stablehlo`` and ``README.txt``,
-        which says how to load them.
+        Returns the folder. It holds ``weights.safetensors``, ``plan.json``, ``model.stablehlo`` and
+        ``README.txt``, which says how to load them. A result that was read from a run directory
+        copies them from there.
 
         Raises:
-            ResultError: the result was read from a file and has no network.
+            ResultError: the result was read from a file alone and has no network.
             UnwritableError: the folder cannot be written.
         """
         from rlprune_jax.workflow.shipping import save_slim
 
-        if self.network is None or AGENT not in self.delivered:
+        written = None if self.run_dir is None else self.run_dir / "slim"
+        if self.network is not None and AGENT in self.delivered:
+            save_slim(self.delivered[AGENT], self.network, path)
+        elif written is not None and written.is_dir():
+            copy_folder(written, Path(path))
+        else:
             raise ResultError(
-                "the result has no network, for it was read from a file; load the run's slim/ "
-                "with network.load_slim"
+                f"the result has no network: it was read from a file, and there is no {written}; "
+                "prune again, or keep slim/ beside result.json"
             )
-        save_slim(self.delivered[AGENT], self.network, path)
         return Path(path)
 
     def to_json(self) -> dict[str, PyTree]:
@@ -207,22 +227,23 @@ class PruneResult:
                 },
                 budgets=content["budgets"],
                 search=content["search"],
-                max_abs_diff=content["equivalence"]["max_abs_diff"],
+                max_abs_diff=_number(content["equivalence"]["max_abs_diff"]),
                 groups=content["groups"],
                 seed=content["seed"],
-                seconds=content.get("seconds", float("nan")),
+                seconds=_number(content.get("seconds")),
                 versions=content["versions"],
                 device=content["device"],
-                labels={key: content[key] for key in ("dataset", "model") if key in content},
+                labels={key: content[key] for key in LABELS if key in content},
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ResultError(
-                f"{where} is no whole result of a pruning run: {error}; run the command again"
+                f"{where} is no whole result of a pruning run: {missing}; run the command again"
             ) from error
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "PruneResult":
-        """Return the result of a run directory, or of a ``result.json``.
+        """Read the result of a run from its directory.
 
         Raises:
             ResultError: there is none, or not a whole one.
@@ -271,7 +292,9 @@ class PruneResult:
 
 
 def number(value: float, metric_name: str) -> str:
-    """Return a metric as people read it: fractions in percent.
+    """Write a metric as people read it.
+
+    Fractions are in percent.
 
     Example:
         >>> number(0.9817, "accuracy"), number(-1.25, "negative_loss")
@@ -282,13 +305,30 @@ def number(value: float, metric_name: str) -> str:
     return f"{value:.4g}"
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy the files of one folder into another.
+
+    Raises:
+        UnwritableError: the folder cannot be written.
+    """
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    except shutil.SameFileError:
+        return
+    except OSError as error:
+        raise unwritable(target, error) from error
+
+
 def of_latencies(latencies: Mapping[int, Latency]) -> dict[int, dict[str, float]]:
     """Return latencies by number of examples as plain numbers."""
     return {count: dict(latency._asdict()) for count, latency in latencies.items()}
 
 
 def history_arrays(searches: Mapping[str, Search]) -> dict[str, dict[str, np.ndarray]]:
-    """Return per method ``rewards`` [M] and ``costs`` [M, K] of every evaluation."""
+    """Return every evaluation of each method.
+
+    By method ``rewards`` [M] and ``costs`` [M, K].
+    """
     return {
         method: {
             "rewards": np.asarray(found.rewards).reshape(-1),

@@ -1,6 +1,7 @@
 """One method's search on one problem, resumable."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.costs import search_costs
-from rlprune_jax.runs import CompileClock, MemoryRun, Run, StageOptions, run_stage
+from rlprune_jax.runs import CompileClock, Json, MemoryRun, Run, StageOptions, run_stage
 from rlprune_jax.search import (
     Archive,
     Environment,
@@ -72,6 +73,18 @@ def _evaluate(
     return evaluate_candidates(evaluator, variables, masks_to_gates(env, masks), data, key)
 
 
+def evaluator_of(pruning: Pruning, finetune_steps: int) -> Evaluator:
+    """Return how candidates are evaluated after finetuning steps."""
+    config = pruning.config
+    return Evaluator(
+        definition=pruning.network.definition,
+        objective=pruning.task.objective,
+        chunk=config.chunk,
+        finetune_steps=finetune_steps,
+        batch_size=min(config.batch_size, 64),
+    )
+
+
 def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Search:
     """Search a problem by one method.
 
@@ -93,9 +106,9 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose from {', '.join(METHODS)}")
     run = MemoryRun() if run is None else run
-    config, network = pruning.config, pruning.network
+    config = pruning.config
     strategy = METHODS[method](pruning)
-    env, count, iterations = strategy.env, strategy.candidates, strategy.iterations
+    env, iterations = strategy.env, strategy.iterations
     data = candidate_data(pruning, train=max(config.reward_finetune) > 0)
     costs_of = search_costs(pruning.constraints)
 
@@ -103,45 +116,32 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         return costs_of(masks_to_gates(env, jnp.asarray(masks)))
 
     def rewards(steps: int, masks: jax.Array, key: jax.Array) -> jax.Array:
-        evaluator = Evaluator(
-            definition=network.definition,
-            objective=pruning.task.objective,
-            chunk=config.chunk,
-            finetune_steps=steps,
-            batch_size=min(config.batch_size, 64),
-        )
-        found = _evaluate(evaluator, network.variables, env, masks, data, key)
+        evaluator = evaluator_of(pruning, steps)
+        found = _evaluate(evaluator, pruning.network.variables, env, masks, data, key)
         return -found.loss if config.reward == "loss" else found.metric
 
-    def advance(
-        state: tuple[SearchState, jax.Array, jax.Array], start: int, steps: int
-    ) -> tuple[PyTree, list]:
-        inner, all_rewards, all_costs = state
+    def advance(state: SearchState, start: int, steps: int) -> tuple[SearchState, list]:
         rows = []
         for iteration in range(start, start + steps):
             began, compiled = time.perf_counter(), clock.seconds
             stairs = config.reward_finetune
             stair = stairs[iteration * len(stairs) // iterations]
-            inner, metrics, history = run_search_host(
-                strategy.method, env, partial(rewards, stair), inner, 1, costs
+            state, metrics, history = run_search_host(
+                strategy.method, env, partial(rewards, stair), state, 1, costs
             )
-            all_rewards = all_rewards.at[iteration].set(history.rewards[0])
-            all_costs = all_costs.at[iteration].set(history.costs[0])
             row: dict[str, PyTree] = {name: np.asarray(value[0]) for name, value in metrics.items()}
             row |= {
-                "best": np.asarray(inner.archive.feasible.rewards[0]),
+                "best": np.asarray(state.archive.feasible.rewards[0]),
                 "seconds": time.perf_counter() - began,
                 "compile_seconds": clock.seconds - compiled,
+                "rewards": np.asarray(history.rewards[0]),
+                "costs": np.asarray(history.costs[0]),
             }
             rows.append((iteration + 1, row))
-        return (inner, all_rewards, all_costs), rows
+        return state, rows
 
     key = stage_key(config.seed, "search")
-    empty = (
-        start_search(strategy.method, env, strategy.hparams, ARCHIVE_SIZE, key),
-        jnp.full((iterations, count), jnp.nan),
-        jnp.full((iterations, count, len(pruning.constraints)), jnp.nan),
-    )
+    empty = start_search(strategy.method, env, strategy.hparams, ARCHIVE_SIZE, key)
     options = StageOptions(
         chunk=1,
         save_seconds=config.save_seconds,
@@ -149,7 +149,22 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         check=None,  # a reward that is NaN is a candidate's failure, not the search's
     )
     with CompileClock() as clock:
-        found, all_rewards, all_costs = run_stage(
-            run, f"search-{method}", empty, iterations, advance, options
-        )
-    return Search(archive=found.archive, rewards=all_rewards, costs=all_costs, method=method)
+        found = run_stage(run, f"search-{method}", empty, iterations, advance, options)
+    # Not in the state, whose shapes would then say how long the search is: it can be extended.
+    rows = run.metrics(f"search-{method}")
+    return Search(
+        archive=found.archive,
+        rewards=history_of(rows, "rewards"),
+        costs=history_of(rows, "costs"),
+        method=method,
+    )
+
+
+def history_of(rows: Sequence[Json], name: str) -> jax.Array:
+    """Return what iterations recorded, NaN where not finite.
+
+    Example:
+        >>> history_of([{"rewards": [0.5, None]}], "rewards")
+        Array([[0.5, nan]], dtype=float32)
+    """
+    return jnp.asarray(np.array([row[name] for row in rows], np.float32))

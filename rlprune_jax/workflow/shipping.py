@@ -21,7 +21,7 @@ from rlprune_jax.export import (
     save_weights,
     write_plan,
 )
-from rlprune_jax.files import write_atomically
+from rlprune_jax.files import unwritable, write_atomically
 from rlprune_jax.training.task import positional
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.delivery import Delivered, evaluate_network
@@ -62,7 +62,9 @@ class Shipped:
 def ship(
     delivered: Delivered, path: str | os.PathLike | None = None, batches: Sequence[int] = BATCHES
 ) -> Shipped:
-    """Cut a delivered network, compare it with its masked twin, measure and write it.
+    """Cut a delivered network, measure and write it.
+
+    It is compared with its masked twin.
 
     Args:
         delivered: by ``deliver``.
@@ -99,9 +101,15 @@ def ship(
 
 
 def save_slim(delivered: Delivered, slim: Network, path: str | os.PathLike) -> None:
-    """Write a slim network: weights, plan, StableHLO and how to load them."""
+    """Write a slim network to a folder.
+
+    Weights, plan, StableHLO and how to load them.
+    """
     folder, task = Path(path), delivered.pruning.task
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     known = dict(task.description)
     names = known.pop("class_names", None)
     artifact = export_stablehlo(
@@ -123,7 +131,10 @@ def save_slim(delivered: Delivered, slim: Network, path: str | os.PathLike) -> N
 
 
 def raw_inputs(delivered: Delivered) -> tuple[PyTree, ...]:
-    """Return the raw inputs of a few test examples, before any preparation."""
+    """Return the raw inputs of a few test examples.
+
+    As they are before any preparation.
+    """
     objective = delivered.pruning.task.objective
     return positional(objective.inputs(delivered.pruning.task.sample("test", 2)))
 

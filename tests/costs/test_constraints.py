@@ -299,10 +299,9 @@ def test_unreachable_budgets_are_refused_with_the_least_value():
 @pytest.mark.parametrize(
     ("min_keep", "message"),
     [
-        (0, "min_keep=0 must be an integer of at least 1"),
+        (0, "min_keep=0 must be at least 1"),
         (1.5, "min_keep=1.5 must be"),
-        ({"a": 1}, r"min_keep must name the groups .* missing: \['b'\]"),
-        ({"a": 1, "b": 1, "z": 1}, r"unknown: \['z'\]"),
+        ({"a": 1, "b": 1, "z": 1}, "min_keep has the key 'z', which is found in no group"),
     ],
 )
 def test_bad_min_keep_is_refused(min_keep, message):

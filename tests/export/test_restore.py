@@ -33,10 +33,10 @@ def store(folder, seed, change=lambda variables: variables):
 
 def test_what_was_stored_is_restored_without_the_dense_weights(tmp_path):
     gates, slim = store(tmp_path, 0)
-    x = SMALL.data.images
-    shapes = jax.eval_shape(SMALL.functions.init, jax.random.key(0), x)
-    graph = trace_graph(SMALL.functions.apply, shapes, x)
-    restored = restore_slim(tmp_path, SMALL.functions.apply, graph)
+    x = SMALL.data.batch[0]
+    shapes = SMALL.network.definition.shapes
+    graph = trace_graph(SMALL.network.apply, shapes, x)
+    restored = restore_slim(tmp_path, SMALL.network.apply, graph)
     jax.tree.map(np.testing.assert_array_equal, restored.variables, slim)
     jax.tree.map(np.testing.assert_array_equal, restored.gates, gates)
     assert restored.apply(restored.variables, x).shape == (12, 4)
@@ -50,7 +50,7 @@ def test_a_plan_that_was_changed_is_refused(tmp_path):
     group["kept"] = sorted([*group["kept"][1:], absent])
     (tmp_path / PLAN).write_text(json.dumps(plan))
     with pytest.raises(ExportError, match="was changed after it was written"):
-        restore_slim(tmp_path, SMALL.functions.apply, SMALL.graph)
+        restore_slim(tmp_path, SMALL.network.apply, SMALL.graph)
     # Signed again it is consistent, but the weights were cut to other widths.
     group["kept"] = group["kept"][:-1]
     group["width"] -= 1
@@ -58,7 +58,7 @@ def test_a_plan_that_was_changed_is_refused(tmp_path):
     plan["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     (tmp_path / PLAN).write_text(json.dumps(plan))
     with pytest.raises(ExportError, match=r"does not fit its plan|keep at least one|leaves group"):
-        restore_slim(tmp_path, SMALL.functions.apply, SMALL.graph)
+        restore_slim(tmp_path, SMALL.network.apply, SMALL.graph)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -66,13 +66,13 @@ def test_weights_of_another_network_are_refused(tmp_path):
     _, slim = store(tmp_path / "b", 0, lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree))
     shutil.copy(tmp_path / "b" / WEIGHTS, tmp_path / "a" / WEIGHTS)
     with pytest.raises(ExportError, match="their sha256 differs"):
-        restore_slim(tmp_path / "a", SMALL.functions.apply, SMALL.graph)
+        restore_slim(tmp_path / "a", SMALL.network.apply, SMALL.graph)
     save_weights(tmp_path / "a" / WEIGHTS, jax.tree.map(lambda x: x.astype(jnp.bfloat16), slim))
     with pytest.raises(ExportError, match="is bfloat16, the network has float32"):
-        restore_slim(tmp_path / "a", SMALL.functions.apply, SMALL.graph)
+        restore_slim(tmp_path / "a", SMALL.network.apply, SMALL.graph)
     save_weights(tmp_path / "a" / WEIGHTS, {"params": slim["params"]})
     with pytest.raises(ExportError, match="does not fit its plan"):
-        restore_slim(tmp_path / "a", SMALL.functions.apply, SMALL.graph)
+        restore_slim(tmp_path / "a", SMALL.network.apply, SMALL.graph)
 
 
 def test_the_plan_of_another_network_is_refused(tmp_path):
@@ -89,14 +89,14 @@ def test_nothing_is_restored_in_part(tmp_path, missing):
     store(tmp_path, 0)
     (tmp_path / missing).unlink()
     with pytest.raises(ExportError, match=f"{missing} cannot be read"):
-        restore_slim(tmp_path, SMALL.functions.apply, SMALL.graph)
+        restore_slim(tmp_path, SMALL.network.apply, SMALL.graph)
 
 
 def test_a_plan_without_the_hash_of_its_weights_restores_nothing(tmp_path):
     gates, _ = store(tmp_path, 0)
     write_plan(tmp_path / PLAN, make_plan(gates, SMALL.variables))
     with pytest.raises(ExportError, match="their sha256 differs"):
-        restore_slim(tmp_path, SMALL.functions.apply, SMALL.graph)
+        restore_slim(tmp_path, SMALL.network.apply, SMALL.graph)
 
 
 class Network(nnx.Module):

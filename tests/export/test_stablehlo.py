@@ -174,7 +174,7 @@ def test_a_slim_network_of_the_zoo_runs_where_only_jax_is_known(tmp_path):
     small = small_cnn()
     gates = jax.tree.map(lambda each: each[0], random_gates(small.graph, 1, jax.random.key(0)))
     slim = compact(small.graph, small.variables, gates)
-    slim_apply = respecialise(small.functions.apply, small.graph, gates)
+    slim_apply = respecialise(small.network.apply, small.graph, gates)
     artifact = export_stablehlo(
         slim_apply, slim, jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.uint8), prepare=lambda x: x / 255
     )

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_zoo import PUBLISHED
+from published import PUBLISHED
 
 from rlprune_jax import models
 from rlprune_jax.models import create_model, model_functions, model_names

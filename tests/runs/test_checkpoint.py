@@ -1,6 +1,5 @@
 """Checkpoints: round trips, strictness, damage, kill -9."""
 
-import doctest
 import os
 import shutil
 import signal
@@ -21,7 +20,6 @@ from flax import struct
 import rlprune_jax
 from rlprune_jax.files import UnwritableError
 from rlprune_jax.pytree import flatten_with_paths, host_array, tree_hash
-from rlprune_jax.runs import checkpoint
 from rlprune_jax.runs.checkpoint import Checkpointer, CheckpointError
 
 
@@ -338,8 +336,3 @@ def test_host_copies_do_not_alias(tmp_path):
         checkpointer.save(0, {"a": array})
         array[:] = 1
         np.testing.assert_array_equal(host_array(checkpointer.restore({"a": array})[0]["a"]), 0)
-
-
-def test_examples():
-    result = doctest.testmod(checkpoint)
-    assert result.failed == 0 and result.attempted > 0

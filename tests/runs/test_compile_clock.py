@@ -1,12 +1,9 @@
 """The clock counts compilation, inside its block only, and leaves no listener."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-from rlprune_jax.runs import compile_clock
 from rlprune_jax.runs.compile_clock import CompileClock
 
 EVENT = "/jax/core/compile/backend_compile_duration"
@@ -65,8 +62,3 @@ def test_it_stops_where_jax_cannot_forget_a_listener(monkeypatch):
         jax.monitoring.record_event_duration_secs(EVENT, 1.0)
         assert clock.seconds == 0.0
         forget(clock._listen)
-
-
-def test_examples():
-    result = doctest.testmod(compile_clock)
-    assert result.failed == 0 and result.attempted > 0

@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM end a process at once, wherever it is, with one line."""
 
 import contextlib
-import doctest
 import os
 import pty
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import rlprune_jax
-from rlprune_jax.runs import interruption
 from rlprune_jax.runs.interruption import interruptible
 
 PACKAGE = Path(rlprune_jax.__file__).parent
@@ -233,8 +231,3 @@ def test_other_threads_are_refused():
     thread.start()
     thread.join()
     assert found == ["interruptible must be entered in the main thread, which gets the signals"]
-
-
-def test_examples():
-    result = doctest.testmod(interruption)
-    assert result.failed == 0 and result.attempted > 0

@@ -1,6 +1,5 @@
 """Progress on a terminal and off it."""
 
-import doctest
 import os
 import pty
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import rlprune_jax
-from rlprune_jax.runs import progress
 from rlprune_jax.runs.progress import show_progress
 
 
@@ -68,8 +66,3 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back():
     assert b"counting" in shown and b"2/3" in shown and b"loss 0.5" in shown
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
     assert b"stopped" in shown
-
-
-def test_examples():
-    result = doctest.testmod(progress)
-    assert result.failed == 0 and result.attempted > 0

@@ -1,14 +1,11 @@
 """A run in memory behaves as one on disk."""
 
-import doctest
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlprune_jax.runs import run as module
 from rlprune_jax.runs.run import MemoryRun, is_past, metrics_line
 from rlprune_jax.runs.run_directory import open_run_at
 
@@ -75,8 +72,3 @@ def test_past_is_later_in_the_same_stage():
     record = {"stage": "dense", "step": 3}
     assert [is_past(record, "dense", step) for step in (2, 3, 4)] == [True, False, False]
     assert not is_past(record, "search", 0)
-
-
-def test_examples():
-    result = doctest.testmod(module)
-    assert result.failed == 0 and result.attempted > 0

@@ -1,7 +1,6 @@
 """The run directory: naming, metrics, result, locking, interruption."""
 
 import dataclasses
-import doctest
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ import pytest
 
 import rlprune_jax
 from rlprune_jax.files import UnwritableError
-from rlprune_jax.runs import run_directory
 from rlprune_jax.runs.run_directory import (
     Extension,
     RunDirectoryError,
@@ -391,8 +389,3 @@ def test_kill_leaves_whole_files(tmp_path):
         # The result of a step is written after its line.
         assert run.result()["step"] in (count - 1, count)
         assert run.result()["values"] == list(range(5000))
-
-
-def test_examples():
-    result = doctest.testmod(run_directory)
-    assert result.failed == 0 and result.attempted > 0

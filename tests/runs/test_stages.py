@@ -1,6 +1,5 @@
 """Stages: resuming, divergence, runs in memory, options."""
 
-import doctest
 from typing import NamedTuple
 
 import jax
@@ -9,7 +8,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rlprune_jax.runs import stages
 from rlprune_jax.runs.checkpoint import Checkpointer
 from rlprune_jax.runs.run import MemoryRun
 from rlprune_jax.runs.run_directory import open_run_at
@@ -227,8 +225,3 @@ def test_one_of_several_losses_is_enough():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         StageOptions(**options)
-
-
-def test_examples():
-    result = doctest.testmod(stages)
-    assert result.failed == 0 and result.attempted > 0

@@ -118,3 +118,9 @@ def test_bad_input():
         make_mask({"table": jnp.ones((2, 2), jnp.int32)})
     with pytest.raises(TypeError, match="'w' is float32, not bool"):
         apply_mask({"w": jnp.ones(2)}, {"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"prunable='\(' is no regular expression: .*re.escape"):
+        make_mask({"w": jnp.ones((2, 2))}, "(")
+    with pytest.raises(TypeError, match="prunable=3 must be a regular expression or a function"):
+        make_mask({"w": jnp.ones((2, 2))}, 3)
+    with pytest.raises(TypeError, match="params hold a str at '0'"):
+        make_mask(["kernel", "bias"])

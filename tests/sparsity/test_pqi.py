@@ -288,3 +288,20 @@ def test_bad_input():
         pq_index_grid(w, p=[0.5], q=1.0)
     with pytest.raises(ValueError, match="unit_axis=2 is no axis of 'a'"):
         pq_index({"a": jnp.eye(2)}, scope="neuron", unit_axis=2)
+    with pytest.raises(ValueError, match="q=inf must be above 0 and finite"):
+        pq_index(w, q=np.inf)
+    with pytest.raises(ValueError, match=r"p has shape \(2,\); give one number, or several"):
+        pq_index(w, p=jnp.array([0.5, 0.7]))
+    with pytest.raises(ValueError, match="p='half' must be a number"):
+        pq_index(w, p="half")
+    with pytest.raises(ValueError, match="eta_r=inf must be at least 0 and finite"):
+        pq_bound(w, eta_r=np.inf)
+    with pytest.raises(ValueError, match=r"p has shape \(0,\); give f32\[P\] of one or more"):
+        pq_index_grid(w, p=[], q=[1.0])
+    with pytest.raises(ValueError, match=r"q=.*must be above 0 and finite"):
+        pq_index_grid(w, p=[0.5], q=[1.0, np.inf])
+
+
+def test_half_precision_exponents_are_numbers():
+    index = pq_index(jnp.array([1.0, 2.0]), p=jnp.bfloat16(0.5), q=jnp.bfloat16(1.0))
+    np.testing.assert_allclose(index, pq_index(jnp.array([1.0, 2.0])), atol=1e-6)

@@ -266,11 +266,33 @@ def test_magnitude_leaves_integers_alone():
         (lambda: gradual(lambda step: 0.5, "x"), "scope='x' is unknown"),
         (lambda: cubic_schedule(1.5, 3), "final_sparsity=1.5 must be"),
         (lambda: cubic_schedule(0.5, 0), "updates=0 must be at least 1"),
+        (lambda: cubic_schedule(0.5, 3, initial=0.9), "initial=0.9 must be at most final_sparsity"),
+        (lambda: sap(q=jnp.inf), "q=inf must be above 0 and finite"),
+        (lambda: sap(gamma=jnp.inf), "gamma=inf must be above 0 and finite"),
+        (lambda: random_pruning(key=0), "key=0 must be one typed key"),
+        (lambda: random_pruning(key=jax.random.PRNGKey(0)), "must be one typed key"),
     ],
 )
 def test_bad_numbers_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_schedule_above_one_is_refused_where_it_is_known_and_clipped_where_it_is_not():
+    params, mask = jnp.arange(4.0), jnp.ones(4, bool)
+    pruner = gradual(lambda step: 1.5)
+    state = pruner.init(params, mask)
+    with pytest.raises(ValueError, match=r"schedule\(step\)=1.5 must be at least 0 and at most 1"):
+        pruner.update(params, mask, state)
+    traced = gradual(lambda step: 1.5 + step)
+    assert not jax.jit(traced.update)(params, mask, state)[0].any()
+
+
+def test_weights_whose_score_is_nan_go_last():
+    params, mask = jnp.array([4.0, 3.0, 0.1, 2.0]), jnp.ones(4, bool)
+    pruner = lottery_ticket(0.5, score=lambda w: jnp.where(w < 1, jnp.nan, w))
+    kept, _ = pruner.update(params, mask, pruner.init(params, mask))
+    assert kept.tolist() == [True, False, True, False]
 
 
 def test_bad_masks_are_named():

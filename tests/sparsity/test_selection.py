@@ -216,6 +216,8 @@ def test_bad_input():
         drop_smallest(scores, {"b": jnp.array(True)}, 1)
     with pytest.raises(ValueError, match="ties='some' is unknown"):
         drop_smallest(scores, mask, 1, ties="some")
+    with pytest.raises(ValueError, match=r"count=\{'w': 1\} must be an integer for scope='global'"):
+        drop_smallest(scores, mask, {"w": 1})
 
 
 SHARDED = """

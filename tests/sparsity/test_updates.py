@@ -1,7 +1,10 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from rlprune_jax.sparsity.masks import apply_mask, make_mask, total_density
@@ -88,6 +91,35 @@ def test_it_composes_with_multi_steps(inside):
         np.testing.assert_array_equal(
             params["layer"]["kernel"][kept], unmasked["layer"]["kernel"][kept]
         )
+
+
+def schedule_free_weights(optimizer, mask):
+    """Weights after training and what is evaluated of them, by a schedule-free optimizer."""
+    params = apply_mask(PARAMS, mask)
+    state = optimizer.init(params)
+    for step in range(5):
+        updates, state = optimizer.update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+    free = state if isinstance(state, optax.contrib.ScheduleFreeState) else state[0]
+    return params, optax.contrib.schedule_free_eval_params(free, params)
+
+
+def test_schedule_free_evaluates_masked_weights_as_the_docstring_says():
+    link = masked_updates(MASK)
+    inner = optax.chain(optax.adam(0.1), link)
+    inside = optax.contrib.schedule_free(inner, 0.1, b1=0.9)
+    outside = optax.chain(optax.contrib.schedule_free(optax.adam(0.1), 0.1, b1=0.9), link)
+    pruned = ~MASK["layer"]["kernel"]
+    trained, evaluated = schedule_free_weights(inside, MASK)
+    for weights in (trained, evaluated):
+        assert not weights["layer"]["kernel"][pruned].any()
+    others, wanderers = schedule_free_weights(outside, MASK)
+    assert not others["layer"]["kernel"][pruned].any()
+    # What the docstring warns of: without apply_mask another network would be evaluated.
+    assert wanderers["layer"]["kernel"][pruned].all()
+    same = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(same, apply_mask(wanderers, MASK), evaluated)
+    jax.tree.map(same, others, trained)
 
 
 def test_half_precision_weights_are_zero_too():

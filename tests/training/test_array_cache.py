@@ -67,11 +67,3 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeyp
         assert not array_cache.write_arrays(path, {"labels": np.zeros(3)})
     assert [file.name for file in tmp_path.iterdir()] == ["arrays.npz"]
     np.testing.assert_array_equal(array_cache.read_arrays(path)["labels"], ARRAYS["labels"])
-
-
-def test_default_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("RLPRUNE_CACHE_DIR", str(tmp_path))
-    assert array_cache.default_cache_dir() == tmp_path
-    monkeypatch.delenv("RLPRUNE_CACHE_DIR")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert array_cache.default_cache_dir() == tmp_path / ".cache" / "rlprune_jax"

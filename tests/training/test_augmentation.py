@@ -1,9 +1,11 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlprune_jax.training.augmentation import augment, make_prepare, normalise
+from rlprune_jax.training.augmentation import CropAndFlip, Standardise, augment, normalise
 
 MEAN, STD = (0.5, 0.25, 0.1), (0.2, 0.3, 0.4)
 
@@ -79,15 +81,34 @@ def test_the_key_decides_and_floats_are_taken_too():
     assert not np.array_equal(first, other)
 
 
-def test_prepare_augments_only_with_a_key():
+def test_standardise_normalises_and_describes_itself():
     images = random_images((8, 8, 8, 3))
-    prepare = make_prepare(MEAN, STD, pad=2, flip=True)
+    prepare = Standardise(mean=MEAN, std=STD)
     np.testing.assert_array_equal(prepare(images), normalise(images, MEAN, STD))
+    told = prepare.describe()
+    assert told == json.loads(json.dumps(told))
+    assert (told["mean"], told["std"], told["scale"]) == (list(MEAN), list(STD), 255.0)
+
+
+def test_crop_and_flip_augments_the_images_of_a_batch_and_no_labels():
+    images, labels = random_images((8, 8, 8, 3)), np.arange(8)
     key = jax.random.key(0)
-    expected = normalise(augment(images, key, pad=2), MEAN, STD)
-    np.testing.assert_allclose(jax.jit(prepare)(images, key), expected, rtol=1e-6, atol=1e-6)
-    plain = make_prepare(MEAN, STD)
-    np.testing.assert_array_equal(plain(images, key), normalise(images, MEAN, STD))
+    found, kept = jax.jit(CropAndFlip(pad=2, padding_mode="reflect"))((images, labels), key)
+    expected = augment(images, key, pad=2, padding_mode="reflect")
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(kept, labels)
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (lambda: Standardise((0.5,), (0.25,)), Standardise((0.4,), (0.25,))),
+        (lambda: CropAndFlip(pad=1), CropAndFlip(pad=2)),
+    ],
+)
+def test_equal_numbers_share_a_program(make, other):
+    assert make() == make() and hash(make()) == hash(make())
+    assert make() != other
 
 
 def test_both_trace_and_map():

@@ -41,7 +41,7 @@ def test_schedules_rise_and_fall_where_told():
 
 @pytest.mark.parametrize("decayed", ["kernels", "all"])
 def test_sgd_with_everything_equals_the_rule_in_numpy(decayed):
-    """Clip, then decay, then Nesterov momentum: the order of pqi_sap.md section 4.2."""
+    """Clip, then decay, then Nesterov momentum: the order of the SAP paper's code."""
     rate, momentum, decay, clip = 0.1, 0.9, 0.05, 0.5
     result = trajectory(
         make_optimizer(

@@ -1,4 +1,3 @@
-import doctest
 from functools import partial
 
 import chex
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlprune_jax.models import create_model, model_functions
-from rlprune_jax.training import recalibration
 from rlprune_jax.training.recalibration import (
     find_statistics,
     recalibrate,
@@ -68,11 +66,6 @@ def moving(momentum, statistic):
 def compiled(apply_train, variables, *inputs, **options):
     """As `recalibrate`, but faster here: one compilation instead of one an operation."""
     return eqx.filter_jit(partial(recalibrate, apply_train, **options))(variables, *inputs)
-
-
-def test_docstring_examples_run():
-    failures, tried = doctest.testmod(recalibration)
-    assert tried > 5 and failures == 0
 
 
 # Statistics, against NumPy in float64 and closed forms.

@@ -1,6 +1,3 @@
-import doctest
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +19,6 @@ DATA = (X, Y)
 
 def loss(outputs, batch):
     return jnp.mean(outputs)
-
-
-@pytest.mark.parametrize("module", ["task", "metrics", "loops", "image_task"])
-def test_examples_run(module):
-    found = doctest.testmod(importlib.import_module(f"rlprune_jax.training.{module}"))
-    assert found.failed == 0 < found.attempted
 
 
 @pytest.mark.parametrize(

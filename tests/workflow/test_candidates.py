@@ -1,138 +1,216 @@
-"""N candidates in one call equal N networks judged one by one."""
+"""N candidates in one call equal N networks evaluated one by one."""
+
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import random_gates, small_cnn
+from small import Small, random_gates, small_mlp
 
-from rlprune_jax import compact, gated, ones_gates, respecialise
+import rlprune_jax as rp
 from rlprune_jax.training.recalibration import recalibrate
-from rlprune_jax.workflow.candidates import chunk_for_memory, judge, judge_candidates
+from rlprune_jax.workflow.candidates import (
+    CandidateData,
+    Evaluator,
+    chunk_for_memory,
+    evaluate_candidate,
+    evaluate_candidates,
+    short_finetune,
+)
+
+KEY = jax.random.key(0)
+CALL = jax.jit(evaluate_candidates, static_argnums=0)
 
 
-def judged(gates, **options):
-    small = small_cnn()
-    apply, apply_train = small.functions.apply, small.functions.apply_train
-
-    @jax.jit
-    def call(variables, gates, data, key):
-        return judge_candidates(
-            apply, apply_train, small.graph, variables, gates, data, key, **options
-        )
-
-    return call(small.variables, gates, small.data, jax.random.key(0))
+def evaluator(small, **options):
+    return Evaluator(small.network.definition, small.task.objective, **options)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
-def test_chunks_equal_single_judgements(chunk):
-    small = small_cnn()
+def evaluated(small, gates, data=None, **options):
+    given = small.data if data is None else data
+    return CALL(evaluator(small, **options), small.variables, gates, given, KEY)
+
+
+def apply_train(variables, x, key=None):
+    """One hidden layer of 6 units under batch norm, with the statistics of the batch."""
+    hidden = x @ variables["params"]["a"]
+    mean, variance = hidden.mean(0), hidden.var(0)
+    return head(variables, hidden, mean, variance), {
+        "batch_stats": {
+            name: 0.9 * variables["batch_stats"][name] + 0.1 * new
+            for name, new in (("mean", mean), ("variance", variance))
+        }
+    }
+
+
+def head(variables, hidden, mean, variance):
+    hidden = (hidden - mean) * jax.lax.rsqrt(variance + 1e-5) * variables["params"]["scale"]
+    return jax.nn.relu(hidden) @ variables["params"]["b"]
+
+
+def apply(variables, x):
+    statistics = variables["batch_stats"]
+    hidden = x @ variables["params"]["a"]
+    return head(variables, hidden, statistics["mean"], statistics["variance"])
+
+
+@functools.cache
+def small_normed():
+    """A network with batch norm whose running statistics are far from those of its data."""
+    keys = jax.random.split(jax.random.key(10), 4)
+    params = {
+        "a": jax.random.normal(keys[0], (4, 6)),
+        "scale": jnp.linspace(0.5, 2.0, 6),
+        "b": jax.random.normal(keys[1], (6, 3)),
+    }
+    statistics = {"mean": jnp.ones(6), "variance": jnp.full(6, 9.0)}
+    variables = {"params": params, "batch_stats": statistics}
+    x = jax.random.normal(keys[2], (40, 4)) + 1
+    batch = (x[:12], jax.random.randint(keys[3], (12,), 0, 3))
+    network = rp.Network(apply, variables, x[:2], apply_train=apply_train)
+    task = rp.classification(batch, batch, batch)
+    return Small(network, task, CandidateData((x[12:],), batch))
+
+
+def nth(gates, index):
+    return jax.tree.map(lambda each: each[index], gates)
+
+
+def cross_entropy(logits, labels):
+    """The mean loss in NumPy, float64."""
+    logits = np.asarray(logits, np.float64)
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return -logs[np.arange(len(labels)), np.asarray(labels)].mean()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_chunks_equal_candidates_one_by_one(chunk):
+    small = small_mlp()
     gates = random_gates(small.graph, 5, jax.random.key(1))
-    together = judged(gates, chunk=chunk)
+    together = evaluated(small, gates, chunk=chunk)
+    alone = jax.jit(evaluate_candidate, static_argnums=0)
     for index in range(5):
-        one = judge(
-            small.functions.apply,
-            small.functions.apply_train,
-            small.graph,
-            small.variables,
-            jax.tree.map(lambda each, index=index: each[index], gates),
-            small.data,
-        )
+        one = alone(evaluator(small), small.variables, nth(gates, index), small.data)
         np.testing.assert_allclose(together.loss[index], one.loss, rtol=1e-5)
-        assert together.accuracy[index] == one.accuracy
+        assert together.metric[index] == one.metric
 
 
-def test_judgement_equals_the_slim_network_recalibrated():
-    small = small_cnn()
-    gates = jax.tree.map(lambda each: each[0], random_gates(small.graph, 1, jax.random.key(2)))
-    found = judged(jax.tree.map(lambda each: each[None], gates))
-    slim = compact(small.graph, small.variables, gates)
-    slim = recalibrate(
-        respecialise(small.functions.apply_train, small.graph), slim, small.data.calibration
-    )
-    logits = respecialise(small.functions.apply, small.graph)(slim, small.data.images)
-    losses = -jax.nn.log_softmax(logits)[jnp.arange(12), small.data.labels]
-    np.testing.assert_allclose(found.loss[0], losses.mean(), rtol=1e-4)
+def test_an_evaluation_equals_the_slim_network_recalibrated():
+    small = small_normed()
+    gates = random_gates(small.graph, 1, jax.random.key(2))
+    found = evaluated(small, gates)
+    slim = small.network.slim(nth(gates, 0))
+    slim = slim.replace(recalibrate(slim.apply_train, slim.variables, *small.data.calibration))
+    x, labels = small.data.batch
+    logits = slim(x)
+    np.testing.assert_allclose(found.loss[0], cross_entropy(logits, labels), rtol=1e-4)
+    assert found.metric[0] == pytest.approx(np.mean(np.argmax(np.asarray(logits), -1) == labels))
 
 
-def test_recalibration_matters_and_can_be_switched_off():
-    small = small_cnn()
+def test_recalibration_puts_the_statistics_of_the_data_and_can_be_switched_off():
+    small = small_normed()
     gates = random_gates(small.graph, 3, jax.random.key(3))
-    without = judged(gates, recalibration=False)
-    logits = gated(small.functions.apply, small.graph)(
-        small.variables, jax.tree.map(lambda each: each[1], gates), small.data.images
-    )
-    losses = -jax.nn.log_softmax(logits)[jnp.arange(12), small.data.labels]
-    np.testing.assert_allclose(without.loss[1], losses.mean(), rtol=1e-5)
-    assert not np.allclose(without.loss, judged(gates).loss)
-
-
-def test_finetuned_candidates_are_trained_by_their_own_gates_and_key():
-    small = small_cnn()
-    gates = random_gates(small.graph, 2, jax.random.key(4))
-
-    def finetune(variables, gates, key):
-        shift = 0.1 * jax.random.normal(key, ()) * gates[small.graph.names[0]].sum()
-        return jax.tree.map(lambda leaf: leaf + shift, variables)
-
-    tuned = judged(gates, finetune=finetune)
-    keys = jax.random.split(jax.random.key(0), 2)
-    for index in range(2):
-        each = jax.tree.map(lambda leaf, index=index: leaf[index], gates)
-        alone = judge(
-            small.functions.apply,
-            small.functions.apply_train,
-            small.graph,
-            finetune(small.variables, each, keys[index]),
-            each,
-            small.data,
-        )
-        np.testing.assert_allclose(tuned.loss[index], alone.loss, rtol=1e-4)
-
-
-def test_second_call_traces_nothing():
-    small = small_cnn()
-    chex.clear_trace_counter()
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def call(gates, key):
-        return judge_candidates(
-            small.functions.apply,
-            small.functions.apply_train,
-            small.graph,
-            small.variables,
-            gates,
-            small.data,
-            key,
-        )
-
-    for seed in (5, 6):
-        call(random_gates(small.graph, 3, jax.random.key(seed)), jax.random.key(seed))
-
-
-def test_no_candidates_and_empty_chunks_are_refused():
-    small = small_cnn()
-    gates = random_gates(small.graph, 2, jax.random.key(7))
-    with pytest.raises(ValueError, match="chunk=0"):
-        judged(gates, chunk=0)
-    with pytest.raises(ValueError, match="no candidates"):
-        judged(jax.tree.map(lambda each: each[:0], gates))
-
-
-def test_chunk_follows_memory():
-    small = small_cnn()
-    apply = small.functions.apply
-    largest = 12 * 8 * 8 * 4 * 4  # the first map: 12 images, 8x8, 4 channels, float32
-    assert chunk_for_memory(apply, small.variables, small.data.images, 6 * largest) == 2
-    assert chunk_for_memory(apply, small.variables, small.data.images, 1) == 1
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), small.variables["params"])
+    gate = np.asarray(nth(gates, 1)[small.graph.names[0]], np.float64)
+    x, labels = small.data.batch
+    hidden, seen = (np.asarray(each) @ params["a"] for each in (x, *small.data.calibration))
+    for switched, mean, variance in ((True, seen.mean(0), seen.var(0)), (False, 1.0, 9.0)):
+        normed = (hidden - mean) / np.sqrt(variance + 1e-5) * params["scale"]
+        expected = cross_entropy((np.maximum(normed, 0) * gate) @ params["b"], labels)
+        found = evaluated(small, gates, recalibration=switched)
+        np.testing.assert_allclose(found.loss[1], expected, rtol=1e-4)
 
 
 def test_dense_gates_change_nothing():
-    small = small_cnn()
-    ones = jax.tree.map(lambda each: each[None], ones_gates(small.graph))
-    found = judged(ones, recalibration=False)
-    logits = small.functions.apply(small.variables, small.data.images)
-    losses = -jax.nn.log_softmax(logits)[jnp.arange(12), small.data.labels]
-    np.testing.assert_allclose(found.loss[0], losses.mean(), rtol=1e-6)
+    small = small_mlp()
+    found = evaluated(small, jax.tree.map(lambda each: each[None], small.ones))
+    x, y = small.data.batch
+    np.testing.assert_allclose(found.loss[0], cross_entropy(small.network(x), y), rtol=1e-6)
+    assert found.metric[0] == 1
+
+
+def test_candidates_of_a_task_of_the_users_own():
+    """Two inputs in a dictionary, a loss and a metric in closed form."""
+
+    def apply(variables, x, scale):
+        return jax.nn.relu(x @ variables["a"]) @ variables["b"] * scale
+
+    keys = jax.random.split(jax.random.key(4), 4)
+    variables = {"a": jax.random.normal(keys[0], (3, 5)), "b": jax.random.normal(keys[1], (5, 2))}
+    batch = {
+        "left": jax.random.normal(keys[2], (7, 3)),
+        "scale": jnp.linspace(1, 2, 7)[:, None],
+        "wanted": jax.random.normal(keys[3], (7, 2)),
+    }
+    network = rp.Network(apply, variables, (batch["left"], batch["scale"]))
+    task = rp.Task(
+        lambda outputs, batch: jnp.abs(outputs - batch["wanted"]).mean(),
+        lambda outputs, batch: outputs.max() - batch["scale"].max(),
+        *[batch] * 3,
+        inputs=lambda batch: (batch["left"], batch["scale"]),
+    )
+    gates = random_gates(network.graph, 4, jax.random.key(5))
+    found = CALL(
+        Evaluator(network.definition, task.objective),
+        variables,
+        gates,
+        CandidateData((), batch),
+        KEY,
+    )
+    for index in range(4):
+        gate = np.asarray(gates[network.graph.names[0]][index], np.float64)
+        hidden = np.maximum(np.asarray(batch["left"], np.float64) @ np.asarray(variables["a"]), 0)
+        outputs = (hidden * gate) @ np.asarray(variables["b"]) * np.asarray(batch["scale"])
+        np.testing.assert_allclose(
+            found.loss[index], np.abs(outputs - batch["wanted"]).mean(), rtol=1e-5
+        )
+        np.testing.assert_allclose(found.metric[index], outputs.max() - 2, rtol=1e-5)
+
+
+def test_finetuned_candidates_are_trained_by_their_own_gates_and_key():
+    small = small_mlp()
+    gates = random_gates(small.graph, 2, jax.random.key(6))
+    data = small.data._replace(train=small.task.train)
+    options = {"finetune_steps": 3, "batch_size": 8}
+    tuned = evaluated(small, gates, data, **options)
+    assert not np.allclose(tuned.loss, evaluated(small, gates).loss)
+    keys = jax.random.split(KEY, 2)
+    train = jax.jit(short_finetune, static_argnums=0)
+    for index in range(2):
+        own = nth(gates, index)
+        how = evaluator(small, **options)
+        variables = train(how, small.variables, own, data.train, keys[index])
+        alone = evaluate_candidate(evaluator(small), variables, own, small.data)
+        np.testing.assert_allclose(tuned.loss[index], alone.loss, rtol=1e-4)
+
+
+def test_a_second_call_traces_nothing():
+    small = small_mlp()
+    chex.clear_trace_counter()
+    call = jax.jit(chex.assert_max_traces(evaluate_candidates, n=1), static_argnums=0)
+    for seed in (7, 8):
+        # As another task of the same functions makes it.
+        task = rp.classification(*[small.data.batch] * 3)
+        how = Evaluator(small.network.definition, task.objective)
+        gates = random_gates(small.graph, 3, jax.random.key(seed))
+        call(how, small.variables, gates, small.data, jax.random.key(seed))
+
+
+def test_no_candidates_and_empty_chunks_are_refused():
+    small = small_mlp()
+    gates = random_gates(small.graph, 2, jax.random.key(9))
+    with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
+        evaluator(small, chunk=0)
+    with pytest.raises(ValueError, match="no candidates"):
+        evaluated(small, jax.tree.map(lambda each: each[:0], gates))
+
+
+def test_the_chunk_follows_the_memory():
+    small = small_mlp()
+    inputs = (small.data.batch[0],)
+    largest = 24 * 8 * 4  # the first hidden layer: 24 examples, 8 units, float32
+    definition = small.network.definition
+    assert chunk_for_memory(definition, small.variables, inputs, 6 * largest) == 2
+    assert chunk_for_memory(definition, small.variables, inputs, 1) == 1

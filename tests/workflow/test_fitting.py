@@ -1,16 +1,14 @@
 """What is delivered respects every budget, counted in integers, whatever the search found."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import random_gates, small_cnn
+from small import random_gates, small_cnn, small_mlp
 
-from rlprune_jax import compact, count_macs, count_params, respecialise
+from rlprune_jax import compact, count_macs, count_params
 from rlprune_jax.costs import (
     check_reachable,
     constrain,
@@ -26,12 +24,7 @@ from rlprune_jax.workflow.fitting import best_of, deliverable, equivalence, fit_
 
 SMALL = small_cnn()
 GRAPH = SMALL.graph
-NETWORK = types.SimpleNamespace(
-    apply=SMALL.functions.apply,
-    graph=GRAPH,
-    variables=SMALL.variables,
-    example=(SMALL.data.images,),
-)
+NETWORK = SMALL.network
 
 
 def environment(constraints, round_to=1):
@@ -132,6 +125,17 @@ def test_without_filling_a_feasible_mask_stays_as_it_is():
         np.testing.assert_array_equal(gates[name], mask[index, : len(gates[name])])
 
 
+@pytest.mark.parametrize("fill", [True, False])
+def test_groups_that_a_mask_prunes_whole_keep_their_least(fill):
+    constraints, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
+    gates = fit_to_budgets(env, constraints, jnp.zeros(env.ranks.shape), fill=fill)
+    assert satisfies(constraints, gates)
+    for index, name in enumerate(GRAPH.names):
+        kept = np.asarray(gates[name])
+        assert kept[np.asarray(env.ranks[index, : kept.size]) == 0] == 1
+        assert fill or kept.sum() == env.min_keep[index]
+
+
 def test_deliverable_takes_feasible_then_near_misses_then_uniform():
     constraints, env = ENVIRONMENTS[("params=0.4", "macs=0.5")]
     empty = archive_init(env, 4)
@@ -164,16 +168,23 @@ def test_best_of_never_picks_nan():
 
 def test_equivalence_measures_the_difference():
     gates = jax.tree.map(lambda each: each[0], random_gates(GRAPH, 1, jax.random.key(0)))
-    apply, variables = SMALL.functions.apply, SMALL.variables
-    slim = compact(GRAPH, variables, gates)
-    x = SMALL.data.images
-    found = equivalence(apply, GRAPH, variables, slim, gates, x)
+    slim, x = NETWORK.slim(gates), SMALL.data.batch[0]
+    found = equivalence(NETWORK, slim, gates, (x,))
     assert found.max_abs_diff < 1e-5
-    logits = respecialise(apply, GRAPH, gates)(slim, x)
-    assert found.largest == pytest.approx(float(jnp.abs(logits).max()), rel=1e-5)
-    spoilt = jax.tree.map(lambda leaf: leaf + 0.1, slim)
-    spoiled = equivalence(apply, GRAPH, variables, spoilt, gates, x)
-    assert spoiled.max_abs_diff > 1e-3
+    assert found.largest == pytest.approx(float(jnp.abs(slim(x)).max()), rel=1e-5)
+    spoilt = slim.replace(jax.tree.map(lambda leaf: leaf + 0.1, slim.variables))
+    assert equivalence(NETWORK, spoilt, gates, (x,)).max_abs_diff > 1e-3
+
+
+def test_nan_of_both_networks_is_no_difference_and_of_one_it_is():
+    small = small_mlp()
+    network, gates = small.network, jax.tree.map(lambda g: g.at[0].set(0.0), small.ones)
+    x = np.full((1, 4), np.nan, np.float32)
+    slim = network.slim(gates)
+    assert equivalence(network, slim, gates, (x,)).max_abs_diff == 0
+    spoilt = slim.replace(jax.tree.map(lambda leaf: leaf * np.nan, slim.variables))
+    good = np.ones((1, 4), np.float32)
+    assert np.isnan(equivalence(network, spoilt, gates, (good,)).max_abs_diff)
 
 
 def test_descriptors_are_finite_and_ordered():

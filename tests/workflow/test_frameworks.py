@@ -26,8 +26,8 @@ from rlprune_jax.export.plan import make_plan, write_plan
 from rlprune_jax.graph.slim import compact
 from rlprune_jax.training.recalibration import find_statistics, recalibrate
 from rlprune_jax.workflow.frameworks import training_mode
-from rlprune_jax.workflow.learning import MaskedFunction
 from rlprune_jax.workflow.network import CallError, Network, NetworkError
+from rlprune_jax.workflow.tuning import MaskedFunction
 
 X = jax.random.normal(jax.random.key(0), (8, 6, 6, 1))
 FIRST = jnp.moveaxis(X, 3, 1)

@@ -1,3 +1,5 @@
+"""The loop of iterative pruning: masks, rewinding, measurements, seeds."""
+
 import itertools
 
 import jax
@@ -6,9 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from rlprune_jax.models import create_model, model_functions
+from rlprune_jax.models import ModelFunctions, create_model, model_functions
 from rlprune_jax.sparsity.pruners import lottery_ticket, one_shot, sap
-from rlprune_jax.workflow.iterative import IterativeData, iterative_pruning, over_seeds
+from rlprune_jax.training.loops import evaluate
+from rlprune_jax.training.task import classification
+from rlprune_jax.workflow.iterative import (
+    IterativeData,
+    Schedule,
+    iterative_pruning,
+    over_seeds,
+)
 
 RATE = optax.linear_schedule(0.2, 0.0, 12)
 
@@ -16,17 +25,19 @@ RATE = optax.linear_schedule(0.2, 0.0, 12)
 def problem(size=4, count=48, classes=3):
     images = jax.random.normal(jax.random.key(5), (count, size, size, 1))
     labels = jnp.argmax(images.reshape(count, -1)[:, :classes], axis=1).astype(jnp.int32)
-    return IterativeData(images, labels, images[:24], labels[:24])
+    return IterativeData(train=(images, labels), test=(images[:24], labels[:24]))
 
 
 DATA = problem()
+OBJECTIVE = classification(DATA.train, DATA.test, DATA.test).objective
 MLP = model_functions(create_model("mlp", 3, widths=(8,)))
 CNN = model_functions(create_model("cnn", 3, widths=(4,)))
 
 
 def loop_of(pruner, functions=MLP, **options):
     options = {"batch_size": 16, "num_steps": 12, "evaluation_batch": 24} | options
-    return iterative_pruning(functions, optax.sgd(RATE, momentum=0.9), pruner, **options)
+    optimizer = optax.sgd(RATE, momentum=0.9)
+    return iterative_pruning(functions, OBJECTIVE, optimizer, pruner, Schedule(**options))
 
 
 def iterate(loop, count, key=None, data=DATA):
@@ -60,11 +71,36 @@ def test_train_measure_prune_rewind():
             # Biases go back too; kept weights are those of the start, bit for bit.
             np.testing.assert_array_equal(leaf, np.where(keep, first, 0))
     for row in rows:
-        assert 0 <= float(row.accuracy) <= 1 and np.isfinite(row.train_loss)
+        assert 0 <= float(row.metric) <= 1 and np.isfinite(row.train_loss)
         assert 0 < float(row.pq_index) < 1 and 0 < float(row.gini) < 1
         assert int(sum(row.layer_live.values())) == int(row.live)
         np.testing.assert_allclose(row.pq_grid[4, 0], row.pq_index, atol=1e-5)
-    assert float(rows[0].accuracy) > 0.5
+    assert float(rows[0].metric) > 0.5
+
+
+def test_the_trained_network_is_what_was_measured():
+    states, rows = iterate(loop_of(lottery_ticket(0.5)), 2)
+    for before, state, row in zip(states, states[1:], rows, strict=False):
+        jax.tree.map(np.testing.assert_array_equal, state.trained_mask, before.mask)
+        for weights, keep in zip(
+            *map(kernels, (state.trained["params"], state.trained_mask)), strict=True
+        ):
+            assert not weights[~keep].any() and weights[keep].all()
+        found = evaluate(MLP.apply, state.trained, OBJECTIVE, DATA.test, batch_size=24)
+        np.testing.assert_allclose(found.metric, row.metric, atol=1e-6)
+
+
+def test_a_bare_pytree_of_parameters_is_pruned_as_its_collection_is():
+    """The same network with its parameters alone as variables: the same numbers."""
+    bare = ModelFunctions(
+        init=lambda key, x: MLP.init(key, x)["params"],
+        apply=lambda params, x: MLP.apply({"params": params}, x),
+        apply_train=lambda params, x, key=None: MLP.apply_train({"params": params}, x),
+    )
+    states, rows = iterate(loop_of(lottery_ticket(0.5), bare), 2)
+    others, expected = iterate(loop_of(lottery_ticket(0.5)), 2)
+    jax.tree.map(np.testing.assert_array_equal, states[2].variables, others[2].variables["params"])
+    np.testing.assert_array_equal(rows[1].metric, expected[1].metric)
 
 
 def test_sap_prunes_by_the_index_it_measures():
@@ -104,7 +140,7 @@ def test_seeds_are_vmapped_or_mapped_with_the_same_result():
     results = {}
     for how in ("vmap", "map"):
         _states, rows = iterate(over_seeds(loop, how), 2, key=keys)
-        assert rows[0].accuracy.shape == (2,)
+        assert rows[0].metric.shape == (2,)
         results[how] = rows
     for vmapped, mapped in zip(results["vmap"], results["map"], strict=True):
         np.testing.assert_array_equal(vmapped.live, mapped.live)
@@ -123,6 +159,8 @@ def test_the_state_is_arrays_and_resumes():
 def test_bad_input():
     with pytest.raises(ValueError, match="num_steps=12 must be above rewind_step=12"):
         loop_of(sap(), rewind_step=12)
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        loop_of(sap(), batch_size=0)
     with pytest.raises(ValueError, match="batch_statistics='drop' is unknown"):
         loop_of(sap(), batch_statistics="drop")
     with pytest.raises(ValueError, match="how='pmap' is unknown"):

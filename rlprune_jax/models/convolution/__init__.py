@@ -1,4 +1,6 @@
-"""Convolve fast on CPUs too, also in networks of others.
+"""A convolution that is fast on CPUs too.
+
+Networks of others can be made to use it.
 
 `conv_general_dilated` takes the place of lax's in a layer; `rebind_convolutions` puts it into a
 whole function that is written already.

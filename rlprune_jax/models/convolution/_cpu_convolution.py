@@ -1,4 +1,4 @@
-"""Convolution and its two gradients for CPUs, in the form that is fastest for the shape.
+"""Convolution and its two gradients, in forms that CPUs run fast.
 
 XLA's own CPU convolution is good at one thing: the forward pass on maps of more than a few pixels.
 Its gradients run 45 to 115 times slower inside a loop, and 2x2 maps 40 times slower. So everything
@@ -39,13 +39,13 @@ _THIN_PATCH = 96  # up to this depth the forward patches beat XLA's convolution
 _THICK_PATCH = 600  # up to this depth the kernel gradient's patches beat its taps
 _SMALL_MAP = 16  # output pixels up to which XLA's convolution is the slower
 _WORTH_COMPILING = 5e8  # floating-point operations that repay a second of compilation soon
-_WINOGRAD_WORK = 0.75  # share of the taps' products above which the transforms eat the gain
+_WINOGRAD_WORK = 0.75  # fraction of the taps' products above which the transforms eat the gain
 _WINOGRAD_CHANNELS = 64  # thinner, the transforms of pixels eat the gain
 _WINOGRAD_TILES = 128  # fewer, the transform of the kernel eats the gain
 
 
 def convolution(
-    lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any = None
+    lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: lax.PrecisionLike = None
 ) -> jax.Array:
     """Convolve lhs f[B,H,W,C] with rhs f[h,w,C/groups,O] to f[B,H',W',O].
 
@@ -77,14 +77,15 @@ def convolution(
 
 
 def input_gradient(
-    cotangent: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any = None
+    cotangent: jax.Array, rhs: jax.Array, geometry: Geometry, precision: lax.PrecisionLike = None
 ) -> jax.Array:
-    """Pull a cotangent f[B,H',W',O] back through the kernel f[h,w,C/groups,O] to f[B,H,W,C].
+    """Pull a cotangent back through the kernel to the images.
 
-    At stride 1 it is the convolution with the flipped kernel, lowered as any other. At other
-    strides each residue of the pixel's position modulo the stride gets its own taps, and the
-    residues are interleaved once: no product with a zero. Where there is little work, zeros are put
-    between the pixels instead, which makes it the case of stride 1.
+    f[B,H',W',O] goes through f[h,w,C/groups,O] to f[B,H,W,C]. At stride 1 it is the convolution
+    with the flipped kernel, lowered as any other. At other strides each residue of the pixel's
+    position modulo the stride gets its own taps, and the residues are interleaved once: no product
+    with a zero. Where there is little work, zeros are put between the pixels instead, which makes
+    it the case of stride 1.
 
     Raises: nothing; the primitives validate.
     """
@@ -122,7 +123,7 @@ def input_gradient(
 
 
 def kernel_gradient(
-    lhs: jax.Array, cotangent: jax.Array, geometry: Geometry, precision: Any = None
+    lhs: jax.Array, cotangent: jax.Array, geometry: Geometry, precision: lax.PrecisionLike = None
 ) -> jax.Array:
     """Correlate the input f[B,H,W,C] with a cotangent f[B,H',W',O] to f[h,w,C/groups,O].
 
@@ -147,7 +148,7 @@ def kernel_gradient(
 
 
 def form_of(geometry: Geometry, batch: Any, channels: Pair, gradient: bool = False) -> str:
-    """Name the form for a shape: "taps", "winograd", "patches" or "xla".
+    """Choose the form of a convolution by its shape.
 
     Args:
       geometry: sizes and steps.
@@ -155,7 +156,8 @@ def form_of(geometry: Geometry, batch: Any, channels: Pair, gradient: bool = Fal
       channels: input channels of one group, and output channels.
       gradient: whether the kernel's gradient is to be found rather than the output.
 
-    Raises: nothing.
+    Returns:
+      "taps", "winograd", "patches" or "xla".
     """
     positions = math.prod(geometry.kernel_size)
     depth = positions * channels[0]
@@ -213,7 +215,9 @@ def _patches(lhs: jax.Array, geometry: Geometry) -> jax.Array:
     )
 
 
-def _product(left: jax.Array, right: jax.Array, groups: int, precision: Any) -> jax.Array:
+def _product(
+    left: jax.Array, right: jax.Array, groups: int, precision: lax.PrecisionLike
+) -> jax.Array:
     """Multiply pixels f[B,H,W,C] by one tap's weights f[C/groups,O] to f[B,H,W,O]."""
     inside, outside = right.shape
     if groups == 1:
@@ -226,7 +230,9 @@ def _product(left: jax.Array, right: jax.Array, groups: int, precision: Any) -> 
     return result.reshape(*left.shape[:3], outside)
 
 
-def _correlation(left: jax.Array, right: jax.Array, groups: int, precision: Any) -> jax.Array:
+def _correlation(
+    left: jax.Array, right: jax.Array, groups: int, precision: lax.PrecisionLike
+) -> jax.Array:
     """Sum pixels f[B,H,W,C] times cotangents f[B,H,W,O] over B, H, W to f[C/groups,O]."""
     channels, outside = left.shape[-1], right.shape[-1]
     # Flat operands, or XLA copies the left one transposed instead of reading it transposed.

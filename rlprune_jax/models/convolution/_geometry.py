@@ -1,4 +1,4 @@
-"""Geometry of a two-dimensional convolution: which input pixel meets which output pixel."""
+"""Which input pixel of a two-dimensional convolution meets which output pixel."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,10 @@ Padding = tuple[Pair, Pair]
 
 
 class Geometry(NamedTuple):
-    """What is fixed about a convolution besides its channels and batch; all (height, width)."""
+    """Hold sizes and steps of a convolution in space.
+
+    Pairs are (height, width), in pixels.
+    """
 
     input_size: Pair
     kernel_size: Pair
@@ -18,7 +21,7 @@ class Geometry(NamedTuple):
 
     @property
     def output_size(self) -> Pair:
-        """Height and width of the output."""
+        """Return height and width of the output."""
         height, width = (
             (size + sum(pad) - dilation * (kernel - 1) - 1) // stride + 1
             for size, kernel, stride, pad, dilation in zip(
@@ -34,7 +37,7 @@ class Geometry(NamedTuple):
 
 
 class Tap(NamedTuple):
-    """One kernel position: the input pixels it reads, and the output pixels they are added to."""
+    """Hold a kernel position and the pixels it joins."""
 
     row: int
     column: int
@@ -43,7 +46,7 @@ class Tap(NamedTuple):
 
 
 def count_products(geometry: Geometry) -> int:
-    """Count the pairs of an input and an output pixel that the kernel joins."""
+    """Count the pairs of pixels that the kernel joins."""
     return sum(
         (tap.writes[0].stop - tap.writes[0].start) * (tap.writes[1].stop - tap.writes[1].start)
         for tap in list_taps(geometry)
@@ -51,7 +54,7 @@ def count_products(geometry: Geometry) -> int:
 
 
 def list_taps(geometry: Geometry) -> list[Tap]:
-    """Kernel positions that meet the image at all, with the pixels at which they do."""
+    """List the kernel positions that meet the image at all."""
     spans = []
     for axis in range(2):
         stride, dilation = geometry.strides[axis], geometry.dilation[axis]
@@ -74,7 +77,7 @@ def list_taps(geometry: Geometry) -> list[Tap]:
 
 
 def tiles_image(geometry: Geometry) -> bool:
-    """Whether the kernel's positions tile the image without overlap or padding."""
+    """Return whether the kernel's positions tile the image without overlap."""
     return (
         geometry.strides == geometry.kernel_size
         and geometry.dilation == (1, 1)
@@ -83,7 +86,10 @@ def tiles_image(geometry: Geometry) -> bool:
 
 
 def flipped_geometry(geometry: Geometry) -> Geometry:
-    """Geometry of the stride-1 convolution that maps cotangents to inputs."""
+    """Return the geometry of the convolution from cotangents to inputs.
+
+    For a stride of 1.
+    """
     padding = []
     for axis in range(2):
         reach = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1)

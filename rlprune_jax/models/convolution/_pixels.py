@@ -1,4 +1,4 @@
-"""Pixel rearrangements that several forms of the convolution share, on f[B,H,W,C]."""
+"""Rearrangements of pixels that several forms of the convolution use."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,10 @@ from rlprune_jax.models.convolution._geometry import Padding, Pair
 
 
 def pad(array: jax.Array, padding: Padding) -> jax.Array:
-    """Pad (or, where negative, crop) the two spatial axes of f[B,H,W,C] with zeros."""
+    """Pad the spatial axes of f[B,H,W,C] with zeros.
+
+    A negative padding crops.
+    """
     zero = jnp.zeros((), array.dtype)
     (top, bottom), (left, right) = padding
     return lax.pad(array, zero, ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
@@ -23,9 +26,11 @@ def place(part: jax.Array, writes: tuple[slice, slice], size: Pair) -> jax.Array
 
 
 def interleave(grid: Sequence[Sequence[jax.Array]]) -> jax.Array:
-    """Weave grid[h][w] f[B,H,W,C] into f[B, H*rows, W*columns, C], pixel (y, x) of [h][w] at
+    """Weave a grid of images into one, pixel by pixel.
+
+    ``grid[h][w]`` f[B,H,W,C] become f[B, H*rows, W*columns, C], with pixel (y, x) of ``[h][w]`` at
     (y*rows + h, x*columns + w).
-    """  # noqa: D205
+    """
     batch, height, width, channels = grid[0][0].shape
     rows = [jnp.stack(row, axis=3) for row in grid]
     woven = jnp.stack(rows, axis=2)

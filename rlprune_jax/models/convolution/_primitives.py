@@ -250,7 +250,9 @@ _batch(convolution_kernel_gradient_p, (_Route(-1, True, -2, False), _OUT_CHANNEL
 _Form = Callable[..., jax.Array]  # of two operands, a geometry and a precision
 
 
-def _xla_convolution(lhs: Any, rhs: Any, geometry: Geometry, precision: Any) -> jax.Array:
+def _xla_convolution(
+    lhs: Any, rhs: Any, geometry: Geometry, precision: lax.PrecisionLike
+) -> jax.Array:
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -263,14 +265,18 @@ def _xla_convolution(lhs: Any, rhs: Any, geometry: Geometry, precision: Any) -> 
     )
 
 
-def _xla_input_gradient(cotangent: Any, rhs: Any, geometry: Geometry, precision: Any) -> jax.Array:
+def _xla_input_gradient(
+    cotangent: Any, rhs: Any, geometry: Geometry, precision: lax.PrecisionLike
+) -> jax.Array:
     shape = (cotangent.shape[0], *geometry.input_size, rhs.shape[2] * geometry.groups)
     lhs = jax.ShapeDtypeStruct(shape, cotangent.dtype)
     transpose = jax.linear_transpose(lambda x: _xla_convolution(x, rhs, geometry, precision), lhs)
     return transpose(cotangent)[0]
 
 
-def _xla_kernel_gradient(lhs: Any, cotangent: Any, geometry: Geometry, precision: Any) -> jax.Array:
+def _xla_kernel_gradient(
+    lhs: Any, cotangent: Any, geometry: Geometry, precision: lax.PrecisionLike
+) -> jax.Array:
     channels = (lhs.shape[-1] // geometry.groups, cotangent.shape[-1])
     rhs = jax.ShapeDtypeStruct((*geometry.kernel_size, *channels), lhs.dtype)
     transpose = jax.linear_transpose(lambda k: _xla_convolution(lhs, k, geometry, precision), rhs)
@@ -278,7 +284,9 @@ def _xla_kernel_gradient(lhs: Any, cotangent: Any, geometry: Geometry, precision
 
 
 def _on_xla(form: _Form) -> _Form:
-    def lowered(first: Any, second: Any, geometry: Geometry, precision: Any) -> jax.Array:
+    def lowered(
+        first: Any, second: Any, geometry: Geometry, precision: lax.PrecisionLike
+    ) -> jax.Array:
         function = functools.partial(form, geometry=geometry, precision=precision)
         return (jax.vmap(function) if first.ndim == 5 else function)(first, second)
 
@@ -286,7 +294,9 @@ def _on_xla(form: _Form) -> _Form:
 
 
 def _on_cpu(form: _Form) -> _Form:
-    def lowered(first: Any, second: Any, geometry: Geometry, precision: Any) -> jax.Array:
+    def lowered(
+        first: Any, second: Any, geometry: Geometry, precision: lax.PrecisionLike
+    ) -> jax.Array:
         dtype = first.dtype
         if jnp.finfo(dtype).bits < 32:
             # CPUs emulate half precision anyway, and sums over taps would round at every step.

@@ -1,12 +1,12 @@
-"""Winograd's F(2x2, 3x3): a 3x3 convolution of stride 1 in 16 products per 2x2 outputs, not 36.
+"""Winograd's form of a 3x3 convolution of stride 1.
 
+F(2x2, 3x3) takes 16 products for every 2x2 outputs, where 36 are usual.
 Lavin and Gray (2015), https://arxiv.org/abs/1509.09308. All constants are 0, 1/2 and 1, and the
 float32 error was measured equal to that of the plain sum over the kernel's pixels: 1e-5 of the
 output's spread.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,10 @@ _TILE_COTANGENTS = ({0: 1}, {0: 1, 1: 1}, {0: 1, 1: -1}, {1: -1})
 _KERNEL_TRANSFORM = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
-def convolution(lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: Any) -> jax.Array:
+def convolution(
+    lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
+) -> jax.Array:
+    """Convolve lhs f[B,H,W,C] with rhs f[3,3,C,O] to f[B,H',W',O]."""
     height, width = geometry.output_size
     padded = _pad_to_tiles(lhs, geometry)
     pixels = [
@@ -52,7 +55,7 @@ def convolution(lhs: jax.Array, rhs: jax.Array, geometry: Geometry, precision: A
 
 
 def kernel_gradient(
-    lhs: jax.Array, cotangent: jax.Array, geometry: Geometry, precision: Any
+    lhs: jax.Array, cotangent: jax.Array, geometry: Geometry, precision: lax.PrecisionLike
 ) -> jax.Array:
     """Transpose of `convolution` in its kernel.
 
@@ -72,7 +75,9 @@ def kernel_gradient(
     return jnp.einsum("ui,vj,vuco->ijco", transform, transform, products)
 
 
-def _transform(table: Sequence[dict[int, int]], array: jax.Array, high: int, wide: int) -> Any:
+def _transform(
+    table: Sequence[dict[int, int]], array: jax.Array, high: int, wide: int
+) -> jax.Array:
     """Transform all tiles of f[B,H,W,C], rows and then columns, to f[4,4,B,high,wide,C]."""
     rows = [array[:, h : h + 2 * high - 1 : 2] for h in range(array.shape[1] - 2 * high + 2)]
     half = jnp.stack([_combine(terms, {0: 1}, [[row] for row in rows]) for terms in table])

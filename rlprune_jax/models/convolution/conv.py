@@ -1,4 +1,4 @@
-"""One convolution, lowered for the platform and the shape when a program is compiled.
+"""One convolution, lowered for the platform and the shape.
 
 `conv_general_dilated` takes the place of lax's, in Flax as
 `nn.Conv(..., conv_general_dilated=conv_general_dilated)`. How: `_primitives` (derivatives, vmap),
@@ -40,15 +40,15 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
-    precision: Any = None,
+    precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
-    """Convolve images with kernels, a drop-in for lax's convolution.
+    """Convolve images with kernels, fast on CPUs too.
 
-    Two-dimensional NHWC / HWIO convolutions of floating-point arrays go through the primitives of
-    this module; anything else (other ranks and layouts, lhs_dilation, batch_group_count, another
-    result type, symbolic image sizes, arrays whose types follow a mesh) is passed on to lax
-    unchanged.
+    Use it in the place of `jax.lax.conv_general_dilated`. Two-dimensional NHWC / HWIO convolutions
+    of floating-point arrays go through the primitives of this module; anything else (other ranks
+    and layouts, lhs_dilation, batch_group_count, another result type, symbolic image sizes, arrays
+    whose types follow a mesh) is passed on to lax unchanged.
 
     Args:
       lhs: f[B,H,W,C], images.
@@ -72,7 +72,10 @@ def conv_general_dilated(
 
     Example:
       >>> import flax.linen as nn
-      >>> conv = nn.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
+      >>> layer = nn.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
+      >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 6, 6, 3)))
+      >>> layer.apply(variables, jnp.ones((2, 6, 6, 3))).shape
+      (2, 6, 6, 8)
     """
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     result_type = preferred_element_type
@@ -115,7 +118,7 @@ def conv_general_dilated(
 
 
 def follows_mesh(kind: Any) -> bool:
-    """Tell whether JAX tracks an array over a mesh by its type.
+    """Return whether an array's type tracks a mesh.
 
     `shard_map` does for arrays that vary over the mesh, and sums gradients by it; so do meshes with
     explicit axes for sharded arrays. A primitive from outside JAX cannot take part in that.

@@ -1,0 +1,224 @@
+"""Prune a network to budgets by constrained reinforcement learning, beside rivals, and ship it.
+
+Example: rlprune prune --dataset digits --budget params=0.1 --budget macs=0.3
+
+Stages: train the dense network, unless it is given; score its units; search with the agent and with
+each baseline, at the same number of evaluations; bring the best of each under the budgets, re-rank
+them after a short finetune on held-out data, finetune the winner on all training data; cut the
+agent's network to the kept units, check that it equals its masked twin, and read the test data
+once. The run directory, printed last, holds result.json, metrics.jsonl, report.html and slim/.
+
+The same command resumes an interrupted run, or says that it is finished. With more --evaluations,
+other --baselines or another finetuning it goes on from the dense network and the searches of a
+finished run that is the same otherwise; a search that is extended follows the schedules of the
+longer one from there on, so it is not the one that would have been that long from the start.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlprune_jax.cli.common import run_command
+from rlprune_jax.cli.options import PruneOptions, resolved
+from rlprune_jax.workflow.config import AGENT
+
+if TYPE_CHECKING:
+    from rlprune_jax.runs import Json, RunDirectory
+    from rlprune_jax.training.task import Task
+    from rlprune_jax.workflow.network import Network
+    from rlprune_jax.workflow.results import PruneResult
+
+EXPERIMENT = "prune_rl"
+"""What run directories are called."""
+
+UNNAMED = ("runs_dir", "data_dir", "save_seconds", "pretrained")
+"""Options that do not name the run; of pretrained weights the content does."""
+
+EXTENDABLE = (
+    *("evaluations", "baselines"),
+    *("rerank", "rerank_steps", "finetune_steps", "finetune_rate"),
+)
+"""Options that the dense network and the beginning of a search do not depend on."""
+
+
+def main(prog: str, args: list[str]) -> None:
+    """Run the command."""
+    run_command(prune, PruneOptions, __doc__, prog=prog, args=args)
+
+
+def prune(options: PruneOptions) -> Path:
+    """Do a run and return its directory.
+
+    A run that is finished is found and not done again.
+
+    Raises:
+        ValueError: an option is wrong, a budget cannot be met, or a search found nothing.
+        OSError: data are missing or the run directory cannot be written.
+        RuntimeError: training diverged, or another process works in the directory.
+    """
+    options = resolved(options)
+    # After the options, which are answered before JAX is imported.
+    from rlprune_jax.runs import open_run
+
+    settings = identity(options)
+    with open_run(options.place.runs_dir, EXPERIMENT, settings, exclude=UNNAMED) as run:
+        if run.is_finished:
+            say(f"finished before; delete {run.path} to run again")
+            return run.path
+        extend(run, options, settings)
+        execute(run, options)
+        return run.path
+
+
+def say(text: str) -> None:
+    """Tell the user something beside the result."""
+    print(text, file=sys.stderr)
+
+
+def identity(options: PruneOptions) -> dict[str, object]:
+    """Return what names a run.
+
+    These are its options, and the code and weights of the user's.
+    """
+    from rlprune_jax.cli.building import digest_of, own_code
+    from rlprune_jax.costs import parse_budgets
+
+    budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
+    data, network = options.data, options.network
+    paths: dict[str, str | None] = {
+        "model": network.model,
+        "dataset": data.dataset,
+        "metric": data.metric,
+        **{f"budget function {each.name}": each.name for each in budgets if each.is_function},
+    }
+    found: dict[str, object] = dict(options.settings)
+    if code := own_code(paths):
+        found["code"] = code
+    if network.pretrained is not None:
+        found["pretrained_digest"] = digest_of(network.pretrained)
+    return found
+
+
+def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, object]) -> None:
+    """Go on from a similar run that is finished.
+
+    Dense network and searches are taken of one that differs in ``EXTENDABLE`` alone.
+    """
+    from rlprune_jax.runs import adopt_stages, find_similar
+
+    similar = find_similar(
+        options.place.runs_dir, EXPERIMENT, settings, differing=EXTENDABLE, exclude=UNNAMED
+    )
+    wanted = options.search.evaluations
+
+    def usefulness(path: Path) -> int:
+        evaluations = int(similar[path]["evaluations"])
+        return evaluations if evaluations <= wanted else 0
+
+    if not similar:
+        return
+    source = max(similar, key=usefulness)
+    searches = [f"search-{method}" for method in (AGENT, *options.search.baselines)]
+    stages = adopt_stages(run, source, ["dense", *(searches if usefulness(source) else ())])
+    if stages:
+        say(f"goes on from {source}: {', '.join(stages)}")
+
+
+def execute(run: "RunDirectory", options: PruneOptions) -> None:
+    """Do the whole run in its directory."""
+    from rlprune_jax.costs import parse_budgets
+    from rlprune_jax.workflow.pipeline import run_pruning
+
+    began = time.perf_counter()
+    task, network = prepare(run, options)
+    budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
+    result = run_pruning(network, task, budgets, options.config, run, path=run.path)
+    labels = {"dataset": options.data.dataset, "model": options.network.model}
+    for record in run.metrics("extends"):
+        labels["extends"] = record["run"]
+    result = dataclasses.replace(result, labels=labels, seconds=time.perf_counter() - began)
+    write(run, result, dict(options.settings))
+    say(str(result))
+
+
+def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]":
+    """Return the task and the trained network.
+
+    A budget that cannot be met is refused before any training.
+    """
+    from rlprune_jax.cli.building import build_network, build_task, wanted_of
+    from rlprune_jax.costs import parse_budgets
+    from rlprune_jax.workflow.learning import DenseRecipe, train_dense
+    from rlprune_jax.workflow.pruning import bind_budgets, check_fit
+
+    seed, config = options.run.seed, options.config
+    task = build_task(options.data, seed)
+    network, is_trained, _ = build_network(options.network, wanted_of(task, seed))
+    check_fit(network, task, config)
+    say(str(network.graph))
+    bind_budgets(network, parse_budgets(options.budgets.budget, options.budgets.budget_fn), config)
+    for note in notes(options, task):
+        say(f"note: {note}")
+    dense = options.dense
+    if is_trained and dense.dense_steps is None:
+        if dense.dense_rate is not None:
+            raise ValueError(
+                f"dense_rate={dense.dense_rate} would do nothing: {options.network.model} is "
+                "trained already; give dense_steps to train it further"
+            )
+        return task, network
+    recipe = DenseRecipe(
+        steps=dense.dense_steps or options.usual_dense_steps,
+        rate=dense.dense_rate or 0.1,
+        batch_size=options.delivery.batch_size,
+    )
+    return task, train_dense(network, task, recipe, seed, run, options.run.save_seconds)
+
+
+def notes(options: PruneOptions, task: "Task") -> list[str]:
+    """Return what is done otherwise than the options say."""
+    found = []
+    evaluations, candidates = options.search.evaluations, options.search.candidates
+    if evaluations % candidates:
+        found.append(
+            f"evaluations={evaluations} is no multiple of candidates={candidates}; "
+            f"{evaluations // candidates * candidates} are done"
+        )
+    for name, value, split in (
+        ("reward_images", options.search.reward_images, "held_out"),
+        ("calibration_images", options.search.calibration_images, "train"),
+        ("batch_size", options.delivery.batch_size, "train"),
+    ):
+        size = task.size(split)
+        if size is not None and value is not None and value > size:
+            found.append(f"{name}={value}: there are {size} examples, and all are taken")
+    if options.data.dataset == "digits" and options.data.data_dir is not None:
+        found.append(f"data_dir={options.data.data_dir!r} is not read: digits need none")
+    return found
+
+
+def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:
+    """Write history, page and result.
+
+    The result comes last, since it ends the run.
+    """
+    import numpy as np
+
+    from rlprune_jax.files import to_json
+    from rlprune_jax.report.run_page import write_run_page
+    from rlprune_jax.workflow.results import history_arrays
+
+    history = history_arrays(result.searches)
+    arrays = {
+        f"{method}/{name}": rows
+        for method, found in history.items()
+        for name, rows in found.items()
+    }
+    np.savez_compressed(run.path / "history.npz", **arrays)  # type: ignore[arg-type]
+    content = result.to_json()
+    rows = run.metrics(f"search-{AGENT}")
+    write_run_page(run.report, content, rows, history, to_json(settings))
+    run.write_result(content)

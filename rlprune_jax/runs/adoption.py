@@ -1,0 +1,85 @@
+"""Begin a run with what an earlier one has computed already."""
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rlprune_jax.runs.run import Json
+from rlprune_jax.runs.run_directory import COSMETIC, RunDirectory, config_hash
+
+EXTENDS = "extends"
+"""Stage of the record that names the run whose stages were taken."""
+
+
+def find_similar(
+    runs_dir: str | os.PathLike,
+    experiment: str,
+    config: object,
+    *,
+    differing: Collection[str],
+    exclude: Collection[str] = COSMETIC,
+) -> dict[Path, Json]:
+    """Find finished runs that differ in some settings alone.
+
+    Use it to extend a run: its stages that do not depend on those settings can be adopted.
+
+    Args:
+        runs_dir: directory of all runs.
+        experiment: name of the experiment, as ``open_run`` takes it.
+        config: frozen dataclass or dict of settings.
+        differing: names of top-level settings that may differ.
+        exclude: top-level settings that do not count, as in ``open_run``.
+
+    Returns:
+        Their directories with their settings; the run of ``config`` itself is not among them.
+    """
+    ignored = (*differing, *exclude)
+    wanted, own = config_hash(config, exclude=ignored), config_hash(config, exclude=exclude)
+    found = {}
+    for path in sorted(Path(runs_dir).expanduser().glob(f"{experiment}-*")):
+        if path.name == f"{experiment}-{own}" or not (path / "result.json").is_file():
+            continue
+        try:
+            stored = json.loads((path / "config.json").read_text())
+            if config_hash(stored, exclude=ignored) == wanted:
+                found[path] = stored
+        except (OSError, ValueError, TypeError):
+            continue  # not one of ours
+    return found
+
+
+def adopt_stages(run: RunDirectory, source: Path, stages: Sequence[str]) -> list[str]:
+    """Begin a run with stages of a finished one.
+
+    Their checkpoints and records are copied.
+
+    Checkpoints and records are copied, unless the new run has begun. A kill on the way leaves a run
+    that has not begun.
+
+    Args:
+        run: that goes on from them.
+        source: directory of the finished run.
+        stages: names of those that are wanted; those that the source lacks are left out.
+
+    Returns:
+        The names of the stages that were copied.
+    """
+    present = [stage for stage in stages if (source / "checkpoints" / stage).is_dir()]
+    if run.checkpoints.exists() or not present:
+        return []
+    temporary = run.path / "adopted.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for stage in present:
+        shutil.copytree(source / "checkpoints" / stage, temporary / stage)
+        run.rewind_metrics(stage, -1)
+    for line in (source / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        stage, step = record.pop("stage"), record.pop("step")
+        if stage in present:
+            run.append_metrics(stage, step, record)
+    run.rewind_metrics(EXTENDS, -1)
+    run.append_metrics(EXTENDS, 0, {"run": source.name, "stages": present})
+    os.rename(temporary, run.checkpoints)
+    return present

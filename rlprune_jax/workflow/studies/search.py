@@ -1,0 +1,187 @@
+"""The study of the agent's hyper-parameters."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+
+import tyro
+
+from rlprune_jax.checks import refuse_unless
+from rlprune_jax.workflow.studies.base import Study, StudyJob, names, require_each
+
+if TYPE_CHECKING:
+    from rlprune_jax.runs import Run
+    from rlprune_jax.study import StudyResult, StudySettings
+    from rlprune_jax.study.settings import Distribution, Value
+    from rlprune_jax.workflow.pruning import Pruning
+
+
+class Range(NamedTuple):
+    """Numbers between two, drawn evenly, or evenly in their logarithm."""
+
+    low: float
+    high: float
+    log: bool = True
+
+    def distribution(self) -> "Distribution":
+        """Return what is drawn from."""
+        from rlprune_jax.study import LogUniform, Uniform
+
+        return (LogUniform if self.log else Uniform)(self.low, self.high)
+
+
+RANGES: dict[str, Range] = {
+    "unit_learning_rate": Range(0.02, 0.8),
+    "group_learning_rate": Range(0.005, 0.5),
+    "learning_rate": Range(1e-4, 1e-2),
+    "clip_epsilon": Range(0.05, 1.0, log=False),
+    "target_kl": Range(0.005, 0.5),
+    "sharpness": Range(1.0, 16.0, log=False),
+    "entropy_coef": Range(0.0, 0.02, log=False),
+    "initial_std": Range(0.1, 2.0),
+    "std_learning_rate": Range(0.002, 0.2),
+}
+"""Ranges of the agent's numbers, around its defaults."""
+
+CHOICES: dict[str, tuple[int, ...] | tuple[str, ...]] = {
+    "epochs": (4, 8, 16),
+    "candidates": (8, 16, 32),
+    "shaping": ("standardise", "elite"),
+}
+"""What of the agent's structure may vary; each value is a program of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchStudy(Study):
+    """Vary the hyper-parameters of the agent.
+
+    Setting 0 is the defaults.
+    """
+
+    kind: ClassVar[str] = "search"
+    log_axes: ClassVar[tuple[str, ...]] = tuple(name for name, span in RANGES.items() if span.log)
+
+    num_settings: Annotated[int, tyro.conf.arg(name="settings")] = 64
+    """H, of which all but the first are drawn at random; with more of them, the study goes on where
+    it ended."""
+    evaluations: int = 256
+    """Candidates of each search."""
+    candidates: int = 16
+    """Candidates an iteration."""
+    vary: tuple[str, ...] = ("unit_learning_rate", "clip_epsilon", "target_kl", "sharpness")
+    """What is varied; of the agent's numbers, those with a range. epochs, candidates and shaping
+    make a program for each of their values, and need a number beside them."""
+    around: float | None = None
+    """Draw each number within this factor of its default; the whole range where that is 0."""
+    metric: Literal["area", "reward"] = "area"
+    """What is optimised: area (under the best-so-far curve) or reward (at the end)."""
+
+    def check(self) -> None:
+        """Refuse options that cannot be."""
+        super().check()
+        count = self.num_settings
+        wanted = "must be at least 2; the first is the defaults, which are compared with the others"
+        refuse_unless("settings", count, count >= 2, wanted)
+        known = (*RANGES, *CHOICES)
+        text = f"must be among {names(known)}"
+        require_each("vary", self.vary, known.__contains__, text)
+        varied = set(self.vary) & set(RANGES)
+        text = f"shapes the program alone; vary a number too, one of {names(RANGES)}"
+        refuse_unless("vary", self.vary, bool(varied), text)
+        sizes = CHOICES["candidates"] if "candidates" in self.vary else ()
+        check_search(self.evaluations, self.candidates, max(map(int, sizes), default=0))
+        if self.around is not None:
+            holds = self.around > 1 and math.isfinite(self.around)
+            refuse_unless("around", self.around, holds, "must be a finite factor above 1")
+
+    def settings(self, cost: str) -> "StudySettings":
+        """Return the defaults and what is drawn at random.
+
+        The first settings of a larger number are those of a smaller one.
+        """
+        import jax
+
+        from rlprune_jax.study import random, table
+
+        rows = [self.defaults()]
+        if self.num_settings > 1:
+            key = jax.random.key(self.seed)
+            rows += list(random(self.space(cost), self.num_settings - 1, key))
+        return table(rows)
+
+    def space(self, cost: str) -> "Mapping[str, Distribution]":
+        """Return what each hyper-parameter is drawn from."""
+        from rlprune_jax.study import Choice
+
+        defaults = self.defaults()
+        found: dict[str, Distribution] = {}
+        for name in self.vary:
+            default = defaults[name]
+            if name in CHOICES:
+                found[name] = Choice(CHOICES[name])
+            elif self.around is None or not default:
+                found[name] = RANGES[name].distribution()
+            else:
+                middle = float(default)
+                span = Range(middle / self.around, middle * self.around)
+                found[name] = span.distribution()
+        return found
+
+    def defaults(self) -> "dict[str, Value]":
+        """Return the defaults of what is varied.
+
+        As a search has it unless told otherwise.
+        """
+        from rlprune_jax.search import AgentConfig, HParams
+
+        structure = AgentConfig(candidates=self.candidates)
+        return {
+            name: getattr(structure, name) if name in CHOICES else float(getattr(HParams(), name))
+            for name in self.vary
+        }
+
+    def job(self, run: "Run | None" = None) -> StudyJob:
+        """Train the network and make the job of one search."""
+        from rlprune_jax.workflow.studies.problem import prepare
+
+        config = self.prune_config(evaluations=self.evaluations, candidates=self.candidates)
+        return self.job_on(prepare(self, (self.budget,), config, run))
+
+    def job_on(self, pruning: "Pruning") -> StudyJob:
+        """Make the job of one search on a problem."""
+        from rlprune_jax.workflow.studies.search_job import search_study_job
+
+        return search_study_job(pruning, tuple(name for name in self.vary if name in CHOICES))
+
+    def conclude(self, found: "StudyResult", dense_accuracy: float) -> dict[str, object]:
+        """Return the result, with the gain over the defaults."""
+        result = super().conclude(found, dense_accuracy)
+        if self.optuna:
+            return result  # which chose its settings, so none is the defaults
+        values = found.metrics[self.metric]
+        gain = values[found.best(self.metric)] - values[0]
+        mean = float(gain.mean())
+        return result | {"gain_over_defaults": {"mean": mean, "by_seed": gain.tolist()}}
+
+
+def check_search(evaluations: int, candidates: int, most: int = 0) -> None:
+    """Refuse a search that is too small.
+
+    It needs a whole iteration, and two candidates in each.
+
+    Args:
+        evaluations: of a search.
+        candidates: an iteration.
+        most: candidates an iteration that a setting may have.
+
+    Raises:
+        ValueError: naming the option, its value and the way out.
+    """
+    refuse_unless("evaluations", evaluations, evaluations >= 1, "must be at least 1")
+    text = "must be at least 2; the agent compares the candidates of an iteration"
+    refuse_unless("candidates", candidates, candidates >= 2, text)
+    text = f"an iteration exceed evaluations={evaluations}; lower candidates or raise evaluations"
+    refuse_unless("candidates", candidates, candidates <= evaluations, text)
+    text = f"is below the {most} candidates that a setting may have; raise evaluations"
+    refuse_unless("evaluations", evaluations, most <= evaluations, text)

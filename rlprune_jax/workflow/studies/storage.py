@@ -1,0 +1,69 @@
+"""Refuse a storage of Optuna's that cannot be opened, before anything is trained for it."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+
+def hide_password(text: str) -> str:
+    """Return text with the passwords in addresses replaced.
+
+    Example:
+        >>> hide_password("postgresql://me:secret@host/study")
+        'postgresql://me:***@host/study'
+    """
+    return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", text)
+
+
+def check_storage(storage: str) -> None:
+    """Refuse a file or database that cannot be opened.
+
+    A file is made where there is none. Nothing here imports JAX.
+
+    Args:
+        storage: path of a journal file, or address of a database.
+
+    Raises:
+        ValueError: Optuna is not installed, or the storage cannot be opened; the message names it
+            without its password.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise ValueError(
+            f"optuna={hide_password(storage)!r} needs Optuna, which is not installed; "
+            "pip install 'rlprune_jax[optuna]'"
+        )
+    problem = _database_problem(storage) if "://" in storage else _file_problem(storage)
+    if problem:
+        raise ValueError(
+            f"optuna={hide_password(storage)!r} cannot be opened: {hide_password(problem)}; give a "
+            "file in a folder that can be written, sqlite:///FILE, or the address of a database "
+            "that is running and whose driver is installed"
+        )
+
+
+def _file_problem(storage: str) -> str:
+    if not storage:
+        return "it is empty"
+    path = Path(storage).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        return str(error.strerror or error)
+    return ""
+
+
+def _database_problem(address: str) -> str:
+    # Optuna's own way to databases.
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = create_engine(address)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        return str(error).strip().splitlines()[0]
+    return ""

@@ -1,0 +1,178 @@
+"""Finetune masked networks: short to compare candidates, long for what is delivered."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlprune_jax.graph.gating import gated
+from rlprune_jax.pytree import flatten_with_paths
+from rlprune_jax.runs import DivergenceError, Run
+from rlprune_jax.training.task import Batch, Data, Task, count_examples
+from rlprune_jax.types import Apply, Gates, PyTree, Variables
+from rlprune_jax.workflow.candidates import masked_training
+from rlprune_jax.workflow.learning import FinetuneRecipe, Training, run_training
+from rlprune_jax.workflow.network import Definition
+from rlprune_jax.workflow.pruning import Pruning, stage_key
+
+
+class Finetune(Protocol):
+    """Train a masked network in the user's way."""
+
+    def __call__(
+        self, apply: Apply, variables: Variables, steps: int, key: jax.Array, /
+    ) -> Variables:
+        """Return the variables after so many steps.
+
+        Args:
+            apply: the masked network. It takes what the network's own function takes: for Linen
+                ``apply(variables, x, training=True, mutable=["batch_stats"], rngs=...)``; for all
+                others ``apply(variables, x)`` in evaluation mode and
+                ``apply.train(variables, x, key=key) -> (outputs, updates)``.
+            variables: dense ones to start from.
+            steps: of training.
+            key: for order and dropout.
+        """
+
+
+class MaskedFunction:
+    """Apply a masked network in a user's training loop.
+
+    Attributes:
+        train: ``(variables, *inputs, key=None) -> (outputs, updates)``, in training mode.
+    """
+
+    def __init__(self, definition: Definition, gates: Gates) -> None:
+        own = definition.own_apply
+        self._masked = definition.masked if own is None else gated(own, definition.graph)
+        self._gates = gates
+        self.train = masked_training(definition, gates)
+
+    def __call__(self, variables: Variables, /, *inputs: PyTree, **options: PyTree) -> PyTree:
+        """Return what the network's own function returns, of the masked network."""
+        return self._masked(variables, self._gates, *inputs, **options)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tuner:
+    """Finetune a method's candidates, by our training or the user's.
+
+    Attributes:
+        pruning: the problem.
+        method: whose candidates they are; stages of the run are named after it.
+        own: training of the user's own, or None.
+        run: where checkpoints and metrics go.
+    """
+
+    pruning: Pruning
+    method: str
+    own: Finetune | None
+    run: Run
+
+    def short(self, number: int, gates: Gates) -> Variables:
+        """Return variables to compare a candidate by.
+
+        Trained without held-out data.
+
+        Raises:
+            DivergenceError: the loss or the variables became NaN or infinite.
+        """
+        return self._tune(f"rerank{number}", gates, int(self.pruning.config.rerank_steps or 0))
+
+    def last(self, gates: Gates) -> Variables:
+        """Return the variables to deliver.
+
+        Trained with the held-out data too.
+
+        Raises:
+            DivergenceError: the loss or the variables became NaN or infinite.
+        """
+        return self._tune("finetune", gates, int(self.pruning.config.finetune_steps or 0))
+
+    def _tune(self, stage: str, gates: Gates, steps: int) -> Variables:
+        network, task, config = self.pruning.network, self.pruning.task, self.pruning.config
+        key = stage_key(config.seed, "deploy")
+        if self.own is not None:
+            apply: Apply = MaskedFunction(network.definition, gates)
+            tuned = self.own(apply, network.variables, steps, jax.random.fold_in(key, steps))
+            check_tuned(network.variables, tuned)
+            return tuned
+        training = Training(
+            name=f"{stage}-{self.method}",
+            network=network,
+            objective=task.objective,
+            data=self._all_data if stage == "finetune" else self._train_data,
+            recipe=FinetuneRecipe(rate=config.finetune_rate, batch_size=config.batch_size),
+            steps=steps,
+            gates=gates,
+        )
+        return run_training(training, key, self.run, config.save_seconds)
+
+    @cached_property
+    def _train_data(self) -> Data:
+        return training_data(self.pruning.task, False, self.pruning.config.batch_size)
+
+    @cached_property
+    def _all_data(self) -> Data:
+        return training_data(self.pruning.task, True, self.pruning.config.batch_size)
+
+
+def check_tuned(before: Variables, after: Variables) -> None:
+    """Refuse what is no trained variables.
+
+    It is what a user's finetune returned.
+
+    Raises:
+        ValueError: other leaves or shapes than it was given.
+        DivergenceError: a leaf is NaN or infinite.
+    """
+    given, found = flatten_with_paths(before), flatten_with_paths(after)
+    for path in {**given, **found}:
+        shapes = [np.shape(flat[path]) if path in flat else None for flat in (given, found)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"finetune returned variables whose leaf {path!r} has shape {shapes[1]}, and "
+                f"{shapes[0]} before; return the variables as they came, with other values"
+            )
+    for path, leaf in found.items():
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and not jnp.isfinite(leaf).all():
+            raise DivergenceError(
+                f"finetune returned variables that are not finite at {path!r}; lower its "
+                "learning rate"
+            )
+
+
+def training_data(task: Task, held_out: bool, batch_size: int = 128) -> Data:
+    """Return the data that are finetuned on.
+
+    The training data, with or without the held-out ones. As many rows in both cases, the surplus
+    repeated: one compiled program finetunes on either.
+
+    Args:
+        task: whose data.
+        held_out: whether its held-out data are among them.
+        batch_size: of arrays that are joined with a source of batches.
+    """
+    if task.is_streamed("train") or task.is_streamed("held_out"):
+        splits = ("train", "held_out") if held_out else ("train",)
+        return lambda: (batch for split in splits for batch in batches(task, split, batch_size))
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.train, task.held_out)
+    if held_out:
+        return both
+    rows = jnp.arange(count_examples(both)) % count_examples(task.train)
+    return jax.tree.map(lambda leaf: leaf[rows], task.train)
+
+
+def batches(task: Task, split: str, size: int) -> Iterator[Batch]:
+    """Yield the batches of one pass over a split."""
+    data = getattr(task, split)
+    if callable(data):
+        yield from data()
+        return
+    for start in range(0, count_examples(data), size):
+        rows = slice(start, start + size)
+        yield jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf[rows]), data)

@@ -1,0 +1,147 @@
+"""Training in a run: resumable, stopped by NaN, over arrays and batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import in_batches, small_mlp
+
+import rlprune_jax as rp
+from rlprune_jax.runs import DivergenceError, MemoryRun, open_run_at
+from rlprune_jax.training.loops import init_train_state, make_train_step
+from rlprune_jax.workflow import learning
+from rlprune_jax.workflow.learning import (
+    DenseRecipe,
+    FinetuneRecipe,
+    Training,
+    run_training,
+    train_dense,
+)
+
+SMALL = small_mlp()
+KEY = jax.random.key(0)
+
+
+def fresh():
+    """The MLP with small weights, so that there is something to learn."""
+    return SMALL.network.replace(jax.tree.map(lambda leaf: 0.3 * leaf, SMALL.variables))
+
+
+def training(data=SMALL.task.train, steps=6, gates=None, recipe=None):
+    return Training(
+        name="stage",
+        network=fresh(),
+        objective=SMALL.task.objective,
+        data=data,
+        recipe=recipe or FinetuneRecipe(rate=1e-2, batch_size=16),
+        steps=steps,
+        gates=gates,
+    )
+
+
+def test_dense_training_lowers_the_loss_and_leaves_the_network_alone():
+    network, run = fresh(), MemoryRun()
+    recipe = DenseRecipe(steps=120, rate=0.1, batch_size=16)
+    before = jax.tree.map(np.asarray, network.variables)
+    trained = train_dense(network, SMALL.task, recipe, run=run)
+    rows = run.metrics("dense")
+    assert [row["step"] for row in rows] == [60, 120]
+    assert rows[1]["loss"] < rows[0]["loss"]
+    assert set(rows[0]) == {"stage", "step", "loss", "accuracy"}
+    assert trained.definition is network.definition
+    jax.tree.map(np.testing.assert_array_equal, network.variables, before)
+
+
+def test_training_that_diverges_stops_and_leaves_no_checkpoint(tmp_path):
+    def explosive(outputs, batch):
+        return jnp.exp(jnp.square(outputs).sum())
+
+    task = rp.Task(explosive, "negative_loss", *[SMALL.task.train] * 3)
+    recipe = DenseRecipe(steps=120, rate=100.0, batch_size=16)
+    with (
+        open_run_at(tmp_path / "run", {}) as run,
+        pytest.raises(DivergenceError, match=r"'dense' diverged: the loss is .*lower the learning"),
+    ):
+        train_dense(SMALL.network, task, recipe, run=run)
+    kept = [path for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file()]
+    assert kept == []
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch, streamed):
+    monkeypatch.setattr(learning, "STEPS_AT_ONCE", 2)
+    data = in_batches(SMALL.task.train, 16) if streamed else SMALL.task.train
+    whole = run_training(training(data), KEY)
+    name, kill_at = ("_step", 5) if streamed else ("_train", 3)
+    original, calls = getattr(learning, name), []
+
+    def killed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == kill_at:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(learning, name, killed)
+    with pytest.raises(KeyboardInterrupt), open_run_at(tmp_path / "run", {}) as run:
+        run_training(training(data), KEY, run, 0.0)
+    with open_run_at(tmp_path / "run", {}) as run:
+        resumed = run_training(training(data), KEY, run, 0.0)
+        assert [row["step"] for row in run.metrics("stage")] == [2, 4, 6]
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_batches_of_a_source_are_stepped_through_in_their_order():
+    """Against a loop by hand over the same batches."""
+    source = in_batches(SMALL.task.train, 20)  # 20, 20 and 8 of 48
+    recipe = FinetuneRecipe(rate=1e-2)
+    found = run_training(training(source, steps=4, recipe=recipe), KEY)
+    optimizer = recipe.optimizer(4)
+    step = make_train_step(SMALL.network.definition.training_mode, optimizer, SMALL.task.objective)
+    state = init_train_state(fresh().variables, optimizer)
+    batches = list(source())
+    for batch in (*batches, batches[0]):
+        state, _ = step(state, batch, KEY)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(state.variables), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_only_what_the_gates_keep_is_trained():
+    gates = {name: gate.at[0].set(0.0) for name, gate in SMALL.ones.items()}
+    before = fresh().variables
+    after = run_training(training(gates=gates), KEY)
+    # The pruned units of the first group: their row of "b" is read by nobody.
+    np.testing.assert_array_equal(after["b"][0], before["b"][0])
+    assert not np.array_equal(after["b"][1:, 1:], before["b"][1:, 1:])
+
+
+def test_the_rate_falls_to_zero_over_a_traced_total():
+    recipe = FinetuneRecipe(rate=0.5)
+    params = {"w": jnp.ones(2)}
+
+    @jax.jit
+    def sizes(total):
+        optimizer = recipe.optimizer(total)
+        state, found = optimizer.init(params), []
+        for _ in range(5):
+            updates, state = optimizer.update({"w": jnp.ones(2)}, state, params)
+            found.append(-updates["w"][0])
+        return jnp.stack(found)
+
+    # Adam's step for a constant gradient is the rate itself: half a cosine over the total.
+    expected = 0.25 * (1 + np.cos(np.pi * np.minimum(np.arange(5) / 4, 1)))
+    np.testing.assert_allclose(sizes(4.0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"steps": 1, "rate": 0.0}, "rate=0.0 must be"),
+        ({"steps": 1, "rate": float("inf")}, "rate=inf must be"),
+        ({"steps": 1, "batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"steps": 1, "weight_decay": -1.0}, "weight_decay=-1.0 must be"),
+    ],
+)
+def test_wrong_recipes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DenseRecipe(**options)

@@ -1,0 +1,156 @@
+"""A search is resumable, compiles once, and takes any reward."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import count_compilations, in_batches, small_mlp, small_pruning
+
+import rlprune_jax as rp
+from rlprune_jax.costs import limits
+from rlprune_jax.runs import MemoryRun, open_run_at
+from rlprune_jax.search import EmptyArchiveError
+from rlprune_jax.workflow import searches
+from rlprune_jax.workflow.delivery import deliver, evaluate_masked
+from rlprune_jax.workflow.searches import search
+
+
+def test_rewards_and_costs_are_those_of_the_masks_it_kept():
+    pruning = small_pruning("params=0.5")
+    found = search(pruning, "random_search")
+    assert found.rewards.shape == (2, 8) and found.costs.shape == (2, 8, 1)
+    assert found.evaluations == 16
+    entries = found.archive.feasible
+    gates = rp.ones_gates(pruning.graph)
+    for index, (name, size) in enumerate(zip(pruning.env.names, pruning.env.sizes, strict=True)):
+        gates[name] = jnp.asarray(entries.masks[0, index, :size], jnp.float32)
+    share = rp.count_params(pruning.graph, gates) / rp.count_params(pruning.graph)
+    assert float(entries.costs[0, 0]) == pytest.approx(share, rel=1e-5)
+    alone = evaluate_masked(
+        pruning.network,
+        pruning.task.objective,
+        pruning.network.variables,
+        gates,
+        pruning.task.sample("held_out", pruning.config.reward_images),
+    )
+    assert found.best_reward == pytest.approx(float(alone.metric), abs=1e-6)
+    assert found.best_reward == np.max(found.rewards[np.all(found.costs <= 0.5, -1)])
+
+
+def test_a_second_search_compiles_nothing_with_other_limits_too():
+    search(small_pruning("params=0.5"))
+    with count_compilations() as compiled:
+        for limit, seed in (("params=0.5", 1), ("params=0.4", 0)):
+            search(small_pruning(limit, seed=seed))
+    assert compiled == []
+
+
+def test_metrics_of_every_iteration_are_recorded():
+    run = MemoryRun()
+    search(small_pruning("params=0.5"), "random_search", run)
+    rows = run.metrics("search-random_search")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert {"best", "reward_mean", "seconds", "compile_seconds"} <= set(rows[0])
+    assert rows[0]["best"] <= rows[1]["best"]
+
+
+@pytest.mark.parametrize("method", ["agent", "cross_entropy"])
+def test_an_interrupted_search_ends_as_one_that_was_not(tmp_path, monkeypatch, method):
+    pruning = small_pruning("params=0.5", save_seconds=0.0)
+    whole = search(pruning, method)
+    original, calls = searches.run_search_host, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(searches, "run_search_host", killed)
+    with pytest.raises(KeyboardInterrupt), open_run_at(tmp_path / "run", {}) as run:
+        search(pruning, method, run)
+    with open_run_at(tmp_path / "run", {}) as run:
+        resumed = search(pruning, method, run)
+    assert len(calls) == 3  # one before the kill, the killed one, and the one that was left
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_streams_reward_as_arrays_do():
+    small = small_mlp()
+    task = rp.Task(
+        small.task.loss,
+        small.task.metric,
+        *[in_batches(getattr(small.task, split), 7) for split in ("train", "held_out", "test")],
+    )
+    arrays = search(small_pruning("params=0.5"), "random_search")
+    streams = search(small_pruning("params=0.5", task=task), "random_search")
+    np.testing.assert_array_equal(arrays.rewards, streams.rewards)
+
+
+def test_the_reward_may_be_the_loss():
+    by_loss = search(small_pruning("params=0.5", reward="loss"), "random_search")
+    by_metric = search(small_pruning("params=0.5"), "random_search")
+    np.testing.assert_array_equal(by_loss.costs, by_metric.costs)
+    assert (by_loss.rewards < 0).all() and (by_metric.rewards >= 0).all()
+
+
+def test_a_staircase_of_finetuning_before_the_reward():
+    plain = search(small_pruning("params=0.5"), "random_search")
+    stairs = search(small_pruning("params=0.5", reward_finetune=(0, 2)), "random_search")
+    np.testing.assert_array_equal(plain.rewards[0], stairs.rewards[0])
+    by_loss = [
+        search(small_pruning("params=0.5", reward_finetune=steps, reward="loss"), "random_search")
+        for steps in ((0,), (0, 2))
+    ]
+    assert (by_loss[0].rewards[1] != by_loss[1].rewards[1]).any()
+
+
+def test_coarse_candidates_keep_the_best_units_of_each_group():
+    pruning = small_pruning("params=0.5", granularity="coarse")
+    found = search(pruning, "random_search")
+    ranks = np.asarray(pruning.env.ranks)
+    for mask in np.asarray(found.archive.feasible.masks)[np.asarray(found.archive.feasible.valid)]:
+        np.testing.assert_array_equal(mask, (ranks < mask.sum(-1, keepdims=True)))
+
+
+def test_multiplier_and_projection_together_stay_within_the_budgets():
+    """With the multiplier alone candidates may be over the limits; what is delivered is not."""
+    pruning = small_pruning("params=0.5", constraint="both")
+    found = search(pruning)
+    assert found.feasible_fraction(limits(pruning.constraints)) == 1
+    assert deliver(pruning, found).params <= 0.5 * rp.count_params(pruning.graph)
+
+
+def test_a_multiplier_alone_may_go_over_and_delivers_within():
+    pruning = small_pruning("params=0.5", constraint="multiplier", granularity="coarse")
+    found = search(pruning)
+    assert found.evaluations == 16
+    assert deliver(pruning, found).params <= 0.5 * rp.count_params(pruning.graph)
+
+
+def test_rewards_that_are_all_nan_deliver_nothing_and_say_so():
+    small = small_mlp()
+    task = rp.Task(
+        small.task.loss,
+        lambda outputs, batch: jnp.nan * outputs.sum(),
+        *[small.data.batch] * 3,
+    )
+    pruning = small_pruning("params=0.5", task=task)
+    found = search(pruning, "random_search")
+    assert np.isnan(found.rewards).all() and found.best_reward == -np.inf
+    with pytest.raises(EmptyArchiveError, match="every reward was NaN or infinite, of all 16"):
+        deliver(pruning, found)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="method='anneal' is unknown; choose from agent, uniform"):
+        search(small_pruning("params=0.5"), "anneal")
+
+
+def test_the_room_of_the_same_name_can_be_called():
+    """``rlprune_jax.search`` is a room, and calling it is this function."""
+    pruning = small_pruning("params=0.5")
+    one, other = rp.search(pruning, method="uniform"), search(pruning, "uniform")
+    np.testing.assert_array_equal(one.rewards, other.rewards)
+    assert rp.search.make_environment is not None
