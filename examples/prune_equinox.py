@@ -27,7 +27,7 @@ class Net(eqx.Module):
 
 x, y = load_digits(return_X_y=True)
 x, y = x.reshape(-1, 1, 8, 8).astype("float32") / 16, y.astype("int32")
-train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 1200), (1200, 1450), (1450, 1797)))
+train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 1197), (1197, 1497), (1497, 1797)))
 optimizer, start = optax.adam(3e-3), eqx.nn.make_with_state(Net)(jax.random.key(0))
 
 
@@ -49,7 +49,7 @@ def load(folder):  # in any other process
 if __name__ == "__main__":
     (net, state), opt_state = start, optimizer.init(eqx.filter(start[0], eqx.is_array))
     for key in jax.random.split(jax.random.key(1), 200):
-        rows = jax.random.randint(key, (64,), 0, 1200)
+        rows = jax.random.randint(key, (64,), 0, 1197)
         net, state, opt_state = step(net, state, opt_state, x[rows], y[rows])
 
     network = rp.Network.from_equinox(net, x[:1], state=state)

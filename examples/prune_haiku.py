@@ -18,7 +18,7 @@ def net(x, training):
 
 x, y = load_digits(return_X_y=True)
 x, y = x.reshape(-1, 8, 8, 1).astype("float32") / 16, y.astype("int32")
-train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 1200), (1200, 1450), (1450, 1797)))
+train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 1197), (1197, 1497), (1497, 1797)))
 optimizer = optax.adam(3e-3)
 start = dict(zip(("params", "state"), net.init(jax.random.key(0), x[:1], True), strict=True))
 
@@ -50,7 +50,7 @@ def load(folder):  # in any other process
 if __name__ == "__main__":
     variables, opt_state = start, optimizer.init(start["params"])
     for key in jax.random.split(jax.random.key(1), 200):
-        rows = jax.random.randint(key, (64,), 0, 1200)
+        rows = jax.random.randint(key, (64,), 0, 1197)
         variables, opt_state = step(variables, opt_state, x[rows], y[rows], key)
     network = rp.Network(apply, variables, x[:1], apply_train=apply_train)
     task = rp.classification(train, held_out, test)

@@ -12,7 +12,7 @@ import rlprune_jax as rp
 
 x, y = load_digits(return_X_y=True)
 x, y = x.reshape(-1, 8, 8, 1).astype("float32") / 16, y.astype("int32")
-train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 1200), (1200, 1450), (1450, 1797)))
+train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 1197), (1197, 1497), (1497, 1797)))
 
 
 def make():

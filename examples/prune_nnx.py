@@ -23,7 +23,7 @@ class Net(nnx.Module):
 
 x, y = load_digits(return_X_y=True)
 x, y = x.reshape(-1, 8, 8, 1).astype("float32") / 16, y.astype("int32")
-train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 1200), (1200, 1450), (1450, 1797)))
+train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 1197), (1197, 1497), (1497, 1797)))
 
 
 @nnx.jit
@@ -38,7 +38,7 @@ def fit(net, steps):
     optimizer, rng = nnx.Optimizer(net, optax.adam(3e-3), wrt=nnx.Param), np.random.default_rng(0)
     net.train()
     for _ in range(steps):
-        rows = rng.integers(0, 1200, 64)
+        rows = rng.integers(0, 1197, 64)
         step(net, optimizer, x[rows], y[rows])
     net.eval()
     return net

@@ -10,7 +10,7 @@ import rlprune_jax as rp
 
 x, y = load_diabetes(return_X_y=True)
 x, y = (x / x.std(0)).astype(np.float32), ((y - y.mean()) / y.std()).astype(np.float32)[:, None]
-train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 280), (280, 360), (360, 442)))
+train, held_out, test = ((x[a:b], y[a:b]) for a, b in ((0, 280), (280, 361), (361, 442)))
 optimizer = optax.adamw(1e-3, weight_decay=1e-2)
 
 
@@ -43,8 +43,8 @@ if __name__ == "__main__":
     layers, rng = fresh(), np.random.default_rng(0)
     opt_state = optimizer.init(layers)
     for _ in range(200):
-        rows = rng.integers(0, len(train[1]), 64)
-        layers, opt_state = step(layers, opt_state, train[0][rows], train[1][rows])
+        rows = rng.integers(0, 280, 64)
+        layers, opt_state = step(layers, opt_state, x[rows], y[rows])
 
     network = rp.Network(apply, layers, x[:1])
     task = rp.regression(train, held_out, test)
