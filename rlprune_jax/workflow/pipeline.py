@@ -101,7 +101,7 @@ def prune(
 
 
 def extension(run_dir: str | os.PathLike, config: PruneConfig) -> Extension:
-    """Return how a run in a directory may go on with more evaluations.
+    """Return how a finished run goes on with more evaluations.
 
     Its searches go on from their archives; what they deliver is finetuned anew.
 

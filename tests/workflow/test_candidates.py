@@ -211,6 +211,6 @@ def test_the_chunk_follows_the_memory():
     small = small_mlp()
     inputs = (small.data.batch[0],)
     largest = 24 * 8 * 4  # the first hidden layer: 24 examples, 8 units, float32
-    definition = small.network.definition
-    assert chunk_for_memory(definition, small.variables, inputs, 6 * largest) == 2
-    assert chunk_for_memory(definition, small.variables, inputs, 1) == 1
+    apply = small.network.apply
+    assert chunk_for_memory(apply, small.variables, inputs, 6 * largest) == 2
+    assert chunk_for_memory(apply, small.variables, inputs, 1) == 1
