@@ -2,13 +2,8 @@
 
 `make_environment` states the problem, `ppo_lagrangian` and the baselines search it through the
 same three functions (`Searcher`), `run_search` and `run_search_host` drive them, and an `Archive`
-keeps the best masks. Nothing here knows networks; ``rlprune_jax.search(pruning, "agent")`` is
-`rlprune_jax.workflow.search`.
+keeps the best masks. Nothing here knows networks.
 """
-
-import importlib
-import sys
-import types
 
 from rlprune_jax.search.archive import (
     Archive,
@@ -114,16 +109,3 @@ __all__ = [
     "start_search",
     "uniform",
 ]
-
-
-class _CallableRoom(types.ModuleType):
-    """Let the room be called like the workflow's function of the same name."""
-
-    def __call__(self, *args: object, **options: object) -> object:
-        """Return what `rlprune_jax.workflow.search` returns."""
-        # By name, so that this room depends on no other.
-        searches = importlib.import_module("rlprune_jax.workflow.searches")
-        return searches.search(*args, **options)
-
-
-sys.modules[__name__].__class__ = _CallableRoom
