@@ -8,7 +8,7 @@ Expected:  a line of JSON with ``"reproduced": true``; else the exit code is 1
 
 import sys
 
-from rlprune_jax.cli import predict
+from rlprune_jax.cli.main import run_subcommand
 
 if __name__ == "__main__":
-    predict.main("predict.py", sys.argv[1:])
+    run_subcommand("predict", "predict.py", sys.argv[1:])

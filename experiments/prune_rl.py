@@ -10,7 +10,7 @@ The last line on stdout is the run directory. Options: ``--help``.
 
 import sys
 
-from rlprune_jax.cli import prune
+from rlprune_jax.cli.main import run_subcommand
 
 if __name__ == "__main__":
-    prune.main("prune_rl.py", sys.argv[1:])
+    run_subcommand("prune", "prune_rl.py", sys.argv[1:])

@@ -12,7 +12,7 @@ result.json, metrics.jsonl and report.html.
 
 import sys
 
-from rlprune_jax.cli.sap import main
+from rlprune_jax.cli.main import run_subcommand
 
 if __name__ == "__main__":
-    main("prune_sap.py", sys.argv[1:])
+    run_subcommand("sap", "prune_sap.py", sys.argv[1:])

@@ -10,7 +10,9 @@ The same as ``rlprune study``, whose --help says more. Hardware: any; the first 
 minutes on two CPU cores.
 """
 
-from rlprune_jax.cli.study import main
+import sys
+
+from rlprune_jax.cli.main import run_subcommand
 
 if __name__ == "__main__":
-    main("run_study.py")
+    run_subcommand("study", "run_study.py", sys.argv[1:])

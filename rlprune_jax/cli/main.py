@@ -2,6 +2,9 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
+
+from rlprune_jax.runs.interruption import interruptible
 
 COMMANDS = {
     "prune": "search, prune, finetune and ship a network within budgets",
@@ -17,8 +20,7 @@ def main() -> None:
     """Run the subcommand that the command line names."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
-        module = importlib.import_module(f"rlprune_jax.cli.{arguments[0]}")
-        module.main(f"rlprune {arguments[0]}", arguments[1:])
+        run_subcommand(arguments[0], f"rlprune {arguments[0]}", arguments[1:])
         return
     wanted = not arguments or arguments[0] in ("-h", "--help")
     stream = sys.stdout if wanted else sys.stderr
@@ -28,3 +30,18 @@ def main() -> None:
     for name, text in COMMANDS.items():
         print(f"  {name:<8} {text}", file=stream)
     raise SystemExit(0 if wanted else 2)
+
+
+def run_subcommand(name: str, prog: str, arguments: Sequence[str]) -> None:
+    """Import a subcommand and run it.
+
+    Ctrl-C ends it without a traceback from here on, while its options are imported too.
+
+    Args:
+        name: among ``COMMANDS``.
+        prog: as ``--help`` calls it.
+        arguments: what follows its name.
+    """
+    with interruptible():
+        module = importlib.import_module(f"rlprune_jax.cli.{name}")
+        module.main(prog, arguments)
