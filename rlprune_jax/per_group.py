@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from numbers import Integral, Real
 
 PerGroup = int | Sequence[int] | Mapping[str, int]
 """One integer for all groups, one a group in their order, or name or expression -> integer."""
@@ -59,7 +58,9 @@ def per_group(
                 f"{argument} leaves out {', '.join(left_out)}; give every group a number"
             )
         return {name: found[name] for name in names}
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray) or not np.ndim(value):
+    # Told by its axes and not by its type, so that a command line need not import NumPy.
+    is_array = getattr(value, "ndim", 0) > 0
+    if isinstance(value, int | str) or not (isinstance(value, Sequence) or is_array):
         return dict.fromkeys(names, _integer(argument, value, least))
     if len(value) != len(names):
         raise ValueError(
@@ -97,6 +98,8 @@ def read_overrides(argument: str, texts: Sequence[str]) -> dict[str, int]:
                 raise ValueError("there is no equals sign")
             re.compile(pattern)
             count = int(number)
+            if count < 1:
+                raise ValueError("N is an integer of at least 1")
         except (ValueError, re.error) as error:
             raise ValueError(f"{argument}={text!r} is not of the form REGEX=N: {error}") from None
         found.pop(pattern, None)
@@ -105,8 +108,8 @@ def read_overrides(argument: str, texts: Sequence[str]) -> dict[str, int]:
 
 
 def _integer(argument: str, number: object, least: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int | np.integer):
-        if not isinstance(number, float | np.floating):
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        if isinstance(number, bool) or not isinstance(number, Real):
             raise TypeError(
                 f"{argument}={number!r} must be an integer of at least {least}, a sequence with "
                 "one a group, or a mapping from names or regular expressions to integers"

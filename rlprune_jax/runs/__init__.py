@@ -7,8 +7,9 @@ Each name is loaded when it is first used, so that `interruptible` comes before 
 with the first checkpoint.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from rlprune_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rlprune_jax.runs.adoption import adopt_stages, find_similar
@@ -83,11 +84,9 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__, {name: module for module, names in _HOMES.items() for name in names}
+)
 
 
 def __dir__() -> list[str]:

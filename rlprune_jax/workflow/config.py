@@ -1,7 +1,6 @@
 """Settings of a pruning run. Nothing here imports JAX, so a command line can read it at once."""
 
 import dataclasses
-import re
 import types
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Union, get_args, get_origin
@@ -9,6 +8,7 @@ from typing import Literal, Union, get_args, get_origin
 import tyro
 
 from rlprune_jax.checks import require, require_count, require_range
+from rlprune_jax.per_group import read_overrides
 
 Granularity = Literal["fine", "coarse"]
 ConstraintHandling = Literal["projection", "multiplier", "both"]
@@ -170,8 +170,7 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
     config = dataclasses.replace(config, **filled)  # type: ignore[arg-type]
     check_numbers(config)
     for name in ("min_keep_of", "round_to_of"):
-        for text in getattr(config, name):
-            parse_override(name, text)
+        read_overrides(name, getattr(config, name))
     return config
 
 
@@ -274,26 +273,6 @@ def _choices(kind: object) -> tuple[object, ...]:
     return ()
 
 
-def parse_override(option: str, text: str) -> tuple[str, int]:
-    """Read ``REGEX=N``.
-
-    Raises:
-        ValueError: not of that form.
-
-    Example:
-        >>> parse_override("min_keep_of", "stage[12]=4")
-        ('stage[12]', 4)
-    """
-    pattern, found, number = text.rpartition("=")
-    try:
-        if not found or int(number) < 1:
-            raise ValueError("N is an integer of at least 1")
-        re.compile(pattern)
-        return pattern, int(number)
-    except (ValueError, re.error) as error:
-        raise ValueError(f"{option}={text!r} is not of the form REGEX=N: {error}") from None
-
-
 def overrides(config: PruneConfig, option: str) -> Mapping[str, int] | int:
     """Return ``min_keep`` or ``round_to`` with its overrides.
 
@@ -304,4 +283,4 @@ def overrides(config: PruneConfig, option: str) -> Mapping[str, int] | int:
     given = getattr(config, f"{option}_of")
     if not given:
         return base
-    return {".*": base, **dict(parse_override(f"{option}_of", text) for text in given)}
+    return {".*": base, **read_overrides(f"{option}_of", given)}

@@ -11,7 +11,6 @@ from rlprune_jax.training.loops import evaluate
 from rlprune_jax.training.task import Data, Evaluation, Objective
 from rlprune_jax.types import Gates, PyTree, Variables
 from rlprune_jax.workflow.fitting import best_of, deliverable
-from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Definition, Network
 from rlprune_jax.workflow.pruning import Pruning
 from rlprune_jax.workflow.searches import Search
@@ -156,7 +155,7 @@ def deliver(
         pruning.constraints,
         search.archive,
         pruning.config.rerank,
-        fill=METHODS[search.method](pruning).fill,
+        fill=search.fill,
     )
 
     def rate(number: int) -> float:

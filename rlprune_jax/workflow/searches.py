@@ -39,12 +39,14 @@ class Search(NamedTuple):
         rewards: f32[T, N] of all candidates.
         costs: f32[T, N, K] of all candidates.
         method: its name.
+        fill: whether room that is left within the budgets is filled in what is delivered.
     """
 
     archive: Archive
     rewards: jax.Array
     costs: jax.Array
     method: str = AGENT
+    fill: bool = True
 
     @property
     def evaluations(self) -> int:
@@ -157,6 +159,7 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         rewards=history_of(rows, "rewards"),
         costs=history_of(rows, "costs"),
         method=method,
+        fill=strategy.fill,
     )
 
 

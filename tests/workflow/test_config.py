@@ -9,13 +9,13 @@ from typing import get_args
 import pytest
 
 import rlprune_jax
+from rlprune_jax.per_group import read_overrides
 from rlprune_jax.workflow.config import (
     AGENT,
     MethodName,
     PruneConfig,
     check_methods,
     overrides,
-    parse_override,
     resolve,
 )
 
@@ -93,4 +93,7 @@ def test_overrides_are_numbers_or_patterns_in_order():
     assert overrides(PruneConfig(min_keep=3), "min_keep") == 3
     found = overrides(PruneConfig(round_to=2, round_to_of=("conv=8", "conv1=4")), "round_to")
     assert list(found.items()) == [(".*", 2), ("conv", 8), ("conv1", 4)]
-    assert parse_override("round_to_of", "a=b=3") == ("a=b", 3)
+    # The last of equal expressions counts from its own place on.
+    again = overrides(PruneConfig(round_to_of=("conv=8", "a=2", "conv=4")), "round_to")
+    assert list(again.items()) == [(".*", 1), ("a", 2), ("conv", 4)]
+    assert read_overrides("round_to_of", ["a=b=3"]) == {"a=b": 3}
