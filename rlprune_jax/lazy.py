@@ -1,6 +1,8 @@
 """Names of a package that are imported when they are used first."""
 
 import importlib
+import sys
+import types
 from collections.abc import Callable, Mapping
 
 
@@ -27,3 +29,28 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object
         return module if homes[name] == name else getattr(module, name)
 
     return get
+
+
+def call_as(package: str, home: str, name: str) -> None:
+    """Make a package callable as a function of its name.
+
+    Use it where a function and a folder have one name: ``rlprune_jax.search(pruning, "agent")``
+    is `rlprune_jax.workflow.search`, and ``rlprune_jax.search.make_environment`` a name of the
+    folder. The function's module is imported by the first call, so the folder depends on nothing.
+
+    Args:
+        package: the folder's ``__name__``.
+        home: the function's module.
+        name: of the function.
+
+    Example:
+        >>> import rlprune_jax
+        >>> callable(rlprune_jax.search)
+        True
+    """
+
+    class CallableRoom(types.ModuleType):
+        def __call__(self, *args: object, **options: object) -> object:
+            return getattr(importlib.import_module(home), name)(*args, **options)
+
+    sys.modules[package].__class__ = CallableRoom

@@ -5,6 +5,7 @@ same three functions (`Searcher`), `run_search` and `run_search_host` drive them
 keeps the best masks. Nothing here knows networks.
 """
 
+from rlprune_jax.lazy import call_as
 from rlprune_jax.search.archive import (
     Archive,
     EmptyArchiveError,
@@ -109,3 +110,5 @@ __all__ = [
     "start_search",
     "uniform",
 ]
+
+call_as(__name__, "rlprune_jax.workflow.searches", "search")

@@ -1,9 +1,6 @@
 """What every stage of a run takes: network, task, budgets bound to it, and the decision process."""
 
 import dataclasses
-import importlib
-import sys
-import types
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -376,18 +373,3 @@ def candidate_data(pruning: Pruning, train: bool = False) -> CandidateData:
             else None
         ),
     )
-
-
-class _CallableRoom(types.ModuleType):
-    """Let the room of searchers be called like the workflow's function of its name.
-
-    Whoever has a ``Pruning`` may write ``rlprune_jax.search(pruning, "agent")``, though
-    ``rlprune_jax.search`` is a package; the package itself knows nothing of it.
-    """
-
-    def __call__(self, *args: PyTree, **options: PyTree) -> PyTree:
-        """Return what ``rlprune_jax.workflow.search`` returns."""
-        return importlib.import_module("rlprune_jax.workflow.searches").search(*args, **options)
-
-
-sys.modules["rlprune_jax.search"].__class__ = _CallableRoom

@@ -104,12 +104,12 @@ def test_checkpoints_keep_their_distance(tmp_path):
     with open_run_at(tmp_path / "mine", {}) as run:
 
         def looked(state, begin, count):
-            with Checkpointer(run.checkpoints / "dense") as checkpointer:
-                saved.append(checkpointer.latest_step())
+            # By name: a second manager of the folder would clean up what the first one is writing.
+            saved.extend(each.name for each in (run.checkpoints / "dense").glob("[0-9]*"))
             return advance(state, begin, count)
 
         run_stage(run, "dense", start(), 6, looked, StageOptions(chunk=2, save_seconds=1e9))
-        assert saved == [None, None, None]
+        assert not saved
         with Checkpointer(run.checkpoints / "dense") as checkpointer:
             assert checkpointer.latest_step() == 6
 
