@@ -1,11 +1,14 @@
 """A traced function as one flat list of equations, calls inlined."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jax.extend import core as jex_core
+from jax.extend import source_info_util
 
 from rlprune_jax.types import PyTree
 
@@ -26,6 +29,8 @@ _KEPT = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
 """Calls that mean more than their body: what is stored for the gradient, or what it is."""
+_BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
+"""Where the bodies of loops and choices stand among the parameters."""
 
 
 Value: TypeAlias = Any
@@ -41,14 +46,18 @@ Aval: TypeAlias = Any
 class Equation(NamedTuple):
     """Hold one application of a primitive.
 
-    Operands are value slots, or literals carried in place.
-
-    Without a source it is the identity, which gives values new slots.
+    Attributes:
+        source: equation of the jaxpr; None for the identity, which gives values new slots.
+        inputs: slots of values, or literals carried in place.
+        outputs: slots.
+        bodies: programs with slots of their own: the body of a ``scan``, condition and body of a
+            ``while``, the branches of a ``cond``.
     """
 
     source: Any
     inputs: tuple[Atom, ...]
     outputs: tuple[int, ...]
+    bodies: "tuple[Program, ...]" = ()
 
     @property
     def name(self) -> str:
@@ -59,6 +68,18 @@ class Equation(NamedTuple):
     def params(self) -> dict[str, Any]:
         """Return the static parameters of the primitive."""
         return {} if self.source is None else self.source.params
+
+    @property
+    def place(self) -> str:
+        """Return file, line and function of the user's code, or "" where JAX keeps none."""
+        if self.source is None:
+            return ""
+        text = source_info_util.summarize(self.source.source_info)
+        found = re.fullmatch(r"(.*?):(\d+)(?::\d+)?(?:-\d+(?::\d+)?)? \((.*)\)", text)
+        if found is None:
+            return ""
+        file, line, function = found.groups()
+        return f"{os.path.basename(file)}:{line} ({function})"
 
     def bind(self, *operands: Value, **changed: object) -> list[Value]:
         """Apply the primitive, with some of its parameters changed."""
@@ -133,11 +154,15 @@ def trace_program(function: Callable[..., PyTree], *args: PyTree) -> tuple[Progr
         as a pytree of ``jax.ShapeDtypeStruct``.
     """
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    return _program(closed), out_shape
+
+
+def _program(closed: jex_core.ClosedJaxpr) -> Program:
     builder = _Builder()
     inputs = [builder.new_slot(var.aval) for var in closed.jaxpr.invars]
     body: list[int | Call] = []
     outputs = builder.inline(closed.jaxpr, closed.consts, list(inputs), body)
-    program = Program(
+    return Program(
         tuple(inputs),
         builder.constants,
         builder.equations,
@@ -145,7 +170,13 @@ def trace_program(function: Callable[..., PyTree], *args: PyTree) -> tuple[Progr
         builder.avals,
         tuple(body),
     )
-    return program, out_shape
+
+
+def _bodies(eqn: jex_core.JaxprEqn) -> tuple[Program, ...]:
+    """Return the programs that a loop or a choice runs."""
+    found = [eqn.params[each] for each in _BODIES.get(eqn.primitive.name, ())]
+    closed = [each for part in found for each in (part if isinstance(part, tuple) else (part,))]
+    return tuple(map(_program, closed))
 
 
 class _Builder:
@@ -195,7 +226,7 @@ class _Builder:
                 outputs = self._call(eqn, inputs, body)
             else:
                 outputs = [self.new_slot(var.aval) for var in eqn.outvars]
-                self._add(Equation(eqn, tuple(inputs), tuple(outputs)), body)
+                self._add(Equation(eqn, tuple(inputs), tuple(outputs), _bodies(eqn)), body)
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 

@@ -178,6 +178,29 @@ def _gather(equation: Equation, operands: list, inputs: list, outputs: list) -> 
     return equation.bind(*operands, slice_sizes=sizes)
 
 
+def pick(equation: Equation, value: Value, axis: int, places: np.ndarray, alive: Alive) -> Value:
+    """Take places of one axis, of which some are gone.
+
+    Args:
+        equation: a ``gather`` that permutes or selects.
+        value: slim array.
+        axis: of it.
+        places: int[...], of the dense axis.
+        alive: which indices the array still has.
+    """
+    wanted = alive[axis][places]
+    ranks = (np.cumsum(alive[axis]) - 1)[places]
+    # What is gone of a block of places is gone along one of its axes.
+    others = [tuple(set(range(places.ndim)) - {i}) for i in range(places.ndim)]
+    shape = [int(wanted.any(each).sum()) for each in others]
+    taken = jnp.take(value, ranks[wanted].reshape(shape), axis=axis)
+    offsets = equation.params["dimension_numbers"].offset_dims
+    block = list(range(axis, axis + places.ndim))
+    rest = [i for i in range(taken.ndim) if i not in block]
+    order = [rest.pop(0) if i in offsets else block.pop(0) for i in range(taken.ndim)]
+    return jnp.transpose(taken, order)
+
+
 @_register("dynamic_slice")
 def _dynamic_slice(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
     return equation.bind(*operands, slice_sizes=_out_sizes(equation, outputs[0]))
