@@ -1,7 +1,7 @@
 """The masked network, whose consumers read their operands times the gates."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -83,29 +83,32 @@ Change = Callable[[list[Value]], None]
 """Change the operands of an equation in place."""
 
 
+Made = Mapping[bytes, jax.Array]
+"""Bytes of an axis' units -> f32[size], the gate of each index."""
+
+
 def _evaluate(matched: Matched, leaves: list[Value], gates: jax.Array) -> list[Value]:
-    return _masked(matched, _Gates(gates), leaves)
+    # Made here, not where they are read, so that none belongs to the body of a loop or checkpoint.
+    axes = {units.tobytes(): units for units in _read_units(matched)}
+    return _masked(matched, {key: _gate_of(units, gates) for key, units in axes.items()}, leaves)
 
 
-class _Gates:
-    """Hand out the gates of axes, each made once."""
-
-    def __init__(self, gates: jax.Array) -> None:
-        self._gates = gates
-        self._made: dict[bytes, jax.Array] = {}
-
-    def of(self, units: np.ndarray) -> jax.Array:
-        """Return f32[size], the gate of each index of an axis."""
-        key = units.tobytes()
-        if key not in self._made:
-            self._made[key] = _gate_of(units, self._gates)
-        return self._made[key]
+def _read_units(matched: Matched) -> Iterator[np.ndarray]:
+    """Yield the units of every axis that is read or counted, in bodies too."""
+    for number, operand, axes in _reads(matched):
+        atom = matched.program.equations[number].inputs[operand]
+        if not isinstance(atom, Literal):
+            yield from (matched.units[atom][axis] for axis in axes)
+    for _, units in matched.lengths:
+        yield from units
+    for bodies in matched.bodies.values():
+        for body in bodies:
+            yield from _read_units(body)
 
 
-def _masked(matched: Matched, gates: _Gates, leaves: Sequence[Value]) -> list[Value]:
+def _masked(matched: Matched, gates: Made, leaves: Sequence[Value]) -> list[Value]:
     """Evaluate a program whose readers leave pruned units out."""
     program = matched.program
-    # Made here, not where they are read, so that none belongs to the body of a checkpoint.
     changes: dict[int, list[Change]] = {}
     for number, change in _changes(matched, gates):
         changes.setdefault(number, []).append(change)
@@ -133,15 +136,7 @@ def _masked(matched: Matched, gates: _Gates, leaves: Sequence[Value]) -> list[Va
 
 def _is_changed(matched: Matched) -> bool:
     """Tell whether a program reads any unit."""
-    operands = [
-        matched.units[atom][axis]
-        for number, operand, axes in _reads(matched)
-        if isinstance(atom := matched.program.equations[number].inputs[operand], int)
-        for axis in axes
-    ]
-    return any((units >= 0).any() for units in operands) or any(
-        _is_changed(body) for bodies in matched.bodies.values() for body in bodies
-    )
+    return any((units >= 0).any() for units in _read_units(matched))
 
 
 def _reads(matched: Matched) -> Iterator[tuple[int, int, tuple[int, ...]]]:
@@ -152,19 +147,21 @@ def _reads(matched: Matched) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         yield reduction.equation, 0, reduction.axes
 
 
-def _changes(matched: Matched, gates: _Gates) -> Iterator[tuple[int, Change]]:
+def _changes(matched: Matched, gates: Made) -> Iterator[tuple[int, Change]]:
     program = matched.program
     for number, operand, axes in _reads(matched):
         atom = program.equations[number].inputs[operand]
         if isinstance(atom, Literal):
             continue
         units = {axis: matched.units[atom][axis] for axis in axes}
-        held = [(axis, gates.of(each)) for axis, each in units.items() if (each >= 0).any()]
+        held = [
+            (axis, gates[each.tobytes()]) for axis, each in units.items() if (each >= 0).any()
+        ]
         if held:
             name = program.equations[number].name
             yield number, partial(_leave_out, name, operand, held)
     for length, units_of in matched.lengths:
-        counts = [gates.of(units) for units in units_of]
+        counts = [gates[units.tobytes()] for units in units_of]
         yield length.equation, partial(_count, length, counts)
 
 

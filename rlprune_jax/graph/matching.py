@@ -10,9 +10,11 @@ from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.keywords import Keywords, split_keywords, with_keywords
 from rlprune_jax.graph.memo import call_key
 from rlprune_jax.graph.contractions import Contraction
+from rlprune_jax.graph.moving import Permutation
 from rlprune_jax.graph.program import Literal, Program, trace_program
 from rlprune_jax.graph.reductions import Length, Reduction
-from rlprune_jax.graph.walk import Walk, walk
+from rlprune_jax.graph.rules import Axes, Context
+from rlprune_jax.graph.walk import Walk, resolve, variable_axes, walk_with
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, PyTree, Variables
 
@@ -32,6 +34,9 @@ class Matched(NamedTuple):
         lengths: constants that count units, with the units of each axis that they count.
         known: slot -> value, of indices that constants tell.
         bodies: number of an equation -> its bodies; their structure of outputs is None.
+        permutations: number of a reshape -> how it permutes an axis split before.
+        between: number of an equation whose value lies between such a split and the reshape, and is
+            no array once units are gone -> slot and axis that were split. Nothing else reads it.
     """
 
     program: Program
@@ -42,6 +47,8 @@ class Matched(NamedTuple):
     lengths: list[tuple[Length, tuple[np.ndarray, ...]]]
     known: dict[int, np.ndarray]
     bodies: "dict[int, tuple[Matched, ...]]"
+    permutations: dict[int, Permutation]
+    between: dict[int, tuple[int, int]]
 
     def holds_units(self) -> bool:
         """Tell whether any axis of any value inside has a unit."""
@@ -89,7 +96,7 @@ def remember(
     apply: Apply,
     graph: Graph,
     arguments: tuple[Variables, Inputs],
-    traced: tuple[Program, PyTree, Walk],
+    traced: tuple[Program, PyTree, Walk, Context],
 ) -> None:
     """Let a graph remember its own function.
 
@@ -97,11 +104,11 @@ def remember(
         apply: ``(variables, *inputs) -> outputs``.
         graph: of the network.
         arguments: variables and inputs.
-        traced: the program, what it returns and the walk over it.
+        traced: the program, what it returns, the walk over it and what that wrote to.
     """
-    program, out_shape, found = traced
+    program, out_shape, found, context = traced
     slots = dict(zip(flatten_with_paths(arguments[0]), program.inputs, strict=False))
-    matched = _matched(program, out_shape, found, _unit_of(graph, found, slots))
+    matched = _matched(program, out_shape, found, (_unit_of(graph, found, slots), context))
     _remember(apply, graph, _key(*arguments, split_keywords({})), matched)
 
 
@@ -127,13 +134,37 @@ def _match(
 ) -> Matched:
     program, out_shape = trace_program(function, variables, inputs, keywords.arrays)
     paths = list(flatten_with_paths(variables))
-    arguments = (inputs, keywords.arrays)
-    found = walk(_with_sizes(program, function, variables, arguments), len(paths))
+    sized = _with_sizes(program, function, variables, (inputs, keywords.arrays))
+    context = Context()
+    axes = variable_axes(context, sized, len(paths))
+    _tie_units(context, graph, dict(zip(paths, axes, strict=True)))
+    found = walk_with(context, sized, axes)
+    context.equation = None
+    resolve(context, [found])
     unit_of = _unit_of(graph, found, dict(zip(paths, program.inputs, strict=False)))
-    return _matched(program, out_shape, found, unit_of)
+    return _matched(program, out_shape, found, (unit_of, context))
 
 
-def _matched(program: Program, out_shape: PyTree, found: Walk, unit_of: np.ndarray) -> Matched:
+def _tie_units(context: Context, graph: Graph, axes: Mapping[str, Axes]) -> None:
+    """Tie what a unit owns, so that a function takes the units for what the graph does."""
+    nodes = context.nodes
+    firsts = np.full(graph.units, -1)
+    for path, arrays in axes.items():
+        for axis, (ids, owners) in enumerate(zip(arrays, graph.owners[path], strict=True)):
+            owned = owners >= 0
+            units, held = owners[owned], ids[owned]
+            new = firsts[units] < 0
+            firsts[units[new][::-1]] = held[new][::-1]
+            nodes.tie(held, firsts[units])
+            reason = f"they go with axis {axis} of {path!r}, which the graph does not prune"
+            nodes.freeze(ids[~owned], reason)
+
+
+def _matched(
+    program: Program, out_shape: PyTree, found: Walk, result: tuple[np.ndarray, Context]
+) -> Matched:
+    unit_of, context = result
+    unsettled = [id(tie.flat) for tie in context.reshapes.unsettled]
     return Matched(
         program=program,
         out_shape=out_shape,
@@ -148,10 +179,16 @@ def _matched(program: Program, out_shape: PyTree, found: Walk, unit_of: np.ndarr
         known=found.known,
         bodies={
             number: tuple(
-                _matched(body, None, inner, unit_of)
+                _matched(body, None, inner, result)
                 for body, inner in zip(program.equations[number].bodies, bodies, strict=True)
             )
             for number, bodies in found.bodies.items()
+        },
+        permutations=found.moves.permutations,
+        between={
+            number: (each.source, each.axis)
+            for number, each in found.moves.between.items()
+            if id(each.tie.flat) in unsettled
         },
     )
 
@@ -173,19 +210,23 @@ def _unit_of(graph: Graph, found: Walk, slots: dict[str, int]) -> np.ndarray:
     for _, _, roots, owners in held:
         unit_of[roots[owners >= 0]] = owners[owners >= 0]
     for path, ids, roots, owners in held:
-        if not np.array_equal(unit_of[roots], owners):
-            raise ValueError(
-                f"apply couples units of {path!r} that the graph holds for separate; "
-                "trace the graph with this function"
-            )
         odd = (owners >= 0) & found.nodes.frozen(ids)
         if odd.any():
             raise ValueError(
                 f"apply does with units of {path!r} what the function that the graph was traced "
-                f"with does not: {found.nodes.reason(int(ids[odd][0]))}; trace the graph with this "
-                "function, or do this outside of it"
+                f"with does not: {found.nodes.reason(int(ids[odd][0]))}; {_WAY_OUT}"
+            )
+        if not np.array_equal(unit_of[roots], owners):
+            raise ValueError(
+                f"apply couples units of {path!r} that the graph holds for separate; {_WAY_OUT}"
             )
     return unit_of[found.nodes.find(np.arange(len(found.nodes)))]
+
+
+_WAY_OUT = (
+    "trace one graph for both functions, trace_graph(apply, variables, x, apply_train=this one), "
+    "or do this outside of the network"
+)
 
 
 def _holds_tracers(program: Program) -> bool:

@@ -1,8 +1,9 @@
 """A traced function as one flat list of equations, calls inlined."""
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -43,6 +44,10 @@ Aval: TypeAlias = Any
 """Shape and dtype of a value, as JAX keeps them."""
 
 
+_PLACE = re.compile(r"(.*?):(\d+)(?::\d+)?(?:-\d+(?::\d+)?)? \((.*)\)")
+"""File, line and function, as JAX writes them."""
+
+
 class Equation(NamedTuple):
     """Hold one application of a primitive.
 
@@ -52,12 +57,14 @@ class Equation(NamedTuple):
         outputs: slots.
         bodies: programs with slots of their own: the body of a ``scan``, condition and body of a
             ``while``, the branches of a ``cond``.
+        callers: equations of the calls around it, the innermost last.
     """
 
     source: Any
     inputs: tuple[Atom, ...]
     outputs: tuple[int, ...]
     bodies: "tuple[Program, ...]" = ()
+    callers: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,14 +79,13 @@ class Equation(NamedTuple):
     @property
     def place(self) -> str:
         """Return file, line and function of the user's code, or "" where JAX keeps none."""
-        if self.source is None:
-            return ""
-        text = source_info_util.summarize(self.source.source_info)
-        found = re.fullmatch(r"(.*?):(\d+)(?::\d+)?(?:-\d+(?::\d+)?)? \((.*)\)", text)
-        if found is None:
-            return ""
-        file, line, function = found.groups()
-        return f"{os.path.basename(file)}:{line} ({function})"
+        # What JAX' own functions are made of is told by where they are called.
+        for source in (self.source, *reversed(self.callers)):
+            text = "" if source is None else source_info_util.summarize(source.source_info)
+            if found := _PLACE.fullmatch(text):
+                file, line, function = found.groups()
+                return f"{os.path.basename(file)}:{line} ({function})"
+        return ""
 
     def bind(self, *operands: Value, **changed: object) -> list[Value]:
         """Apply the primitive, with some of its parameters changed."""
@@ -157,8 +163,8 @@ def trace_program(function: Callable[..., PyTree], *args: PyTree) -> tuple[Progr
     return _program(closed), out_shape
 
 
-def _program(closed: jex_core.ClosedJaxpr) -> Program:
-    builder = _Builder()
+def _program(closed: jex_core.ClosedJaxpr, callers: tuple[Any, ...] = ()) -> Program:
+    builder = _Builder(callers)
     inputs = [builder.new_slot(var.aval) for var in closed.jaxpr.invars]
     body: list[int | Call] = []
     outputs = builder.inline(closed.jaxpr, closed.consts, list(inputs), body)
@@ -172,15 +178,16 @@ def _program(closed: jex_core.ClosedJaxpr) -> Program:
     )
 
 
-def _bodies(eqn: jex_core.JaxprEqn) -> tuple[Program, ...]:
+def _bodies(eqn: jex_core.JaxprEqn, callers: tuple[Any, ...]) -> tuple[Program, ...]:
     """Return the programs that a loop or a choice runs."""
     found = [eqn.params[each] for each in _BODIES.get(eqn.primitive.name, ())]
     closed = [each for part in found for each in (part if isinstance(part, tuple) else (part,))]
-    return tuple(map(_program, closed))
+    return tuple(_program(each, (*callers, eqn)) for each in closed)
 
 
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, callers: tuple[Any, ...]) -> None:
+        self.callers = callers
         self.avals: list[Aval] = []
         self.constants: dict[int, Value] = {}
         self.equations: list[Equation] = []
@@ -221,21 +228,33 @@ class _Builder:
             inputs = [read(atom) for atom in eqn.invars]
             name = eqn.primitive.name
             if name in _INLINED:
-                outputs = self.inline(*_opened(eqn.params[_INLINED[name]]), inputs, body)
+                with self._inside(eqn):
+                    outputs = self.inline(*_opened(eqn.params[_INLINED[name]]), inputs, body)
             elif name in _KEPT:
                 outputs = self._call(eqn, inputs, body)
             else:
                 outputs = [self.new_slot(var.aval) for var in eqn.outvars]
-                self._add(Equation(eqn, tuple(inputs), tuple(outputs), _bodies(eqn)), body)
+                bodies = _bodies(eqn, self.callers)
+                self._add(
+                    Equation(eqn, tuple(inputs), tuple(outputs), bodies, self.callers), body
+                )
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    @contextlib.contextmanager
+    def _inside(self, eqn: jex_core.JaxprEqn) -> Iterator[None]:
+        """Name a call as the caller of what is added meanwhile."""
+        before, self.callers = self.callers, (*self.callers, eqn)
+        yield
+        self.callers = before
 
     def _call(
         self, eqn: jex_core.JaxprEqn, inputs: list[Atom], body: list[int | Call]
     ) -> list[Atom]:
         first = len(self.equations)
         inner: list[int | Call] = []
-        results = self.inline(*_opened(eqn.params[_KEPT[eqn.primitive.name]]), inputs, inner)
+        with self._inside(eqn):
+            results = self.inline(*_opened(eqn.params[_KEPT[eqn.primitive.name]]), inputs, inner)
         # Slots of its own, as a call may hand on an argument with another derivative.
         outputs = [self.new_slot(var.aval) for var in eqn.outvars]
         self._add(Equation(None, tuple(results), tuple(outputs)), inner)

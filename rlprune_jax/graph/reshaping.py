@@ -51,9 +51,14 @@ class Reshapes:
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
         self._ties: list[Tie] = []
+        self.unsettled: list[Tie] = []
 
     def reshape(
-        self, axes: tuple[np.ndarray, ...], shape: tuple[int, ...], where: str = "'reshape'"
+        self,
+        axes: tuple[np.ndarray, ...],
+        shape: tuple[int, ...],
+        where: str = "'reshape'",
+        parts: Tie | None = None,
     ) -> tuple[np.ndarray, ...]:
         """Return the id arrays of a reshaped array.
 
@@ -61,6 +66,7 @@ class Reshapes:
             axes: of the array.
             shape: that it gets.
             where: names the reshape in reasons.
+            parts: the split whose parts the array has, if it was only moved since.
         """
         sizes = tuple(len(ids) for ids in axes)
         for ids in axes:
@@ -72,19 +78,20 @@ class Reshapes:
             return tuple(np.full(size, INPUT, np.int64) for size in shape)
         output = [self._nodes.fresh(1) if size == 1 else None for size in shape]
         for inner, outer in _blocks(sizes, shape):
-            flat = self._join(tuple(axes[i] for i in inner), where)
-            parts = self._split(flat, tuple(shape[j] for j in outer), where)
-            for position, ids in zip(outer, parts, strict=True):
+            flat = self._join(tuple(axes[i] for i in inner), where, parts)
+            split = self._split(flat, tuple(shape[j] for j in outer), where)
+            for position, ids in zip(outer, split, strict=True):
                 output[position] = ids
         return tuple(ids for ids in output if ids is not None)
 
-    def _join(self, axes: tuple[np.ndarray, ...], where: str) -> np.ndarray:
+    def _join(
+        self, axes: tuple[np.ndarray, ...], where: str, parts: Tie | None
+    ) -> np.ndarray:
         if len(axes) == 1:
             return axes[0]
         sizes = tuple(len(ids) for ids in axes)
-        for tie in self._ties:
-            if (order := _order(tie, axes)) is not None:
-                return tie.table.transpose(order).reshape(-1)
+        if parts is not None and (order := order_of(parts, axes)) is not None:
+            return parts.table.transpose(order).reshape(-1)
         free = [i for i, ids in enumerate(axes) if not self._nodes.frozen(ids).all()]
         if len(free) <= 1:
             axis = free[0] if free else 0
@@ -144,11 +151,16 @@ class Reshapes:
             if len(pending) == before:
                 chosen = [tie for tie in pending if _is_read(tie, read)]
                 if not chosen:
-                    return
+                    break
                 for tie in chosen:
                     if not self._settle(tie):
                         self._choose(tie, census)
                 pending = [tie for tie in pending if not any(tie is each for each in chosen)]
+        self.unsettled = pending
+
+    def split_into(self, part: np.ndarray) -> Tie | None:
+        """Return the split whose first part is this very id array, if any."""
+        return next((tie for tie in self._ties if tie.is_split and tie.axes[0] is part), None)
 
     def _settle(self, tie: Tie) -> bool:
         """Decide a tie where there is one way alone."""
@@ -191,7 +203,7 @@ def _is_read(tie: Tie, read: np.ndarray) -> bool:
     return bool(read[tie.flat].any())
 
 
-def _order(tie: Tie, axes: tuple[np.ndarray, ...]) -> tuple[int, ...] | None:
+def order_of(tie: Tie, axes: tuple[np.ndarray, ...]) -> tuple[int, ...] | None:
     """Return the order in which ``axes`` are those of a split, or None."""
     if not tie.is_split or len(axes) != len(tie.axes):
         return None

@@ -10,7 +10,7 @@ import numpy as np
 from rlprune_jax.graph import primitives
 from rlprune_jax.graph.nodes import INPUT, Nodes
 from rlprune_jax.graph.program import Equation
-from rlprune_jax.graph.reshaping import Reshapes
+from rlprune_jax.graph.reshaping import Reshapes, Tie
 
 Axes = tuple[np.ndarray, ...]
 """One id array per axis of an array."""
@@ -37,11 +37,13 @@ class Context:
         reshapes: those that are still to be resolved.
         equation: under way, which reasons name.
         known: position of an operand of the equation -> its value, where constants tell it.
+        parts: the split whose parts the operand of a reshape has, if it was only moved since.
     """
 
     nodes: Nodes = field(default_factory=Nodes)
     equation: Equation | None = None
     known: Mapping[int, np.ndarray] = field(default_factory=dict)
+    parts: Tie | None = None
 
     def __post_init__(self) -> None:
         self.reshapes = Reshapes(self.nodes)
@@ -164,7 +166,8 @@ def _keys(context: Context, equation: Equation, axes: list[Axes], shapes: list) 
 
 @register("reshape")
 def _reshape(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
-    return [context.reshapes.reshape(axes[0], shapes[0], context.placed("'reshape'"))]
+    where = context.placed("'reshape'")
+    return [context.reshapes.reshape(axes[0], shapes[0], where, context.parts)]
 
 
 @register("transpose")

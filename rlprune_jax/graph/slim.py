@@ -1,7 +1,7 @@
 """The slim network, its cut variables and any function of them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,8 @@ from rlprune_jax.graph.matching import (
     flat_arguments,
     match,
 )
-from rlprune_jax.graph.program import Atom, Call, Equation, Literal, Value, evaluate
+from rlprune_jax.graph.moving import Permutation
+from rlprune_jax.graph.program import Atom, Call, Equation, Literal, Program, Value, evaluate
 from rlprune_jax.graph.reductions import Length
 from rlprune_jax.graph.rules import Picked, picked
 from rlprune_jax.graph.specialise import Alive, cut, is_cut, pick, specialise, spread
@@ -266,6 +267,17 @@ class SlimStep:
     def __init__(self, matched: Matched, kept: np.ndarray) -> None:
         self._matched, self._kept = matched, kept
         self.alive = alive_of(matched, kept)
+        self._permuted = {
+            number: each
+            for number, each in matched.permutations.items()
+            if not self.alive[each.source][each.axis].all()
+        }
+        self.program = _with_sources(matched.program, self._permuted)
+        self._between = {
+            number
+            for number, (slot, axis) in matched.between.items()
+            if not self.alive[slot][axis].all()
+        }
         self._factors = {
             length.equation: (length, _factor(length, units, kept))
             for length, units in matched.lengths
@@ -274,7 +286,7 @@ class SlimStep:
         self.changed = [
             number in self._factors
             or any(map(is_cut, self._alive(equation.inputs) + self._alive(equation.outputs)))
-            for number, equation in enumerate(matched.program.equations)
+            for number, equation in enumerate(self.program.equations)
         ]
         readers = [*matched.contractions, *matched.reductions]
         self.mixing = {
@@ -289,7 +301,11 @@ class SlimStep:
     def __call__(self, number: int, operands: list[Value]) -> list[Value]:
         """Return the slim outputs of equation ``number``."""
         matched = self._matched
-        equation = matched.program.equations[number]
+        equation = self.program.equations[number]
+        if number in self._between:
+            return [None] * len(equation.outputs)
+        if number in self._permuted:
+            return [_permute(operands[0], self._permuted[number], self.alive)]
         if not self.changed[number]:
             return equation.bind(*operands)
         if number in self._factors:
@@ -315,6 +331,23 @@ class SlimStep:
         return places if places is not None and not inputs[0][places[0]].all() else None
 
 
+def _with_sources(program: Program, permuted: Mapping[int, Permutation]) -> Program:
+    """Return a program in which what permutes an axis reads the value it takes it from."""
+    if not permuted:
+        return program
+    equations = list(program.equations)
+    for number, each in permuted.items():
+        equations[number] = equations[number]._replace(inputs=(each.source,))
+    return program._replace(equations=equations)
+
+
+def _permute(value: Value, permutation: Permutation, alive: list[Alive]) -> Value:
+    """Take the kept units of a permuted axis from the value that has them in order."""
+    kept = alive[permutation.source][permutation.axis]
+    places = (np.cumsum(kept) - 1)[permutation.places][kept[permutation.places]]
+    return jnp.transpose(jnp.take(value, places, axis=permutation.axis), permutation.order)
+
+
 def _factor(length: Length, units: tuple[np.ndarray, ...], kept: np.ndarray) -> float:
     """Return what a constant that counts units is multiplied by."""
     shares = [kept[each].sum() / len(each) for each in units]
@@ -322,8 +355,8 @@ def _factor(length: Length, units: tuple[np.ndarray, ...], kept: np.ndarray) -> 
 
 
 def _evaluate(matched: Matched, kept: np.ndarray, leaves: Sequence[Value]) -> list[Value]:
-    program = matched.program
     step = SlimStep(matched, kept)
+    program = step.program
     constants = {slot: cut(value, step.alive[slot]) for slot, value in program.constants.items()}
 
     def call(item: Call, operands: list[Value]) -> list[Value] | None:

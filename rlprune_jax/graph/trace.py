@@ -95,7 +95,7 @@ def trace_graph(
         raise ValueError(
             "nothing in this network can be pruned: every axis is frozen\n" + str(graph)
         )
-    remember(apply, graph, (variables, inputs), (program, out_shape, found))
+    remember(apply, graph, (variables, inputs), (program, out_shape, found, context))
     return graph
 
 
@@ -127,7 +127,7 @@ def _batch_size(inputs: tuple[Any, ...]) -> int:
 
 _UNREAD = "no convolution, dot or reduction reads it"
 _UNMADE = "no convolution or dot makes it"
-_LONE = "all of it is one unit, without which there would be no network"
+_LONE = "one unit alone, and a group keeps at least one"
 
 Key = tuple[str, int]
 """Path and axis of a variable; for a factor of a contraction ``""`` and its number."""

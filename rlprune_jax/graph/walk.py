@@ -9,10 +9,12 @@ import numpy as np
 
 from rlprune_jax.graph.contractions import Contraction, contraction
 from rlprune_jax.graph.folding import MOST, fold
+from rlprune_jax.graph.moving import Moves
 from rlprune_jax.graph.nodes import Nodes
 from rlprune_jax.graph.program import Equation, Literal, Program
 from rlprune_jax.graph.reductions import Length, Lengths, Reduction, reduction
 from rlprune_jax.graph.rules import Axes, Context, fixed, fixed_axes, propagate
+from rlprune_jax.pytree import is_key
 
 
 class Walk(NamedTuple):
@@ -26,6 +28,7 @@ class Walk(NamedTuple):
         lengths: constants that count units.
         known: slot -> value, of indices and counts that constants tell.
         bodies: number of an equation -> the walks over its bodies.
+        moves: axes that are split, moved and joined again.
         remarks: what a user should know, in words.
     """
 
@@ -36,6 +39,7 @@ class Walk(NamedTuple):
     lengths: list[Length]
     known: dict[int, np.ndarray]
     bodies: "dict[int, tuple[Walk, ...]]"
+    moves: Moves
     remarks: list[str]
 
     def all_contractions(self) -> Iterator[Contraction]:
@@ -59,17 +63,6 @@ class Walk(NamedTuple):
         """Return the remarks of the program and its bodies."""
         inner = [body.all_remarks() for bodies in self.bodies.values() for body in bodies]
         return [*self.remarks, *(remark for each in inner for remark in each)]
-
-
-def walk(program: Program, variable_count: int) -> Walk:
-    """Walk a program whose first inputs are variables.
-
-    Axes of variables get nodes of their own; axes of all other inputs are fixed.
-    """
-    context = Context()
-    found = walk_with(context, program, variable_axes(context, program, variable_count))
-    resolve(context, [found])
-    return found
 
 
 def variable_axes(context: Context, program: Program, count: int) -> list[Axes]:
@@ -105,10 +98,20 @@ def _walk(
     tainted = [False] * len(program.avals)
     for slot, ids, taint in zip(program.inputs, inputs, depends, strict=True):
         axes[slot], tainted[slot] = ids, taint
-    found = Walk(context.nodes, axes, [], [], [], {}, {}, [])
+    found = Walk(
+        nodes=context.nodes,
+        axes=axes,
+        contractions=[],
+        reductions=[],
+        lengths=[],
+        known={},
+        bodies={},
+        moves=Moves(context.reshapes),
+        remarks=[],
+    )
     for slot, value in program.constants.items():
         axes[slot] = tuple(context.nodes.fresh(size) for size in np.shape(value))
-        if not isinstance(value, jax.core.Tracer) and np.size(value) <= MOST:
+        if not isinstance(value, jax.core.Tracer) and not is_key(value) and np.size(value) <= MOST:
             whole = jax.dtypes.issubdtype(value.dtype, np.integer) or value.dtype == bool
             if whole or np.size(value) <= 1:
                 found.known[slot] = np.asarray(value)
@@ -150,7 +153,9 @@ def _visit(
         context.equation = equation
     else:
         shapes = [tuple(program.avals[slot].shape) for slot in equation.outputs]
+        context.parts = found.moves.joined(equation, operands, shapes)
         outputs = propagate(context, equation, operands, shapes)
+        found.moves.see(number, equation, operands, outputs)
     for slot, ids in zip(equation.outputs, outputs, strict=True):
         axes[slot], tainted[slot] = ids, any(taints)
     if len(known) == len(equation.inputs) and not equation.bodies:
