@@ -6,6 +6,7 @@ import jax
 from jax import lax
 
 from rlprune_jax.graph.program import Equation, Value
+from rlprune_jax.types import PyTree
 
 Run = Callable[[Sequence[Value]], list[Value]]
 """``flat operands -> flat outputs`` of one body."""
@@ -30,11 +31,11 @@ def _scan(equation: Equation, runs: Sequence[Run], operands: Sequence[Value]) ->
     consts, carries = params["num_consts"], params["num_carry"]
     shared = list(operands[:consts])
 
-    def step(carry: tuple[Value, ...], xs: tuple[Value, ...]) -> tuple[tuple[Value, ...], ...]:
+    def step(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
         outputs = runs[0]([*shared, *carry, *xs])
         return tuple(outputs[:carries]), tuple(outputs[carries:])
 
-    start = tuple(map(jax.numpy.asarray, operands[consts : consts + carries]))
+    start: PyTree = tuple(map(jax.numpy.asarray, operands[consts : consts + carries]))
     end, stacked = lax.scan(
         step,
         start,
@@ -51,10 +52,10 @@ def _while(equation: Equation, runs: Sequence[Run], operands: Sequence[Value]) -
     conditions = params["cond_nconsts"]
     consts = conditions + params["body_nconsts"]
 
-    def goes_on(carry: tuple[Value, ...]) -> Value:
+    def goes_on(carry: PyTree) -> Value:
         return runs[0]([*operands[:conditions], *carry])[0]
 
-    def step(carry: tuple[Value, ...]) -> tuple[Value, ...]:
+    def step(carry: PyTree) -> PyTree:
         return tuple(runs[1]([*operands[conditions:consts], *carry]))
 
     return list(lax.while_loop(goes_on, step, tuple(operands[consts:])))

@@ -113,9 +113,7 @@ def _masked(matched: Matched, gates: Made, leaves: Sequence[Value]) -> list[Valu
     for number, change in _changes(matched, gates):
         changes.setdefault(number, []).append(change)
     inside = {
-        number: bodies
-        for number, bodies in matched.bodies.items()
-        if any(map(_is_changed, bodies))
+        number: bodies for number, bodies in matched.bodies.items() if any(map(_is_changed, bodies))
     }
 
     def step(number: int, operands: list[Value]) -> list[Value]:
@@ -154,9 +152,7 @@ def _changes(matched: Matched, gates: Made) -> Iterator[tuple[int, Change]]:
         if isinstance(atom, Literal):
             continue
         units = {axis: matched.units[atom][axis] for axis in axes}
-        held = [
-            (axis, gates[each.tobytes()]) for axis, each in units.items() if (each >= 0).any()
-        ]
+        held = [(axis, gates[each.tobytes()]) for axis, each in units.items() if (each >= 0).any()]
         if held:
             name = program.equations[number].name
             yield number, partial(_leave_out, name, operand, held)
@@ -197,7 +193,7 @@ def _neutral(name: str, dtype: jnp.dtype) -> jax.Array:
     if name in ("reduce_max", "reduce_min"):
         if jnp.issubdtype(dtype, jnp.inexact):
             value: object = -jnp.inf if name == "reduce_max" else jnp.inf
-        elif dtype == bool:
+        elif dtype == jnp.bool_:
             value = name == "reduce_min"
         else:
             bounds = jnp.iinfo(dtype)
@@ -205,7 +201,7 @@ def _neutral(name: str, dtype: jnp.dtype) -> jax.Array:
     elif name == "reduce_prod":
         value = 1
     elif name == "reduce_and":
-        value = True if dtype == bool else -1
+        value = True if dtype == jnp.bool_ else -1
     else:
         value = 0
     return jnp.asarray(value).astype(dtype)

@@ -61,7 +61,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Hold an axis of a variable that no unit owns, and why.
+    """Hold an axis that no unit owns, and why.
 
     Attributes:
         path: of the variable.
@@ -196,7 +196,7 @@ class Graph:
         return "\n".join(lines)
 
     def report(self) -> "GraphReport":
-        """Return a table of what is owned and what is frozen, and why.
+        """Return a table of what is frozen and why.
 
         Print it, or let a notebook show it.
         """

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.keywords import Keywords, split_keywords, with_keywords
 from rlprune_jax.graph.memo import call_key
-from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.moving import Permutation
 from rlprune_jax.graph.program import Literal, Program, trace_program
 from rlprune_jax.graph.reductions import Length, Reduction
@@ -51,7 +51,7 @@ class Matched(NamedTuple):
     between: dict[int, tuple[int, int]]
 
     def holds_units(self) -> bool:
-        """Tell whether any axis of any value inside has a unit."""
+        """Tell whether any axis of any value has a unit."""
         return any((ids >= 0).any() for axes in self.units for ids in axes) or any(
             body.holds_units() for bodies in self.bodies.values() for body in bodies
         )
@@ -146,7 +146,7 @@ def _match(
 
 
 def _tie_units(context: Context, graph: Graph, axes: Mapping[str, Axes]) -> None:
-    """Tie what a unit owns, so that a function takes the units for what the graph does."""
+    """Tie what each unit owns, and freeze the rest."""
     nodes = context.nodes
     firsts = np.full(graph.units, -1)
     for path, arrays in axes.items():
@@ -194,7 +194,7 @@ def _matched(
 
 
 def _unit_of(graph: Graph, found: Walk, slots: dict[str, int]) -> np.ndarray:
-    """Return the unit of every node, by the variables that hold them, -1 for none.
+    """Return the unit of every node, -1 for none.
 
     Args:
         graph: of the network.

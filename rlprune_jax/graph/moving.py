@@ -10,7 +10,7 @@ from rlprune_jax.graph.rules import Axes
 
 
 class Parted(NamedTuple):
-    """Describe a value that is another one with an axis split, and moved.
+    """Describe a value with an axis split and moved.
 
     Attributes:
         source: slot of the other value.
@@ -26,7 +26,7 @@ class Parted(NamedTuple):
 
 
 class Permutation(NamedTuple):
-    """Describe a reshape that joins the parts of a split axis in another order.
+    """Describe a reshape that joins parts in another order.
 
     Attributes:
         source: slot of the value whose axis was split.
@@ -42,7 +42,7 @@ class Permutation(NamedTuple):
 
 
 class Moves:
-    """Follow values from the split of an axis to where it is joined again.
+    """Follow split axes to where they are joined again.
 
     Between the two, pruned units leave no rectangular array; where nothing reads what lies between,
     the slim network takes the joined value straight from the source.
@@ -57,7 +57,7 @@ class Moves:
     def joined(
         self, equation: Equation, operands: list[Axes], shapes: list[tuple[int, ...]]
     ) -> Tie | None:
-        """Return the split whose parts a reshape joins, and does nothing else."""
+        """Return the split whose parts alone a reshape joins."""
         held = self._held(equation)
         if held is None or equation.name != "reshape":
             return None

@@ -48,7 +48,7 @@ class Nodes:
         return ids
 
     def generate(self, count: int) -> np.ndarray:
-        """Make nodes of an axis that a program makes up, as by a broadcast."""
+        """Make nodes of a made-up axis, as by a broadcast."""
         ids = self.fresh(count)
         self._generated[ids] = True
         return ids

@@ -1,15 +1,16 @@
 """A traced function as one flat list of equations, calls inlined."""
 
 import contextlib
+import functools
+import importlib.util
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jax.extend import core as jex_core
-from jax.extend import source_info_util
 
 from rlprune_jax.types import PyTree
 
@@ -44,8 +45,25 @@ Aval: TypeAlias = Any
 """Shape and dtype of a value, as JAX keeps them."""
 
 
-_PLACE = re.compile(r"(.*?):(\d+)(?::\d+)?(?:-\d+(?::\d+)?)? \((.*)\)")
-"""File, line and function, as JAX writes them."""
+_FRAMEWORKS = ("jax", "jaxlib", "flax", "equinox", "haiku", "keras", "jaxtyping", "numpy")
+_OWN = ("graph", "workflow", "costs", "units", "cli")
+
+
+@cache
+def _passed_over(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the beginnings of files whose lines are not the user's.
+
+    Those are of some libraries, of what traces here, and of what wraps functions.
+    """
+    libraries = [
+        os.path.dirname(spec.origin)
+        for name in names
+        if (spec := importlib.util.find_spec(name)) is not None and spec.origin
+    ]
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    own = [os.path.join(package, room) for room in _OWN]
+    standard = [contextlib.__file__, functools.__file__]
+    return (*(each + os.sep for each in [*libraries, *own]), *standard, "<")
 
 
 class Equation(NamedTuple):
@@ -78,13 +96,19 @@ class Equation(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Return file, line and function of the user's code, or "" where JAX keeps none."""
-        # What JAX' own functions are made of is told by where they are called.
-        for source in (self.source, *reversed(self.callers)):
-            text = "" if source is None else source_info_util.summarize(source.source_info)
-            if found := _PLACE.fullmatch(text):
-                file, line, function = found.groups()
-                return f"{os.path.basename(file)}:{line} ({function})"
+        """Return file, line and function of the user's code.
+
+        It is "" where JAX keeps none."""
+        # What JAX' own functions are made of is told by where they are called, and a framework's
+        # layer by the user's line that calls it, where there is one.
+        sources = [source for source in (self.source, *reversed(self.callers)) if source]
+        tracebacks = [source.source_info.traceback for source in sources]
+        frames = [frame for each in tracebacks if each is not None for frame in each.frames]
+        for passed_over in (_passed_over(_FRAMEWORKS), _passed_over(_FRAMEWORKS[:2])):
+            for frame in frames:
+                if not frame.file_name.startswith(passed_over):
+                    file = os.path.basename(frame.file_name)
+                    return f"{file}:{frame.line_num} ({frame.function_name})"
         return ""
 
     def bind(self, *operands: Value, **changed: object) -> list[Value]:
@@ -235,9 +259,7 @@ class _Builder:
             else:
                 outputs = [self.new_slot(var.aval) for var in eqn.outvars]
                 bodies = _bodies(eqn, self.callers)
-                self._add(
-                    Equation(eqn, tuple(inputs), tuple(outputs), bodies, self.callers), body
-                )
+                self._add(Equation(eqn, tuple(inputs), tuple(outputs), bodies, self.callers), body)
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 

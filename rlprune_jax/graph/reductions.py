@@ -25,7 +25,7 @@ class Reduction(NamedTuple):
 
 
 class Length(NamedTuple):
-    """Describe a constant that counts the units that a sum goes over.
+    """Describe a constant that counts the units of a sum.
 
     Attributes:
         equation: number of the equation that multiplies or divides by it.
@@ -41,7 +41,7 @@ class Length(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """Say that a value is a power of a sum, times what does not depend on its length.
+    """Describe a value that grows with a sum.
 
     Attributes:
         exponent: the value grows with the number of terms to this power.
@@ -55,7 +55,9 @@ class Sum(NamedTuple):
 
 
 def reduction(number: int, equation: Equation, operands: list[Axes]) -> Reduction | None:
-    """Describe a reduction that leaves pruned units out; any other equation gives None."""
+    """Describe a reduction that leaves pruned units out.
+
+    Any other equation gives None."""
     if equation.name not in primitives.READERS:
         return None
     axes = tuple(equation.params["axes"])
@@ -76,12 +78,12 @@ _SMALL = 0.01
 
 
 class Lengths:
-    """Follow sums through a program, to find the constants that count their terms.
+    """Find the constants that count the terms of sums.
 
     A mean is a sum divided by its number of terms, N; a root mean square is the root of a sum of
-    squares, divided by the root of N. A value that grows with a sum to the power e, multiplied by N
-    to the power -e, is a mean of this kind, and the constant N to the power -e stands for the number
-    of terms. Where a sum is divided by another number, that stays, and `remarks` says so.
+    squares, divided by the root of N. A value that grows with a sum to the power e, multiplied by
+    N to the power -e, is a mean of this kind, and the constant N to the power -e stands for the
+    number of terms. Where a sum is divided by another number, that stays, and `remarks` says so.
     """
 
     def __init__(self) -> None:
@@ -146,7 +148,11 @@ class Lengths:
         # Whatever else stands beside the sum must be known, as the bound of a maximum.
         others = [i for i in range(len(equation.inputs)) if i not in sums]
         beside = all(i in known for i in others) or name in ("select_n", "slice")
-        return held if name in _KEEPING and beside and len(set(map(_key, sums.values()))) == 1 else None
+        return (
+            held
+            if name in _KEEPING and beside and len(set(map(_key, sums.values()))) == 1
+            else None
+        )
 
     def _scaled(
         self,
@@ -161,7 +167,7 @@ class Lengths:
             power = first.exponent + signs[1] * second.exponent
             same = _key(first)[1:] == _key(second)[1:]
             return first._replace(exponent=power) if same and power else None
-        (position, held), = sums.items()
+        ((position, held),) = sums.items()
         power = signs[position] * held.exponent
         other = 1 - position
         constant = _uniform(known.get(other))
@@ -170,14 +176,13 @@ class Lengths:
         # The constant to multiply by, for a mean: terms ** -power.
         wanted = -power * signs[other]
         for fixed in {held.fixed, 1.0}:
-            terms = fixed * math.prod(map(len, held.counted))
+            terms: float = fixed * math.prod(map(len, held.counted))
             if terms > 1 and _equal(constant, terms**wanted, known[other].dtype):
                 if held.counted:
                     self.found.append(Length(number, other, wanted, held.counted))
                 return None
         if held.counted and power == 1.0 and equation.name == "div" and constant > 1:
-            terms = math.prod(map(len, held.counted))
-            self._remark(equation, constant, terms)
+            self._remark(equation, constant, math.prod(map(len, held.counted)))
         return held._replace(exponent=power)
 
     def _remark(self, equation: Equation, constant: float, terms: int) -> None:

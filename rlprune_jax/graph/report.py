@@ -11,7 +11,7 @@ from rlprune_jax.graph.groups import Frozen, Graph
 
 @dataclass(frozen=True)
 class GraphReport:
-    """Hold how much of a network units own, and what is frozen by reason.
+    """Hold what units own and what is frozen.
 
     Attributes:
         parameters: of the network.

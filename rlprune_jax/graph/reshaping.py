@@ -11,7 +11,7 @@ from rlprune_jax.graph.nodes import INPUT, Census, Nodes
 
 
 class Tie(NamedTuple):
-    """Hold an axis and the axes that it is the product of, not yet tied.
+    """Hold an axis and its factors, not yet tied.
 
     One of the axes carries the units, each with all that the others index; which one is found out
     when the whole program has been walked.
@@ -35,7 +35,7 @@ class Tie(NamedTuple):
 
     @property
     def table(self) -> np.ndarray:
-        """Return the nodes of the whole axis by the indices of its factors."""
+        """Return the nodes of the axis by its factors' indices."""
         return self.flat.reshape(self.sizes)
 
 
@@ -84,9 +84,7 @@ class Reshapes:
                 output[position] = ids
         return tuple(ids for ids in output if ids is not None)
 
-    def _join(
-        self, axes: tuple[np.ndarray, ...], where: str, parts: Tie | None
-    ) -> np.ndarray:
+    def _join(self, axes: tuple[np.ndarray, ...], where: str, parts: Tie | None) -> np.ndarray:
         if len(axes) == 1:
             return axes[0]
         sizes = tuple(len(ids) for ids in axes)
@@ -125,7 +123,7 @@ class Reshapes:
         return np.where(self._nodes.frozen(ids), INPUT, self._nodes.find(ids))
 
     def resolve(self, reads: Sequence[Sequence[np.ndarray]], made: Sequence[np.ndarray]) -> None:
-        """Tie each axis to the one of its factors that carries the units.
+        """Tie each axis to the factor that carries its units.
 
         What nobody has read stays untied. An axis that can only go along one way goes that way;
         where there is a choice, an axis that a read takes whole beside others (a head) is
@@ -159,7 +157,7 @@ class Reshapes:
         self.unsettled = pending
 
     def split_into(self, part: np.ndarray) -> Tie | None:
-        """Return the split whose first part is this very id array, if any."""
+        """Return the split whose first part is this id array."""
         return next((tie for tie in self._ties if tie.is_split and tie.axes[0] is part), None)
 
     def _settle(self, tie: Tie) -> bool:
@@ -204,7 +202,7 @@ def _is_read(tie: Tie, read: np.ndarray) -> bool:
 
 
 def order_of(tie: Tie, axes: tuple[np.ndarray, ...]) -> tuple[int, ...] | None:
-    """Return the order in which ``axes`` are those of a split, or None."""
+    """Return the order of a split's parts, or None."""
     if not tie.is_split or len(axes) != len(tie.axes):
         return None
     firsts = [int(ids[0]) for ids in tie.axes]

@@ -49,7 +49,7 @@ class Context:
         self.reshapes = Reshapes(self.nodes)
 
     def freeze(self, ids: np.ndarray, reason: str) -> None:
-        """Freeze nodes for a reason, to which the place of the equation is added."""
+        """Freeze nodes for a reason, with the equation's place."""
         self.nodes.freeze(ids, lambda: self.placed(reason))
 
     def freeze_all(self, axes: Sequence[Axes], reason: str) -> None:
@@ -63,7 +63,7 @@ class Context:
         self.nodes.tie(first, second, self._how)
 
     def placed(self, text: str) -> str:
-        """Return a text with file, line and function of the equation under way."""
+        """Return a text with the place of the equation."""
         place = "" if self.equation is None else self.equation.place
         return f"{text} at {place}" if place else text
 
@@ -82,7 +82,9 @@ def fixed_axes(shape: tuple[int, ...]) -> Axes:
 
 
 def fixed_like(ids: np.ndarray, count: int) -> np.ndarray:
-    """Return the ids of an axis made of a frozen one, for whose reason it is fixed too."""
+    """Return the ids of an axis of a frozen one.
+
+    It is fixed for the same reason."""
     return np.full(count, ids[0] if len(ids) else INPUT, np.int64)
 
 
@@ -286,8 +288,8 @@ def _pad(context: Context, equation: Equation, axes: list[Axes], shapes: list) -
     for ids, (low, high, interior), size in zip(axes[0], configuration, shapes[0], strict=True):
         if low == high == interior == 0:
             output.append(ids)
-        elif context.nodes.frozen(ids).all():
-            output.append(fixed_like(ids, size))
+        elif not np.any(ids != INPUT):
+            output.append(fixed(size))
         elif min(low, high) < 0 or interior:
             context.freeze(ids, "padded inside or cropped")
             output.append(fixed_like(ids, size))
@@ -366,7 +368,7 @@ Picked = tuple[int, np.ndarray]
 def picked(
     equation: Equation, known: Mapping[int, np.ndarray], sizes: tuple[int, ...]
 ) -> Picked | None:
-    """Return the one axis that a gather permutes or selects from, and the places.
+    """Return the axis that a gather selects from, and places.
 
     Args:
         equation: a ``gather``.

@@ -288,11 +288,12 @@ class SlimStep:
             or any(map(is_cut, self._alive(equation.inputs) + self._alive(equation.outputs)))
             for number, equation in enumerate(self.program.equations)
         ]
-        readers = [*matched.contractions, *matched.reductions]
+        readers = [each.equation for each in matched.contractions]
+        readers += [each.equation for each in matched.reductions]
         self.mixing = {
-            each.equation
-            for each in readers
-            if any(map(is_cut, self._alive(matched.program.equations[each.equation].inputs)))
+            number
+            for number in readers
+            if any(map(is_cut, self._alive(self.program.equations[number].inputs)))
         } | set(self._factors)
 
     def _alive(self, atoms: Sequence[Atom]) -> list[Alive]:

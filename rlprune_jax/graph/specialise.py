@@ -103,7 +103,11 @@ def _broadcast(equation: Equation, operands: list, inputs: list, outputs: list) 
 
 @_register("reshape")
 def _reshape(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
-    return [lax.reshape(operands[0], _out_sizes(equation, outputs[0]))]
+    sizes = _out_sizes(equation, outputs[0])
+    if any(isinstance(size, int) and size == 0 for size in sizes):
+        # An axis of size one that the reshape adds, and whose one unit is gone.
+        return [jnp.zeros(sizes, operands[0].dtype)]
+    return [lax.reshape(operands[0], sizes)]
 
 
 @_register("iota")

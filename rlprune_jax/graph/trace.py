@@ -144,20 +144,7 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
     contractions = list(found.all_contractions())
     marks = _Marks(found, contractions, axis_ids, names)
     holders = {int(ids[0]): names[path] for (path, _), ids in axis_ids.items() if len(ids)}
-    groups: list[Group] = []
-    unit_of = np.full(len(nodes), -1, np.int32)
-    first = 0
-    for roots, keys in _coupled(found, contractions, axis_ids):
-        if len(roots) == 1:
-            nodes.freeze(np.asarray(roots), _LONE)
-            continue
-        unit_of[roots] = first + np.arange(len(roots))
-        slots = tuple(_slot(nodes, axis_ids[key], key, marks, unit_of, first) for key in keys)
-        name = marks.name(keys)
-        repeats = sum(each.name.split("#")[0] == name for each in groups)
-        name += f"#{repeats + 1}" if repeats else ""
-        groups.append(Group(name, len(roots), first, slots))
-        first += len(roots)
+    groups, unit_of = _groups(found, contractions, axis_ids, marks)
 
     def owners(ids: np.ndarray) -> np.ndarray:
         return unit_of[nodes.find(ids)]
@@ -202,6 +189,34 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
         batch=batch,
         remarks=tuple(dict.fromkeys(found.all_remarks())),
     )
+
+
+def _groups(
+    found: Walk,
+    contractions: list[Contraction],
+    axis_ids: dict[Key, np.ndarray],
+    marks: "_Marks",
+) -> tuple[list[Group], np.ndarray]:
+    """Return the groups, and int32[nodes], the unit of each class, -1 for none.
+
+    A group of one unit, which nothing can prune, is frozen.
+    """
+    nodes = found.nodes
+    groups: list[Group] = []
+    unit_of = np.full(len(nodes), -1, np.int32)
+    first = 0
+    for roots, keys in _coupled(found, contractions, axis_ids):
+        if len(roots) == 1:
+            nodes.freeze(np.asarray(roots), _LONE)
+            continue
+        unit_of[roots] = first + np.arange(len(roots))
+        slots = tuple(_slot(nodes, axis_ids[key], key, marks, unit_of, first) for key in keys)
+        name = marks.name(keys)
+        repeats = sum(each.name.split("#")[0] == name for each in groups)
+        name += f"#{repeats + 1}" if repeats else ""
+        groups.append(Group(name, len(roots), first, slots))
+        first += len(roots)
+    return groups, unit_of
 
 
 def _why_unowned(key: Key, marks: "_Marks") -> str:

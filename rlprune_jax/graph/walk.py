@@ -43,7 +43,7 @@ class Walk(NamedTuple):
     remarks: list[str]
 
     def all_contractions(self) -> Iterator[Contraction]:
-        """Yield the contractions of the program and its bodies in order, with how often they run."""
+        """Yield all contractions in order, those of bodies too."""
         own = {each.equation: each for each in self.contractions}
         for number in sorted({*own, *self.bodies}):
             if number in own:
@@ -66,13 +66,16 @@ class Walk(NamedTuple):
 
 
 def variable_axes(context: Context, program: Program, count: int) -> list[Axes]:
-    """Make nodes for the axes of a program's variables, its first ``count`` inputs."""
+    """Make nodes for the axes of a program's variables.
+
+    They are its first ``count`` inputs.
+    """
     shapes = (program.avals[slot].shape for slot in program.inputs[:count])
     return [tuple(context.nodes.fresh(size) for size in shape) for shape in shapes]
 
 
 def walk_with(context: Context, program: Program, variables: Sequence[Axes]) -> Walk:
-    """Walk a program on the nodes of its variables, so that several share them."""
+    """Walk a program on nodes given for its variables."""
     rest = program.inputs[len(variables) :]
     inputs = [*variables, *(fixed_axes(program.avals[slot].shape) for slot in rest)]
     depends = [number >= len(variables) for number in range(len(inputs))]
@@ -80,7 +83,7 @@ def walk_with(context: Context, program: Program, variables: Sequence[Axes]) -> 
 
 
 def resolve(context: Context, walks: Sequence[Walk]) -> None:
-    """Decide what reshapes have left open, once all programs have been walked."""
+    """Decide what reshapes have left open."""
     reads = [axes for found in walks for axes in found.reads()]
     made = [
         ids
@@ -149,7 +152,9 @@ def _visit(
     known = _known(equation, found.known)
     context.equation, context.known = equation, known
     if equation.bodies:
-        outputs = _BODIES[equation.name](context, equation, operands, taints, (found, number, times))
+        outputs = _BODIES[equation.name](
+            context, equation, operands, taints, (found, number, times)
+        )
         context.equation = equation
     else:
         shapes = [tuple(program.avals[slot].shape) for slot in equation.outputs]
@@ -208,9 +213,7 @@ def _scan(
     inner = _walk(context, body, inputs, depends, times * length)
     found.bodies[number] = (inner,)
     context.equation = equation
-    outputs = [
-        () if isinstance(atom, Literal) else inner.axes[atom] for atom in body.outputs
-    ]
+    outputs = [() if isinstance(atom, Literal) else inner.axes[atom] for atom in body.outputs]
     for before, after in zip(inputs[consts : consts + carries], outputs[:carries], strict=True):
         for first, second in zip(before, after, strict=False):
             context.tie(first, second)
@@ -244,7 +247,7 @@ def _while(
         )
     shapes = [var.aval.shape for var in equation.source.outvars]
     return [
-        fixed_axes(shape) if not ids else ids
+        ids if ids else fixed_axes(shape)
         for ids, shape in zip(operands[consts:], shapes, strict=True)
     ]
 
@@ -256,9 +259,7 @@ def _cond(
     found, number, times = inside
     for ids in operands[0]:
         context.freeze(ids, "chooses a branch of 'cond'")
-    walks = [
-        _walk(context, branch, operands[1:], taints[1:], times) for branch in equation.bodies
-    ]
+    walks = [_walk(context, branch, operands[1:], taints[1:], times) for branch in equation.bodies]
     context.equation = equation
     costs = [_macs([each]) for each in walks]
     dearest = costs.index(max(costs))
@@ -297,9 +298,7 @@ def _macs(walks: Sequence[Walk]) -> int:
 
 def _uncounted(found: Walk) -> Walk:
     """Return a walk whose contractions are not counted."""
-    bodies = {
-        number: tuple(map(_uncounted, bodies)) for number, bodies in found.bodies.items()
-    }
+    bodies = {number: tuple(map(_uncounted, bodies)) for number, bodies in found.bodies.items()}
     contractions = [each._replace(times=0) for each in found.contractions]
     return found._replace(contractions=contractions, bodies=bodies)
 

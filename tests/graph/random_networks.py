@@ -180,16 +180,22 @@ def _run(step: Step, x: jax.Array, train: bool) -> jax.Array:
             return parts.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, 4 * channels)
         case "residual":
             branch = _run_all(option, x, train)
+            if branch.shape[1] > x.shape[1]:
+                return branch
             if branch.shape != x.shape:
                 x = nn.Conv(branch.shape[-1], (1, 1))(_shrink(x, branch.shape))
             return x + branch
         case "product":
             branch = _run_all(option, x, train)
+            if branch.shape[1] > x.shape[1]:
+                return branch
             if branch.shape != x.shape:
                 x = nn.Conv(branch.shape[-1], (1, 1))(_shrink(x, branch.shape))
             return x * jnp.tanh(branch)
         case "concat":
             branch = _run_all(option, x, train)
+            if branch.shape[1] > x.shape[1]:
+                return branch
             return jnp.concatenate([_shrink(x, branch.shape), branch], axis=-1)
         case "remat":
             return nn.remat(_Body, static_argnums=(2,))(option)(x, train)
