@@ -44,7 +44,7 @@ class MatrixForm(NamedTuple):
 
 
 class Correction(NamedTuple):
-    """Hold what is added to weights and bias of a contraction.
+    """Hold changes of weights and bias of a contraction.
 
     Attributes:
         weights: f[B, K, N].
@@ -207,7 +207,7 @@ def fit_weights(
 
 
 def fit_bias(form: MatrixForm, operand: jax.Array, residual: jax.Array) -> Correction:
-    """Return the change of the bias that explains a residual best."""
+    """Return the bias that explains a residual best."""
     _, outputs = form.rows(*form.examples(operand, residual))
     dtype = jnp.promote_types(residual.dtype, jnp.float32)
     bias = outputs.astype(dtype).mean(1)

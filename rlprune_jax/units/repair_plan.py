@@ -30,7 +30,7 @@ class Origin(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """Hold what is added to the output of a contraction, one number a column.
+    """Hold what is added to outputs, one number a column.
 
     Attributes:
         origin: the variable that is added (a bias) or subtracted (a running mean).
