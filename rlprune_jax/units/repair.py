@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.checks import require, require_range
@@ -177,7 +178,8 @@ class _Run:
             return
         outputs = equation.bind(*changed)
         if refit is not None:
-            residual = self._dense[equation.outputs[0]] - outputs[0]
+            wide = jnp.promote_types(outputs[0].dtype, jnp.float32)
+            residual = self._dense[equation.outputs[0]].astype(wide) - outputs[0].astype(wide)
             found = fit(refit.form, changed[refit.operand], residual, refit.bias is not None)
             self._correct(number, refit, found)
             changed[refit.weight] = self.masked(equation.inputs[refit.weight])
