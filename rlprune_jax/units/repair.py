@@ -156,34 +156,34 @@ class _Run:
         self._dense: dict[int, Value] = dict(zip(self._program.inputs, arguments, strict=True))
         self._dense.update(self._program.constants)
         self._masked: dict[int, Value] = {}
-        self._read = _masked_reads(matched, gates)
+        self._steps = _MaskedSteps(matched, gates)
 
     def dense(self, atom: Atom) -> Value:
         return atom.value if isinstance(atom, Literal) else self._dense[atom]
 
     def masked(self, atom: Atom) -> Value:
-        return (
-            self.dense(atom)
-            if isinstance(atom, Literal)
-            else self._masked.get(atom, self._dense[atom])
-        )
+        if isinstance(atom, Literal) or atom not in self._masked:
+            return self.dense(atom)
+        return self._masked[atom]
 
     def step(self, number: int, refit: Refit | None, fit: Fit) -> None:
         """Evaluate an equation in both, and refit its weights before."""
         equation = self._program.equations[number]
         operands = [self.dense(atom) for atom in equation.inputs]
         self._dense.update(zip(equation.outputs, equation.bind(*operands), strict=True))
-        changed = self._read(number, [self.masked(atom) for atom in equation.inputs])
-        if all(a is b for a, b in zip(operands, changed, strict=True)):
+        own = [self.masked(atom) for atom in equation.inputs]
+        same = all(a is b for a, b in zip(operands, own, strict=True))
+        if same and not self._steps.is_changed(number):
             return
-        outputs = equation.bind(*changed)
+        changed = self._steps.read(number, own)
+        outputs = self._steps.bind(number, changed)
         if refit is not None:
             wide = jnp.promote_types(outputs[0].dtype, jnp.float32)
             residual = self._dense[equation.outputs[0]].astype(wide) - outputs[0].astype(wide)
             found = fit(refit.form, changed[refit.operand], residual, refit.bias is not None)
             self._correct(number, refit, found)
             changed[refit.weight] = self.masked(equation.inputs[refit.weight])
-            outputs = equation.bind(*changed)
+            outputs = self._steps.bind(number, changed)
         self._masked.update(zip(equation.outputs, outputs, strict=True))
 
     def _correct(self, number: int, refit: Refit, found: Correction) -> None:
@@ -200,29 +200,42 @@ class _Run:
         for each in origin.equations:
             if each < number:
                 equation = self._program.equations[each]
-                (self._masked[equation.outputs[0]],) = equation.bind(
-                    self.masked(equation.inputs[0])
-                )
+                moved = equation.bind(self.masked(equation.inputs[0]))
+                self._masked.update(zip(equation.outputs, moved, strict=True))
 
 
-def _masked_reads(matched: Matched, gates: jax.Array) -> Callable[[int, list[Value]], list[Value]]:
-    """Return what makes the operands of an equation those that the masked network reads."""
-    reads = {
-        each.equation: (each.operand, each.axis)
-        for each in matched.contractions
-        if not isinstance(matched.program.equations[each.equation].inputs[each.operand], Literal)
-    }
+class _MaskedSteps:
+    """Evaluate single equations as the masked network does."""
 
-    def read(number: int, operands: list[Value]) -> list[Value]:
-        position, axes = reads.get(number, (0, ()))
-        for axis in axes:
-            slot = matched.program.equations[number].inputs[position]
-            units = matched.units[slot][axis]
-            if (units >= 0).any():
-                # The last gate, a 1, is of indices without a unit.
-                shape = [-1 if each == axis else 1 for each in range(operands[position].ndim)]
-                gate = gates[units].reshape(shape).astype(operands[position].dtype)
-                operands[position] = operands[position] * gate
-        return operands
+    def __init__(self, matched: Matched, gates: jax.Array) -> None:
+        self._matched = matched
+        self._gates = gates
+        self._reads: dict[int, tuple[int, list[tuple[int, np.ndarray]]]] = {}
+        for each in matched.contractions:
+            atom = matched.program.equations[each.equation].inputs[each.operand]
+            if isinstance(atom, Literal):
+                continue
+            units = [(axis, matched.units[atom][axis]) for axis in each.axis]
+            held = [(axis, ids) for axis, ids in units if (ids >= 0).any()]
+            if held:
+                self._reads[each.equation] = (each.operand, held)
 
-    return read
+    def is_changed(self, number: int) -> bool:
+        """Tell whether an equation reads units."""
+        return number in self._reads
+
+    def read(self, number: int, operands: list[Value]) -> list[Value]:
+        """Return the operands as the masked network reads them."""
+        if number not in self._reads:
+            return operands
+        position, held = self._reads[number]
+        operand = operands[position]
+        for axis, units in held:
+            shape = [-1 if each == axis else 1 for each in range(operand.ndim)]
+            # The last gate, a 1, is of indices without a unit.
+            operand = operand * self._gates[units].reshape(shape).astype(operand.dtype)
+        return [*operands[:position], operand, *operands[position + 1 :]]
+
+    def bind(self, number: int, operands: list[Value]) -> list[Value]:
+        """Evaluate an equation on operands that ``read`` gave."""
+        return self._matched.program.equations[number].bind(*operands)
