@@ -157,11 +157,20 @@ class _Search:
         return "its weights are no variable"
 
     def bias(self, equation: Equation, form: MatrixForm) -> Bias | None:
+        """Find what is added to the output of a contraction, one number a column."""
         (slot,) = equation.outputs
+        shape = self.aval(slot).shape
+        sizes = [shape[axis] for axis in form.columns]
+        numbers = np.arange(int(np.prod(sizes, dtype=int))).reshape(sizes)
+        columns = np.moveaxis(
+            np.broadcast_to(numbers, (*np.delete(shape, form.columns), *sizes)),
+            range(len(shape) - len(sizes), len(shape)),
+            form.columns,
+        )
         while self._uses[slot] == 1 and slot in self._readers:
-            number = self._readers[slot]
-            reader = self._program.equations[number]
-            if reader.name == "convert_element_type":
+            reader = self._program.equations[self._readers[slot]]
+            if reader.name in _MOVING:
+                columns = _move(reader, columns)
                 (slot,) = reader.outputs
                 continue
             place = reader.inputs.index(slot)
@@ -169,28 +178,30 @@ class _Search:
             if sign is None:
                 return None
             origin = self.origin(reader.inputs[1 - place], _MOVING | {"broadcast_in_dim"})
-            if isinstance(origin, str):
-                return None
-            order = self._order(origin, form, self.aval(slot).shape)
+            order = None if isinstance(origin, str) else self._order(origin, columns)
             return None if order is None else Bias(origin=origin, sign=sign, order=order)
         return None
 
-    def _order(self, origin: Origin, form: MatrixForm, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Return the column of each entry of a variable that is added, if each has one."""
+    def _order(self, origin: Origin, columns: np.ndarray) -> np.ndarray | None:
+        """Return the column of each entry of a variable, if they go one to one."""
         variable = self._program.avals[self._program.inputs[origin.variable]]
         size = int(np.prod(variable.shape, dtype=int))
         entries = np.arange(size).reshape(variable.shape)
         for number in origin.equations:
             entries = _move(self._program.equations[number], entries)
-        entries = np.broadcast_to(entries, shape)
-        others = [axis for axis in range(entries.ndim) if axis not in form.columns]
-        # What is broadcast takes no step in memory from one entry to the next.
-        if any(entries.shape[axis] > 1 and entries.strides[axis] for axis in others):
+        if np.broadcast_shapes(entries.shape, columns.shape) != columns.shape:
             return None
-        columns = entries.transpose(*others, *form.columns)[(0,) * len(others)].reshape(-1)
-        if len(columns) != size or len(np.unique(columns)) != size:
+        entries = np.broadcast_to(entries, columns.shape)
+        # What is broadcast takes no step in memory, so that its first index stands for all.
+        whole = tuple(
+            slice(None) if entries.strides[axis] or columns.strides[axis] else slice(1)
+            for axis in range(columns.ndim)
+        )
+        pairs = np.unique(np.stack([entries[whole].ravel(), columns[whole].ravel()]), axis=1)
+        numbers = np.arange(size)
+        if not (np.array_equal(pairs[0], numbers) and np.array_equal(np.sort(pairs[1]), numbers)):
             return None
-        return np.argsort(columns)
+        return pairs[1]
 
 
 def _move(equation: Equation, array: np.ndarray) -> np.ndarray:

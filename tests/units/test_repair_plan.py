@@ -1,5 +1,6 @@
 """Which weights can be refitted, where they come from and what is added after them."""
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,25 +58,71 @@ def test_a_network_of_flax_is_understood():
     ]
 
 
-def test_each_column_finds_its_entry_of_the_bias():
-    def apply(variables, x):
-        # Out-axes 3 and 2 of the weights; the bias comes turned.
-        y = jnp.einsum("bi,iuv->bvu", jax.nn.relu(x @ variables["first"]), variables["w"])
-        return y + variables["bias"][::-1].reshape(3, 2).T
+BIASES = {
+    "turned": ((6,), lambda y, bias: y + bias.reshape(3, 2).T[None]),
+    "moved output": ((3, 2), lambda y, bias: y.transpose(0, 2, 1).reshape(7, 6) + bias.reshape(6)),
+    "backwards": ((6,), lambda y, bias: y - bias[::-1].reshape(2, 3)),
+    "one of each row": ((7, 1, 1), lambda y, bias: y + bias),
+    "one for all columns": ((1,), lambda y, bias: y + bias),
+    "one for some columns": ((3,), lambda y, bias: y + bias),
+    "multiplied": ((2, 3), lambda y, bias: y * bias),
+    "taken from": ((2, 3), lambda y, bias: bias - y),
+}
+NO_BIAS = ("one of each row", "one for all columns", "one for some columns", "multiplied")
 
-    shapes = {"first": (4, 5), "w": (5, 3, 2), "bias": (6,)}
-    variables = {name: jnp.ones(shape) for name, shape in shapes.items()}
+
+@pytest.mark.parametrize("name", BIASES)
+def test_each_column_finds_its_entry_of_the_bias(name):
+    shape, add = BIASES[name]
+
+    def apply(variables, x):
+        hidden = jax.nn.relu(x @ variables["first"])
+        y = jax.lax.dot_general(hidden, variables["w"], (((1,), (1,)), ((), ())))
+        return add(y, variables["bias"])
+
+    variables = {"first": jnp.ones((4, 5)), "w": jnp.ones((2, 5, 3)), "bias": jnp.zeros(shape)}
     plan, paths = plan_of(apply, variables, jnp.ones((7, 4)))
     refit = next(each for each in plan.refits.values() if paths[each.origin.variable] == "w")
-    assert refit.bias is None or paths[refit.bias.origin.variable] == "bias"
-    if refit.bias is not None:
-        # Adding its number to every column must do what the variable does.
-        columns = np.arange(6.0)
-        bias = columns[refit.bias.order]
-        zero = variables | {"w": jnp.zeros((5, 3, 2)), "bias": jnp.asarray(bias)}
-        got = np.asarray(apply(zero, jnp.ones((7, 4))))
-        _, rows = refit.form.rows(*refit.form.examples(jnp.ones((7, 5)), jnp.asarray(got)))
-        np.testing.assert_array_equal(rows[0, 0], columns)
+    if name in (*NO_BIAS, "taken from"):
+        assert refit.bias is None
+        return
+    assert paths[refit.bias.origin.variable] == "bias"
+    # A change of every column, made by the variable, is the change that was to be.
+    columns = np.arange(6.0)
+    bias = refit.bias.sign * columns[refit.bias.order].reshape(shape)
+    changed = apply(variables | {"w": jnp.zeros((2, 5, 3)), "bias": bias}, jnp.ones((7, 4)))
+    wanted = add(np.broadcast_to(columns.reshape(2, 3), (7, 2, 3)), jnp.zeros(shape))
+    np.testing.assert_array_equal(changed, wanted)
+
+
+class Equinox(eqx.Module):
+    conv: eqx.nn.Conv2d
+    linear: eqx.nn.Linear
+    head: eqx.nn.Linear
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.conv(x)).mean((1, 2))
+        return self.head(jax.nn.relu(self.linear(x)))
+
+
+def test_biases_of_equinox_are_found_beyond_the_axes_that_vmap_adds():
+    keys = jax.random.split(jax.random.key(0), 3)
+    module = Equinox(
+        eqx.nn.Conv2d(3, 4, 3, key=keys[0]),
+        eqx.nn.Linear(4, 5, key=keys[1]),
+        eqx.nn.Linear(5, 2, use_bias=False, key=keys[2]),
+    )
+    params, static = eqx.partition(module, eqx.is_array)
+
+    def apply(params, x):
+        return jax.vmap(eqx.combine(params, static))(x)
+
+    plan, paths = plan_of(apply, params, jnp.ones((2, 3, 6, 6)))
+    assert described(plan, paths) == [
+        ("conv/weight", "conv/bias", 1),
+        ("linear/weight", "linear/bias", 1),
+        ("head/weight", None, None),
+    ]
 
 
 REASONS = {
