@@ -178,7 +178,9 @@ class _Search:
             if sign is None:
                 return None
             origin = self.origin(reader.inputs[1 - place], _MOVING | {"broadcast_in_dim"})
-            order = None if isinstance(origin, str) else self._order(origin, columns)
+            if isinstance(origin, str):
+                return None
+            order = self._order(origin, columns)
             return None if order is None else Bias(origin=origin, sign=sign, order=order)
         return None
 
