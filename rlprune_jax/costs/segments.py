@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from rlprune_jax.graph import primitives
+from rlprune_jax.graph.cutting import Alive, cut
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.matching import Matched
 from rlprune_jax.graph.program import Equation, Literal, Program
 from rlprune_jax.graph.slim import SlimStep
-from rlprune_jax.graph.specialise import cut
 from rlprune_jax.types import PyTree
 
 _CONTRACTING = frozenset(["dot_general", *primitives.CONVOLUTIONS])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.graph.bodies import run_bodies
+from rlprune_jax.graph.cutting import Alive, cut, is_cut, spread
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.matching import (
     Matched,
@@ -22,7 +23,7 @@ from rlprune_jax.graph.moving import Permutation
 from rlprune_jax.graph.program import Atom, Call, Equation, Literal, Program, Value, evaluate
 from rlprune_jax.graph.reductions import Length
 from rlprune_jax.graph.rules import Picked, picked
-from rlprune_jax.graph.specialise import Alive, cut, is_cut, pick, specialise, spread
+from rlprune_jax.graph.specialise import pick, specialise
 from rlprune_jax.graph.widths import check_widths, kept_units, widths_to_kept
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
@@ -32,6 +33,11 @@ def compact(
     graph: Graph, variables: Variables, gates: Gates, *, opt_state: PyTree = None
 ) -> PyTree:
     """Cut every variable to the units that ``gates`` keep.
+
+    Arrays keep their dtype and their place. One under a ``NamedSharding`` is cut shard by shard and
+    never gathered on a device; the slim one has the same mesh and ``PartitionSpec``. An axis whose
+    slim size is no multiple of its number of parts is divided by fewer mesh axes, at worst by none;
+    widths rounded to a multiple (``units.round_gates``) stay divided.
 
     Args:
         graph: of the network.
@@ -51,7 +57,8 @@ def compact(
         ValueError: gates or variables do not fit the graph, a gate is neither 0 nor 1, a group
             would lose all its units, a leaf of ``opt_state`` goes with a variable that is cut but
             has another shape (factored moments), or one of two axes or more goes with no variable
-            (the state of another network).
+            (the state of another network). Or shards are held by other processes: cut inside of
+            ``jax.jit``.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -2,16 +2,13 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from rlprune_jax.graph import primitives
+from rlprune_jax.graph.cutting import Alive, cut, is_cut
 from rlprune_jax.graph.program import Equation, Value
-
-Alive = tuple[np.ndarray, ...]
-"""For each axis of the dense array bool[size]: which indices are still there."""
 
 Size = int
 """Of an axis; symbolic ones (``jax.export``) are handed on as they are."""
@@ -45,32 +42,6 @@ def specialise(
         outputs = equation.bind(*operands)
         return [cut(value, alive) for value, alive in zip(outputs, alive_out, strict=True)]
     return equation.bind(*operands)
-
-
-def is_cut(alive: Alive) -> bool:
-    """Return whether some index of some axis is gone."""
-    return any(not each.all() for each in alive)
-
-
-def cut(value: Value, alive: Alive) -> Value:
-    """Take the indices of an array that are still there."""
-    for axis, each in enumerate(alive):
-        if not each.all():
-            places = np.flatnonzero(each)
-            if isinstance(value, jax.core.Tracer):
-                value = jnp.take(value, places, axis=axis)
-            else:
-                # On the host, as XLA would compile one program for every shape.
-                value = np.take(np.asarray(value), places, axis=axis)
-    return value if isinstance(value, jax.core.Tracer) else jnp.asarray(value)
-
-
-def spread(value: Value, alive: Alive) -> Value:
-    """Undo a cut with kept indices in gone places."""
-    for axis, each in enumerate(alive):
-        if not each.all():
-            value = jnp.take(value, np.maximum(np.cumsum(each) - 1, 0), axis=axis)
-    return value
 
 
 def _sizes(alive: Alive, dense: tuple[Size, ...]) -> tuple[Size, ...]:
