@@ -111,6 +111,8 @@ def _read_units(matched: Matched) -> Iterator[np.ndarray]:
             yield from (matched.units[atom][axis] for axis in axes)
     for _, units in matched.lengths:
         yield from units
+    for _, unit in matched.branches:
+        yield np.array([unit], np.int32)
     for bodies in matched.bodies.values():
         for body in bodies:
             yield from _read_units(body)
@@ -190,6 +192,9 @@ def _changes(matched: Matched, gates: Made) -> Iterator[tuple[int, Change]]:
         if held:
             name = program.equations[number].name
             yield number, partial(_leave_out, name, operand, held)
+    for branch, unit in matched.branches:
+        gate = gates[np.array([unit], np.int32).tobytes()]
+        yield branch.equation, partial(_weaken, branch.operand, gate)
     for length, units_of in matched.lengths:
         counts = [gates[units.tobytes()] for units in units_of]
         yield length.equation, partial(_count, length, counts)
@@ -207,6 +212,11 @@ def _leave_out(
         for axis, gate in held:
             operand = _fill(name, operand, axis, gate)
     operands[position] = operand
+
+
+def _weaken(position: int, gate: jax.Array, operands: list[Value]) -> None:
+    """Multiply a residual branch by its gate."""
+    operands[position] = operands[position] * gate.reshape(()).astype(operands[position].dtype)
 
 
 def _fill(name: str, operand: jax.Array, axis: int, gate: jax.Array) -> jax.Array:

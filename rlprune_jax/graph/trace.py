@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlprune_jax.graph.branches import Branch, find_branches
 from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import CONSUMER, FOLLOWER, PRODUCER, Frozen, Graph, Group, Layer, Slot
 from rlprune_jax.graph.matching import remember
@@ -25,6 +26,7 @@ def trace_graph(
     *inputs: Any,
     ignore: Sequence[str] | str = (),
     apply_train: ApplyTrain | None = None,
+    depth_groups: bool = False,
 ) -> Graph:
     """Find the units of a network that can be removed.
 
@@ -45,6 +47,8 @@ def trace_graph(
         apply_train: the same network in training mode, so that the graph holds for both. Needed
             where only training reads a variable, such as the hidden averages of Haiku's batch norm,
             or reads units that evaluation does not.
+        depth_groups: whether residual branches are units too, of one more group, "depth". A branch
+            that is pruned is computed no more, and its variables are left empty; one stays.
 
     Returns:
         The graph; ``print`` shows groups, what they own, and what is frozen and why.
@@ -90,7 +94,8 @@ def trace_graph(
         for ids in found.axes[program.inputs[list(structure).index(path)]]:
             found.nodes.freeze(ids, f"ignored by {expression!r}")
     resolve(context, walks)
-    graph = _gather(program, found, structure, _batch_size(inputs))
+    branches = _branches(program, found, structure, ignore) if depth_groups else []
+    graph = _gather(program, found, structure, (_batch_size(inputs), branches))
     if not graph.groups:
         raise ValueError(
             "nothing in this network can be pruned: every axis is frozen\n" + str(graph)
@@ -125,6 +130,9 @@ def _batch_size(inputs: tuple[Any, ...]) -> int:
     return np.shape(leaves[0])[0]
 
 
+DEPTH = "depth"
+"""Name of the group of residual branches."""
+
 _UNREAD = "no convolution, dot or reduction reads it"
 _UNMADE = "no convolution or dot makes it"
 _LONE = "one unit alone, and a group keeps at least one"
@@ -133,7 +141,24 @@ Key = tuple[str, int]
 """Path and axis of a variable; for a factor of a contraction ``""`` and its number."""
 
 
-def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int) -> Graph:
+def _branches(
+    program: Program, found: Walk, structure: dict[str, Any], ignore: Sequence[str] | str
+) -> list[Branch]:
+    """Return the residual branches that may be units, of which there are two or none."""
+    paths = dict(zip(program.inputs, structure, strict=False))
+    ignored = _ignored(structure, ignore)
+    branches = [
+        each
+        for each in find_branches(program, len(structure), found.contracting())
+        if not any(paths[slot] in ignored for slot in each.variables)
+    ]
+    return branches if len(branches) > 1 else []
+
+
+def _gather(
+    program: Program, found: Walk, structure: dict[str, Any], rest: tuple[int, list[Branch]]
+) -> Graph:
+    batch, branches = rest
     nodes = found.nodes
     axis_ids: dict[Key, np.ndarray] = {
         (path, axis): ids
@@ -145,6 +170,17 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
     marks = _Marks(found, contractions, axis_ids, names)
     holders = {int(ids[0]): names[path] for (path, _), ids in axis_ids.items() if len(ids)}
     groups, unit_of = _groups(found, contractions, axis_ids, marks)
+    first = sum(group.size for group in groups)
+    if branches:
+        paths = dict(zip(program.inputs, structure, strict=False))
+        owned = tuple(tuple(paths[slot] for slot in each.variables) for each in branches)
+        groups.append(Group(DEPTH, len(branches), first, (), owned))
+    branch_of = {number: i for i, each in enumerate(branches) for number in each.body}
+
+    def factors(number: int, each: Contraction) -> tuple[np.ndarray, ...]:
+        own = tuple(map(owners, each.multiplied))
+        branch = branch_of.get(number)
+        return own if branch is None else (np.array([first + branch], np.int32), *own)
 
     def owners(ids: np.ndarray) -> np.ndarray:
         return unit_of[nodes.find(ids)]
@@ -170,14 +206,14 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
             Layer(
                 name=_layer_name(each, holders),
                 kind=each.kind,
-                factors=tuple(map(owners, each.multiplied)),
+                factors=factors(number, each),
                 reads=tuple(map(owners, each.consumed)),
                 makes=tuple(map(owners, each.produced)),
                 space=each.space,
                 kernel=each.kernel,
                 runs=each.times * (1 if each.depends else batch),
             )
-            for each in contractions
+            for number, each in found.numbered_contractions()
             if each.multiplied and each.times
         ),
         variables=shapes,

@@ -44,12 +44,20 @@ class Walk(NamedTuple):
 
     def all_contractions(self) -> Iterator[Contraction]:
         """Yield all contractions in order, those of bodies too."""
+        yield from (contraction for _, contraction in self.numbered_contractions())
+
+    def numbered_contractions(self) -> Iterator[tuple[int, Contraction]]:
+        """Yield all contractions in order, each with its equation's number at the top."""
         own = {each.equation: each for each in self.contractions}
         for number in sorted({*own, *self.bodies}):
             if number in own:
-                yield own[number]
+                yield number, own[number]
             for body in self.bodies.get(number, ()):
-                yield from body.all_contractions()
+                yield from ((number, each) for each in body.all_contractions())
+
+    def contracting(self) -> set[int]:
+        """Return the numbers of equations that multiply by weights, or hold such."""
+        return {n for n, each in self.numbered_contractions() if each.multiplied}
 
     def reads(self) -> Iterator[tuple[np.ndarray, ...]]:
         """Yield the axes that each contraction and reduction sums over."""

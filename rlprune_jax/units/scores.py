@@ -41,9 +41,17 @@ def magnitude_scores(graph: Graph, variables: Variables) -> Gates:
             weights = jnp.moveaxis(jnp.asarray(flat[slot.path]), slot.axis, 0)
             energy = jnp.sum(jnp.square(weights.reshape(weights.shape[0], -1)), axis=1)
             squares += jnp.sum(energy[slot.indices], axis=1)
+        if group.branches:
+            squares = jnp.stack([_energy([flat[path] for path in each]) for each in group.branches])
         norms = jnp.sqrt(squares)
         scores[group.name] = norms / jnp.maximum(jnp.mean(norms), 1e-12)
     return scores
+
+
+def _energy(arrays: list[PyTree]) -> jax.Array:
+    """Return the mean square of the entries of arrays, f32[]."""
+    total = sum(jnp.sum(jnp.square(jnp.asarray(each, jnp.float32))) for each in arrays)
+    return jnp.asarray(total / sum(jnp.size(each) for each in arrays))
 
 
 class GatedLoss(Protocol):
