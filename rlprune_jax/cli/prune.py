@@ -83,8 +83,8 @@ def identity(options: PruneOptions) -> dict[str, object]:
 
     These are its options, and the code and weights of the user's.
     """
-    from rlprune_jax.cli.building import digest_of, own_code
     from rlprune_jax.costs import parse_budgets
+    from rlprune_jax.workflow.building import digest_of, own_code
 
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     data, network = options.data, options.network
@@ -149,9 +149,10 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]
 
     A budget that cannot be met is refused before any training.
     """
-    from rlprune_jax.cli.building import build_network, build_task, wanted_of
     from rlprune_jax.costs import parse_budgets
+    from rlprune_jax.workflow.building import build_network, build_task, wanted_of
     from rlprune_jax.workflow.learning import DenseRecipe, train_dense
+    from rlprune_jax.workflow.notes import notes
     from rlprune_jax.workflow.pruning import bind_budgets, check_fit
 
     seed, config = options.run.seed, options.config
@@ -160,8 +161,10 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]
     check_fit(network, task, config)
     say(str(network.graph))
     bind_budgets(network, parse_budgets(options.budgets.budget, options.budgets.budget_fn), config)
-    for note in notes(options, task):
+    for note in notes(config, task).values():
         say(f"note: {note}")
+    if options.data.dataset == "digits" and options.data.data_dir is not None:
+        say(f"note: data_dir={options.data.data_dir!r} is not read: digits need none")
     dense = options.dense
     if is_trained and dense.dense_steps is None:
         if dense.dense_rate is not None:
@@ -176,28 +179,6 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]
         batch_size=options.delivery.batch_size,
     )
     return task, train_dense(network, task, recipe, seed, run, options.run.save_seconds)
-
-
-def notes(options: PruneOptions, task: "Task") -> list[str]:
-    """Return what is done otherwise than the options say."""
-    found = []
-    evaluations, candidates = options.search.evaluations, options.search.candidates
-    if evaluations % candidates:
-        found.append(
-            f"evaluations={evaluations} is no multiple of candidates={candidates}; "
-            f"{evaluations // candidates * candidates} are done"
-        )
-    for name, value, split in (
-        ("reward_images", options.search.reward_images, "held_out"),
-        ("calibration_images", options.search.calibration_images, "train"),
-        ("batch_size", options.delivery.batch_size, "train"),
-    ):
-        size = task.size(split)
-        if size is not None and value is not None and value > size:
-            found.append(f"{name}={value}: there are {size} examples, and all are taken")
-    if options.data.dataset == "digits" and options.data.data_dir is not None:
-        found.append(f"data_dir={options.data.data_dir!r} is not read: digits need none")
-    return found
 
 
 def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:

@@ -276,6 +276,23 @@ def _check_alike(task: Task) -> None:
         )
 
 
+def check_arrays(task: Task, reader: str) -> None:
+    """Refuse data that come batch by batch.
+
+    Args:
+        task: whose data.
+        reader: what does not take them, with its verb: ``"iterative pruning does"``.
+
+    Raises:
+        TaskError: naming the split.
+    """
+    for split in SPLITS:
+        if task.is_streamed(split):
+            raise TaskError(
+                f"{split} comes batch by batch, which {reader} not take; give it as arrays"
+            )
+
+
 def _text(tree: PyTree) -> str:
     shapes = jax.tree.map(
         lambda leaf: f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else str(leaf),

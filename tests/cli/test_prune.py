@@ -366,7 +366,7 @@ def test_what_is_clamped_is_told():
 
 
 def command_task():
-    from rlprune_jax.cli.building import build_task
-    from rlprune_jax.cli.options import DataOptions
+    from rlprune_jax.workflow.building import build_task
+    from rlprune_jax.workflow.sources import DataOptions
 
     return build_task(DataOptions(), seed=0)
