@@ -137,5 +137,9 @@ def test_help_and_refusals_come_without_jax():
     assert seconds < 2.0  # measured: 0.4
     done, _ = in_a_fresh_process("--help")
     assert all(word in done.stdout for word in ("search", "budgets", "sap", "proxy"))
+    done, _ = in_a_fresh_process("sap", "--help")
+    assert all(f"--{option} " in done.stdout for option in ("gamma", "model", "pretrained"))
+    unread = ("budget", "dense-steps", "reward-images", "granularity", "constraint", "evaluations")
+    assert not any(f"--{option} " in done.stdout for option in unread)
     done, _ = in_a_fresh_process("sap", "--beta", "2")
     assert done.returncode == 2 and done.stderr.startswith("error: beta=(2.0,)"), done.stderr
