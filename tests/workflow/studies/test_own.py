@@ -1,5 +1,6 @@
 """Studies of a user's network and data, in a package outside of this repository."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -79,11 +80,13 @@ def own(network, data="arrays"):
 
 
 @pytest.mark.slow
-def test_a_search_study_of_an_own_regression_that_is_trained(tmp_path, capsys):
-    study = SearchStudy(
+def test_a_front_of_an_own_regression_that_is_trained(tmp_path, capsys):
+    study = BudgetStudy(
         **own("targets", "task") | TINY | SMALL | {"dense_steps": None},
-        num_settings=2,
-        vary=("sharpness",),
+        limits=(0.5, 0.8),
+        methods=("uniform",),
+        finetune_steps=2,
+        metric="accuracy",
         chunk=9,
         runs_dir=tmp_path / "runs",
     )
@@ -95,26 +98,17 @@ def test_a_search_study_of_an_own_regression_that_is_trained(tmp_path, capsys):
     result = json.loads((path / "result.json").read_text())
     assert result["task_metric"] == "negative_loss" and result["dense_accuracy"] < -1
     assert not (path / "checkpoints" / "dense").exists()  # what is trained is not trained again
-    # Rewards are below 0, and so is the area under the best so far.
-    assert result["best"]["mean"] < 0
     assert "dense test negative loss" in (path / "report.html").read_text()
     assert set(json.loads((path / "config.json").read_text())["code"]) == {"model", "dataset"}
+    # Rewards are below 0, and so is the area under the best so far, of one evaluation its reward.
+    for row in csv.DictReader((path / "table.csv").read_text().splitlines()):
+        assert float(row["area"]) == pytest.approx(float(row["reward"])) and float(row["area"]) < 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["budgets", "proxy"])
-def test_own_linen_module_and_arrays(tmp_path, kind):
-    place = {"runs_dir": tmp_path / "runs"}
-    study = (
-        ProxyStudy(**own("fresh") | TINY | place, candidates=3, finetune_steps=2)
-        if kind == "proxy"
-        else BudgetStudy(
-            **own("fresh") | TINY | SMALL | place,
-            limits=(0.5, 0.8),
-            methods=("uniform",),
-            finetune_steps=2,
-            metric="accuracy",
-        )
+def test_own_linen_module_and_arrays(tmp_path):
+    study = ProxyStudy(
+        **own("fresh") | TINY, candidates=3, finetune_steps=2, runs_dir=tmp_path / "runs"
     )
     study.check()
     path = conduct(study)
