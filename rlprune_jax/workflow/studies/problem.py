@@ -23,8 +23,8 @@ from rlprune_jax.workflow.pruning import (
     bind_budgets,
     candidate_data,
     check_arrays,
-    check_fit,
-    make_pruning,
+    check_problem,
+    pose,
 )
 from rlprune_jax.workflow.sources import DataOptions, usual_steps, with_usual_widths
 from rlprune_jax.workflow.studies.base import Study
@@ -70,15 +70,15 @@ def prepare(
         )
     config = study.prune_config()
     (network, is_trained, _), task = build(study)
-    check_fit(network, task, config)
     if finetune:
         check_arrays(task, "a study that finetunes does")
-    for budget in parsed:
+    problem = check_problem(network, task, parsed[:1], config)
+    for budget in parsed[1:]:
         bind_budgets(network, [budget], config)
     if not is_trained or study.dense_steps is not None:
         steps = study.dense_steps or usual_steps(study.dataset)[0]
         network = train_dense(network, task, DenseRecipe(steps=steps), study.seed, run)
-    return make_pruning(network, task, parsed[:1], config)
+    return pose(problem._replace(network=network))
 
 
 def dense_accuracy(pruning: Pruning) -> float:
