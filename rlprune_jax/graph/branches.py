@@ -62,6 +62,54 @@ def find_branches(
     ]
 
 
+Sum = tuple[int, int]
+"""Number of a sum, and which of its operands is the branch."""
+
+
+def residual_sums(body: Program, consts: int, carries: int) -> list[Sum] | None:
+    """Return what a loop's body adds to its carry.
+
+    Without it a step hands the carry on as it is, so that steps may be left out.
+
+    Args:
+        body: of a ``scan``, its inputs constants, carry and slices.
+        consts: number of constants.
+        carries: number of values carried.
+
+    Returns:
+        The sums, or None where the body does something else to the carry, or returns a value of
+        every step.
+    """
+    if len(body.outputs) != carries:
+        return None
+    maker = {slot: n for n, each in enumerate(body.equations) for slot in each.outputs}
+
+    def path(atom: Atom, end: int) -> list[Sum] | None:
+        if atom == end:
+            return []
+        number = None if isinstance(atom, Literal) else maker.get(atom)
+        if number is None:
+            return None
+        equation = body.equations[number]
+        if equation.name == "identity":
+            return path(equation.inputs[equation.outputs.index(atom)], end)
+        if equation.name not in ("add", "add_any"):
+            return None
+        for operand in (0, 1):
+            found = path(equation.inputs[1 - operand], end)
+            if found is not None:
+                return [*found, (number, operand)]
+        return None
+
+    sums: list[Sum] = []
+    for output, start in zip(body.outputs, body.inputs[consts : consts + carries], strict=True):
+        found = path(output, start)
+        if found is None:
+            return None
+        sums += found
+    return sums or None
+
+
 class _Links:
     """Know who makes and who reads each value of a program."""
 

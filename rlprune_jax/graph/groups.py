@@ -49,6 +49,7 @@ class Group:
         slots: what the units own.
         branches: for each unit of the group of residual branches the paths of the variables that
             it owns whole; () of every other group.
+        are_layers: whether the units are the steps of a loop over residual layers.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Group:
     first: int
     slots: tuple[Slot, ...] = field(repr=False)
     branches: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    are_layers: bool = False
 
     def slots_of(self, role: str) -> tuple[Slot, ...]:
         """Return the slots with this role."""
@@ -166,6 +168,11 @@ class Graph:
             for number, paths in enumerate(group.branches)
             for path in paths
         }
+
+    @cached_property
+    def layers_are_units(self) -> bool:
+        """Return whether the steps of some loop over layers are units."""
+        return any(group.are_layers for group in self.groups)
 
     def extents(self, path: str) -> tuple[np.ndarray, ...]:
         """Return the owners of a variable's axes, and of a residual branch it is part of.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlprune_jax.graph.branches import Branch, find_branches
+from rlprune_jax.graph.branches import Branch, Sum, find_branches
 from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.keywords import Keywords, split_keywords, with_keywords
@@ -37,6 +37,7 @@ class Matched(NamedTuple):
         bodies: number of an equation -> its bodies; their structure of outputs is None.
         permutations: number of a reshape -> how it permutes an axis split before.
         branches: residual branches that are units, each with its unit.
+        layers: number of a loop over layers that are units -> the units, and the sums of its body.
         between: number of an equation whose value lies between such a split and the reshape, and is
             no array once units are gone -> slot and axis that were split. Nothing else reads it.
     """
@@ -51,6 +52,7 @@ class Matched(NamedTuple):
     bodies: "dict[int, tuple[Matched, ...]]"
     permutations: dict[int, Permutation]
     between: dict[int, tuple[int, int]]
+    layers: dict[int, tuple[np.ndarray, list[Sum]]]
     branches: tuple[tuple[Branch, int], ...] = ()
 
     def holds_units(self) -> bool:
@@ -139,7 +141,7 @@ def _match(
     program, out_shape = trace_program(function, variables, inputs, keywords.arrays)
     paths = list(flatten_with_paths(variables))
     sized = _with_sizes(program, function, variables, (inputs, keywords.arrays))
-    context = Context()
+    context = Context(layers=graph.layers_are_units)
     axes = variable_axes(context, sized, len(paths))
     _tie_units(context, graph, dict(zip(paths, axes, strict=True)))
     found = walk_with(context, sized, axes)
@@ -217,6 +219,11 @@ def _matched(
             for number, bodies in found.bodies.items()
         },
         permutations=found.moves.permutations,
+        layers={
+            number: (unit_of[steps], sums)
+            for number, (steps, sums) in found.layers.items()
+            if (unit_of[steps] >= 0).any()
+        },
         between={
             number: (each.source, each.axis)
             for number, each in found.moves.between.items()

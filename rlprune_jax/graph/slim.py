@@ -74,8 +74,7 @@ def compact(
     kept = kept_units(graph, gates)
     check_variables(graph, variables)
     slim = [
-        cut(leaf, graph.alive(path, kept))
-        for path, leaf in flatten_with_paths(variables).items()
+        cut(leaf, graph.alive(path, kept)) for path, leaf in flatten_with_paths(variables).items()
     ]
     variables_out = jax.tree.unflatten(jax.tree.structure(variables), slim)
     if opt_state is None:

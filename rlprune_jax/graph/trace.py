@@ -77,7 +77,7 @@ def trace_graph(
                 "apply put the rest back, as with equinox.partition or flax.nnx.split"
             )
     program, out_shape = trace_program(apply, variables, *inputs)
-    context = Context()
+    context = Context(layers=depth_groups)
     shared = variable_axes(context, program, len(structure))
     found = walk_with(context, program, shared)
     context.equation = None
@@ -175,6 +175,7 @@ def _gather(
         paths = dict(zip(program.inputs, structure, strict=False))
         owned = tuple(tuple(paths[slot] for slot in each.variables) for each in branches)
         groups.append(Group(DEPTH, len(branches), first, (), owned))
+    _add_layers(found, axis_ids, marks, (groups, unit_of))
     branch_of = {number: i for i, each in enumerate(branches) for number in each.body}
 
     def factors(number: int, each: Contraction) -> tuple[np.ndarray, ...]:
@@ -253,6 +254,32 @@ def _groups(
         groups.append(Group(name, len(roots), first, slots))
         first += len(roots)
     return groups, unit_of
+
+
+def _add_layers(
+    found: Walk,
+    axis_ids: dict[Key, np.ndarray],
+    marks: "_Marks",
+    rest: tuple[list[Group], np.ndarray],
+) -> None:
+    """Add the groups whose units are the steps of loops over residual layers."""
+    groups, unit_of = rest
+    nodes = found.nodes
+    for steps, _ in found.layers.values():
+        roots = nodes.find(steps)
+        if nodes.frozen(steps).any() or len(np.unique(roots)) != len(roots) or len(roots) < 2:
+            nodes.freeze(steps, _LONE)
+            continue
+        if (unit_of[roots] >= 0).any():
+            # Two loops over the same layers.
+            continue
+        first = sum(group.size for group in groups)
+        unit_of[roots] = first + np.arange(len(roots))
+        held = [key for key, ids in axis_ids.items() if np.isin(nodes.find(ids), roots).any()]
+        slots = tuple(_slot(nodes, axis_ids[key], key, marks, unit_of, first) for key in held)
+        repeats = sum(group.name.split("#")[0] == DEPTH for group in groups)
+        name = f"{DEPTH}#{repeats + 1}" if repeats else DEPTH
+        groups.append(Group(name, len(roots), first, slots, are_layers=True))
 
 
 def _why_unowned(key: Key, marks: "_Marks") -> str:
