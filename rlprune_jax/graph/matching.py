@@ -159,7 +159,7 @@ def _branches(
     if not graph.branch_of:
         return ()
     path_of = {slot: path for path, slot in slots.items()}
-    branches = []
+    branches: list[tuple[Branch, int]] = []
     for with_outputs in (False, True):
         held = {unit for _, unit in branches}
         for each in find_branches(

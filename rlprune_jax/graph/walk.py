@@ -50,7 +50,7 @@ class Walk(NamedTuple):
         yield from (contraction for _, contraction in self.numbered_contractions())
 
     def numbered_contractions(self) -> Iterator[tuple[int, Contraction]]:
-        """Yield all contractions in order, each with its equation's number at the top."""
+        """Yield all contractions, each with its number at the top."""
         own = {each.equation: each for each in self.contractions}
         for number in sorted({*own, *self.bodies}):
             if number in own:
@@ -59,7 +59,7 @@ class Walk(NamedTuple):
                 yield from ((number, each) for each in body.all_contractions())
 
     def contracting(self) -> set[int]:
-        """Return the numbers of equations that multiply by weights, or hold such."""
+        """Return the numbers of equations that hold contractions."""
         return {n for n, each in self.numbered_contractions() if each.multiplied}
 
     def reads(self) -> Iterator[tuple[np.ndarray, ...]]:
