@@ -162,6 +162,8 @@ def _branches(
     branches: list[tuple[Branch, int]] = []
     for with_outputs in (False, True):
         held = {unit for _, unit in branches}
+        if held == set(graph.branch_of.values()):
+            break
         for each in find_branches(
             program, len(slots), found.contracting(), with_outputs=with_outputs
         ):

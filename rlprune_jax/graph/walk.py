@@ -95,6 +95,12 @@ def walk_with(context: Context, program: Program, variables: Sequence[Axes]) -> 
 
 def resolve(context: Context, walks: Sequence[Walk]) -> None:
     """Decide what reshapes have left open."""
+    weights = [
+        each.consumed
+        for found in walks
+        for each in found.all_contractions()
+        if each.weight is not None and each.consumed
+    ]
     reads = [axes for found in walks for axes in found.reads()]
     made = [
         ids
@@ -102,7 +108,7 @@ def resolve(context: Context, walks: Sequence[Walk]) -> None:
         for each in found.all_contractions()
         for ids in (*each.multiplied, *each.produced)
     ]
-    context.reshapes.resolve(reads, made)
+    context.reshapes.resolve([*weights, *reads], made, len(weights))
 
 
 def _walk(
