@@ -1,0 +1,418 @@
+"""What is asked of a network: one row of the table.
+
+Everything is compared with something that the package did not make: masked with slim, all gates 1
+with dense, counts with ``counting``.
+"""
+
+import math
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from checked_networks.case import BATCH, Built, Case
+from checked_networks.counting import own_macs, own_params
+from rlprune_jax import compact, count_macs, count_params, gated, ones_gates, respecialise
+from rlprune_jax import trace_graph
+from rlprune_jax.graph import Graph
+from rlprune_jax.types import Apply, Gates, PyTree, Variables
+
+SINGLE, DOUBLE = 2e-5, 1e-7
+"""Largest difference that counts as equal, relative to the largest output, in float32, float64."""
+
+KEPT = (0.5, 0.75, 0.25)
+"""Fraction of units that each of the random draws keeps."""
+
+
+@dataclass
+class Row:
+    """Hold what was found about a network; None where it could not be asked.
+
+    Attributes:
+        name: of the network.
+        family: of it.
+        package: of it.
+        traces: whether a graph was made.
+        groups: their number.
+        units: their number.
+        parameters: of the dense network.
+        owned: fraction of them that some unit owns.
+        left: fraction of them left where each group keeps half its units.
+        evaluation: largest difference of masked and slim over the draws, relative.
+        training: the same of training mode, outputs and updates.
+        dense: largest difference of all gates 1 and the dense network, relative.
+        moved: least change that the draws made to the outputs, relative.
+        precision: in which evaluation was compared.
+        framework: whether the function itself, run on the slim variables, gives the same:
+            ``"same"``, ``"differs"`` or ``"refuses"``.
+        widths: whether the slim network is the same without gates: ``"same"``, ``"differs"`` or
+            ``"refuses"``.
+        params_agree: whether parameters counted are those of the slim variables.
+        macs_dense: per example, as counted and by the own count.
+        macs_slim: the same of the draws, added up.
+        macs_whole: whether the own count knows how often each loop runs.
+        seconds: that tracing took.
+        total_seconds: that the row took.
+        frozen: reason -> fraction of parameters on an axis frozen for it.
+        wrong: what is wrong, in words; empty where nothing is.
+        errors: whatever failed, each with the step in which it did.
+    """
+
+    name: str
+    family: str
+    package: str
+    traces: bool = False
+    groups: int | None = None
+    units: int | None = None
+    parameters: int | None = None
+    owned: float | None = None
+    left: float | None = None
+    evaluation: float | None = None
+    training: float | None = None
+    dense: float | None = None
+    moved: float | None = None
+    precision: str = ""
+    framework: str = ""
+    widths: str = ""
+    params_agree: bool | None = None
+    macs_dense: tuple[int, int] | None = None
+    macs_slim: tuple[int, int] | None = None
+    macs_whole: bool | None = None
+    seconds: float | None = None
+    total_seconds: float | None = None
+    frozen: dict[str, float] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+class TookTooLongError(Exception):
+    """Raised in a network that takes longer than it may."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise ``TookTooLongError`` in the block after some seconds, if they are not 0."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TookTooLongError(f"took longer than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def check(case: Case, seconds: float = 0.0) -> Row:
+    """Check a network; what fails is said in the row and never raised.
+
+    Args:
+        case: the network.
+        seconds: that it may take; 0 sets no limit.
+    """
+    row = Row(name=case.name, family=case.family, package=case.package)
+    start = time.perf_counter()
+    try:
+        with limited(seconds), jax.default_matmul_precision("highest"):
+            _check(row, case)
+    except TookTooLongError as error:
+        row.errors.append(str(error))
+    row.total_seconds = time.perf_counter() - start
+    return row
+
+
+def _check(row: Row, case: Case) -> None:
+    with _step(row, "build"):
+        built = case.build()
+    if row.errors:
+        return
+    with _step(row, "trace"):
+        graph = trace(built)
+        row.traces = True
+    if row.errors:
+        return
+    for name, ask in _QUESTIONS.items():
+        with _step(row, name):
+            ask(row, built, graph)
+        if row.errors and row.errors[-1].startswith(f"{name}:"):
+            row.wrong.append(f"fails to {name}")
+
+
+@contextmanager
+def _step(row: Row, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    except TookTooLongError:
+        raise
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), "")
+        row.errors.append(f"{name}: {type(error).__name__}: {line}")
+    if name == "trace":
+        row.seconds = time.perf_counter() - start
+
+
+def trace(built: Built) -> Graph:
+    """Return the graph of a network, of both its modes where it has two."""
+    return trace_graph(
+        built.apply, built.variables, *built.inputs, apply_train=_training(built)
+    )
+
+
+def _training(built: Built) -> Apply | None:
+    """Return training mode as a function of variables and inputs alone."""
+    apply_train = built.apply_train
+    if apply_train is None:
+        return None
+    return lambda variables, *inputs: apply_train(variables, *inputs, key=jax.random.key(5))
+
+
+def describe(row: Row, built: Built, graph: Graph) -> None:
+    """Say how much of the network can be pruned, and why not the rest."""
+    sizes = {path: math.prod(graph.variables[path].shape) for path in graph.parameters}
+    total = sum(sizes.values())
+    unowned = sum(
+        math.prod(int((units < 0).sum()) for units in graph.owners[path]) for path in sizes
+    )
+    reasons = {(each.path, each.axis): each.reason for each in graph.frozen}
+    frozen: Counter[str] = Counter()
+    for path, size in sizes.items():
+        for axis, units in enumerate(graph.owners[path]):
+            if len(units) > 1 and (units < 0).any():
+                reason = reasons.get((path, axis), "no reason given")
+                frozen[reason] += size * float((units < 0).mean()) / total
+    row.groups, row.units, row.parameters = len(graph.groups), graph.units, total
+    row.owned = 1 - unowned / total
+    row.left = count_params(graph, halved(graph)) / count_params(graph)
+    row.frozen = {reason: round(part, 4) for reason, part in frozen.most_common(6)}
+
+
+def halved(graph: Graph) -> Gates:
+    """Keep the first half of every group's units, one at least."""
+    return {
+        group.name: jnp.asarray(np.arange(group.size) < max(1, group.size // 2), jnp.float32)
+        for group in graph.groups
+    }
+
+
+def draws(graph: Graph) -> list[Gates]:
+    """Draw gates, one at least of each group kept; see ``KEPT``."""
+    drawn = []
+    for number, fraction in enumerate(KEPT):
+        generator = np.random.default_rng(number)
+        gates = {}
+        for group in graph.groups:
+            kept = generator.random(group.size) < fraction
+            kept[generator.integers(group.size)] = True
+            gates[group.name] = jnp.asarray(kept, jnp.float32)
+        drawn.append(gates)
+    return drawn
+
+
+def compare_evaluation(row: Row, built: Built, graph: Graph) -> None:
+    """Compare masked with slim, and all gates 1 with dense."""
+    found = _compare(built.apply, built, graph)
+    row.precision = "float32"
+    if max(found.slim, found.ones) > SINGLE:
+        found, row.precision = _compare_in_double(built, training=False), "float64"
+    row.evaluation, row.dense, row.moved = found.slim, found.ones, found.moved
+    limit = SINGLE if row.precision == "float32" else DOUBLE
+    if not found.slim <= limit:
+        row.wrong.append(f"masked and slim differ by {found.slim:.1e}")
+    if not found.ones <= limit:
+        row.wrong.append(f"all gates 1 and dense differ by {found.ones:.1e}")
+
+
+def compare_training(row: Row, built: Built, graph: Graph) -> None:
+    """Compare the same in training mode, outputs and updates."""
+    apply = _training(built)
+    if apply is None:
+        return
+    found, limit = _compare(apply, built, graph), SINGLE
+    if max(found.slim, found.ones) > SINGLE:
+        found, limit = _compare_in_double(built, training=True), DOUBLE
+    row.training = max(found.slim, found.ones)
+    if not found.slim <= limit:
+        row.wrong.append(f"masked and slim differ by {found.slim:.1e} in training")
+    if not found.ones <= limit:
+        row.wrong.append(f"all gates 1 and dense differ by {found.ones:.1e} in training")
+
+
+class Compared(NamedTuple):
+    """Hold largest differences relative to the largest value.
+
+    Attributes:
+        slim: of the masked and the slim network, over the draws.
+        ones: of the masked network with all gates 1 and the dense one.
+        moved: of the masked and the dense network, the least over the draws.
+    """
+
+    slim: float
+    ones: float
+    moved: float
+
+
+def _compare(apply: Apply, built: Built, graph: Graph) -> Compared:
+    variables, inputs = built.variables, built.inputs
+    dense = compiled(apply, variables, *inputs)
+    if not _finite(dense):
+        raise FloatingPointError("the dense network returns values that are not finite")
+    network = gated(apply, graph)
+    masked = _compile(network, variables, ones_gates(graph), *inputs)
+    slims, moves = [], []
+    for gates in draws(graph):
+        of_masked = masked(variables, gates, *inputs)
+        slim = compact(graph, variables, gates)
+        of_slim = compiled(respecialise(apply, graph, gates), slim, *inputs)
+        slims.append(difference(_cut(of_masked, variables, graph, gates), of_slim))
+        moves.append(difference(_outputs(dense), _outputs(of_masked)))
+    ones = difference(dense, masked(variables, ones_gates(graph), *inputs))
+    return Compared(slim=max(slims), ones=ones, moved=min(moves))
+
+
+def _compare_in_double(built: Built, training: bool) -> Compared:
+    """Compare in float64, which tells rounding from a wrong value."""
+    with jax.enable_x64(True):
+        double = built._replace(
+            variables=jax.tree.map(_doubled, built.variables),
+            inputs=jax.tree.map(_doubled, built.inputs),
+        )
+        apply = _training(double) if training else double.apply
+        assert apply is not None
+        return _compare(apply, double, trace(double))
+
+
+def _doubled(leaf: PyTree) -> PyTree:
+    if jax.dtypes.issubdtype(jnp.asarray(leaf).dtype, np.floating):
+        return jnp.asarray(leaf, jnp.float64)
+    return leaf
+
+
+def _outputs(found: PyTree) -> PyTree:
+    """Return outputs without updates."""
+    return found[0] if _has_updates(found) else found
+
+
+def _has_updates(found: PyTree) -> bool:
+    return isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)
+
+
+def _cut(found: PyTree, variables: Variables, graph: Graph, gates: Gates) -> PyTree:
+    """Cut what a masked network in training mode says of its variables."""
+    if not _has_updates(found):
+        return found
+    outputs, updates = found
+    slim = compact(graph, {**variables, **updates}, gates)
+    return outputs, {name: slim[name] for name in updates}
+
+
+def difference(first: PyTree, second: PyTree) -> float:
+    """Return the largest difference of two pytrees, each leaf's relative to its largest value.
+
+    It is infinite where shapes differ, or where one is not finite and the other is something else.
+    """
+    ours, theirs = jax.tree.leaves(first), jax.tree.leaves(second)
+    if len(ours) != len(theirs):
+        return math.inf
+    return max(map(_difference, ours, theirs), default=0.0)
+
+
+def _difference(first: jax.Array, second: jax.Array) -> float:
+    if jax.dtypes.issubdtype(first.dtype, jax.dtypes.prng_key):
+        first, second = jax.random.key_data(first), jax.random.key_data(second)
+    if first.shape != second.shape:
+        return math.inf
+    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    finite = np.isfinite(one)
+    if not np.array_equal(one[~finite], other[~finite], equal_nan=True):
+        return math.inf
+    apart = np.abs(one[finite] - other[finite]).max(initial=0.0)
+    return float(apart / max(np.abs(one[finite]).max(initial=0.0), 1e-30)) if apart else 0.0
+
+
+def _finite(found: PyTree) -> bool:
+    return all(
+        bool(np.isfinite(np.asarray(leaf)).all())
+        for leaf in jax.tree.leaves(found)
+        if jax.dtypes.issubdtype(leaf.dtype, np.floating)
+    )
+
+
+def _compile(function: Callable, *arguments: PyTree) -> Callable:
+    """Compile with little optimisation, as each program runs a few times."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function).lower(*arguments).compile(options)
+
+
+def compiled(function: Callable, *arguments: PyTree) -> PyTree:
+    """Compile a function and call it once."""
+    return _compile(function, *arguments)(*arguments)
+
+
+def compare_params(row: Row, built: Built, graph: Graph) -> None:
+    """Compare the parameters counted with those of the slim variables."""
+    pairs = [(count_params(graph), own_params(built.variables))]
+    for gates in draws(graph):
+        slim = compact(graph, built.variables, gates)
+        pairs.append((count_params(graph, gates), own_params(slim)))
+    row.params_agree = all(counted == own for counted, own in pairs)
+    if not row.params_agree:
+        row.wrong.append(f"parameters counted and owned: {pairs}")
+
+
+def compare_macs(row: Row, built: Built, graph: Graph) -> None:
+    """Compare the MACs counted with the own count over the programs."""
+    dense = own_macs(built.apply, built.variables, built.inputs, BATCH)
+    slim_counted = slim_own = 0
+    for gates in draws(graph):
+        slim = compact(graph, built.variables, gates)
+        apply = respecialise(built.apply, graph, gates)
+        slim_counted += count_macs(graph, gates)
+        slim_own += own_macs(apply, slim, built.inputs, BATCH).macs
+    row.macs_dense, row.macs_whole = (count_macs(graph), dense.macs), dense.whole
+    row.macs_slim = (slim_counted, slim_own)
+    for which, (counted, own) in (("dense", row.macs_dense), ("slim", row.macs_slim)):
+        if counted != own:
+            row.wrong.append(f"MACs {which}: {counted} counted, {own} in the program")
+
+
+def compare_framework(row: Row, built: Built, graph: Graph) -> None:
+    """Run the function itself on slim variables, and the slim network without its gates."""
+    gates = draws(graph)[0]
+    slim = compact(graph, built.variables, gates)
+    wanted = compiled(respecialise(built.apply, graph, gates), slim, *built.inputs)
+    row.framework = _agreement(built.apply, slim, built.inputs, wanted)
+    row.widths = _agreement(respecialise(built.apply, graph), slim, built.inputs, wanted)
+    if row.widths == "differs":
+        row.wrong.append("slim without gates differs from slim with them")
+
+
+def _agreement(
+    apply: Apply, slim: Variables, inputs: tuple[PyTree, ...], wanted: PyTree
+) -> str:
+    try:
+        jax.eval_shape(apply, slim, *inputs)
+    except TookTooLongError:
+        raise
+    except Exception:
+        return "refuses"
+    return "same" if difference(wanted, compiled(apply, slim, *inputs)) <= 1e-3 else "differs"
+
+
+_QUESTIONS: dict[str, Callable[[Row, Built, Graph], None]] = {
+    "describe": describe,
+    "evaluate": compare_evaluation,
+    "train": compare_training,
+    "count parameters": compare_params,
+    "count MACs": compare_macs,
+    "run the framework": compare_framework,
+}
