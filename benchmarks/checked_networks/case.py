@@ -141,6 +141,17 @@ def randomise(variables: Variables, keep: str = "(?!)", seed: int = 1) -> Variab
     return jax.tree_util.tree_map_with_path(draw, variables)
 
 
+def compile_quickly(function: Callable, *arguments: PyTree) -> Callable:
+    """Compile with little optimisation, as each program runs a few times."""
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(function).lower(*arguments).compile(options)
+
+
+def compiled(function: Callable, *arguments: PyTree) -> PyTree:
+    """Compile a function and call it once."""
+    return compile_quickly(function, *arguments)(*arguments)
+
+
 def linen(module: PyTree, *inputs: PyTree, train: bool = True, keep: str = "(?!)") -> Built:
     """Build a Flax Linen module.
 
@@ -151,7 +162,7 @@ def linen(module: PyTree, *inputs: PyTree, train: bool = True, keep: str = "(?!)
         keep: see ``randomise``.
     """
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    variables = dict(jax.jit(module.init)(keys, *inputs))
+    variables = dict(compiled(module.init, keys, *inputs))
     found = from_linen(module, variables, inputs, None, ("dropout", "params"), None)
     return Built(
         apply=found.apply,

@@ -11,16 +11,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from checked_networks.case import BATCH, Built, Case
+from checked_networks.case import BATCH, Built, Case, compile_quickly, compiled
 from checked_networks.counting import own_macs, own_params
-from rlprune_jax import compact, count_macs, count_params, gated, ones_gates, respecialise
-from rlprune_jax import trace_graph
+from rlprune_jax import (
+    compact,
+    count_macs,
+    count_params,
+    gated,
+    ones_gates,
+    respecialise,
+    trace_graph,
+)
 from rlprune_jax.graph import Graph
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 
@@ -48,7 +56,7 @@ class Row:
         evaluation: largest difference of masked and slim over the draws, relative.
         training: the same of training mode, outputs and updates.
         dense: largest difference of all gates 1 and the dense network, relative.
-        moved: least change that the draws made to the outputs, relative.
+        moved: largest change that a draw made to the outputs, relative.
         precision: in which evaluation was compared.
         framework: whether the function itself, run on the slim variables, gives the same:
             ``"same"``, ``"differs"`` or ``"refuses"``.
@@ -136,13 +144,13 @@ def _check(row: Row, case: Case) -> None:
     if row.errors:
         return
     with _step(row, "trace"):
-        graph = trace(built)
+        subject = Subject(built)
         row.traces = True
     if row.errors:
         return
     for name, ask in _QUESTIONS.items():
         with _step(row, name):
-            ask(row, built, graph)
+            ask(row, subject)
         if row.errors and row.errors[-1].startswith(f"{name}:"):
             row.wrong.append(f"fails to {name}")
 
@@ -161,11 +169,48 @@ def _step(row: Row, name: str) -> Iterator[None]:
         row.seconds = time.perf_counter() - start
 
 
-def trace(built: Built) -> Graph:
-    """Return the graph of a network, of both its modes where it has two."""
-    return trace_graph(
-        built.apply, built.variables, *built.inputs, apply_train=_training(built)
-    )
+class Subject:
+    """Hold a network, its graph, and the slim networks of three draws of gates."""
+
+    def __init__(self, built: Built) -> None:
+        self.built = built
+        self.train = _training(built)
+        self.graph = trace_graph(
+            built.apply, built.variables, *built.inputs, apply_train=self.train
+        )
+
+    @cached_property
+    def gates(self) -> list[Gates]:
+        """Draws of gates that keep ``KEPT`` of each group, one unit at least and not all."""
+        drawn = []
+        for number, fraction in enumerate(KEPT):
+            generator = np.random.default_rng(number)
+            gates = {}
+            for group in self.graph.groups:
+                kept = generator.random(group.size) < fraction
+                if group.size > 1:
+                    kept[generator.integers(group.size)] = False
+                kept[generator.integers(group.size)] |= not kept.any()
+                gates[group.name] = jnp.asarray(kept, jnp.float32)
+            drawn.append(gates)
+        return drawn
+
+    @cached_property
+    def slim(self) -> list[Variables]:
+        """The slim variables of each draw."""
+        return [compact(self.graph, self.built.variables, gates) for gates in self.gates]
+
+    @cached_property
+    def slim_outputs(self) -> list[PyTree]:
+        """What the slim network of each draw returns in evaluation mode."""
+        return self.run_slim(self.built.apply)
+
+    def run_slim(self, apply: Apply) -> list[PyTree]:
+        """Run a function of the dense variables on those of each draw."""
+        return [
+            compiled(respecialise(apply, self.graph, gates), slim, *self.built.inputs)
+            for gates, slim in zip(self.gates, self.slim, strict=True)
+        ]
 
 
 def _training(built: Built) -> Apply | None:
@@ -176,8 +221,9 @@ def _training(built: Built) -> Apply | None:
     return lambda variables, *inputs: apply_train(variables, *inputs, key=jax.random.key(5))
 
 
-def describe(row: Row, built: Built, graph: Graph) -> None:
+def describe(row: Row, subject: Subject) -> None:
     """Say how much of the network can be pruned, and why not the rest."""
+    graph = subject.graph
     sizes = {path: math.prod(graph.variables[path].shape) for path in graph.parameters}
     total = sum(sizes.values())
     unowned = sum(
@@ -204,26 +250,12 @@ def halved(graph: Graph) -> Gates:
     }
 
 
-def draws(graph: Graph) -> list[Gates]:
-    """Draw gates, one at least of each group kept; see ``KEPT``."""
-    drawn = []
-    for number, fraction in enumerate(KEPT):
-        generator = np.random.default_rng(number)
-        gates = {}
-        for group in graph.groups:
-            kept = generator.random(group.size) < fraction
-            kept[generator.integers(group.size)] = True
-            gates[group.name] = jnp.asarray(kept, jnp.float32)
-        drawn.append(gates)
-    return drawn
-
-
-def compare_evaluation(row: Row, built: Built, graph: Graph) -> None:
+def compare_evaluation(row: Row, subject: Subject) -> None:
     """Compare masked with slim, and all gates 1 with dense."""
-    found = _compare(built.apply, built, graph)
+    found = _compare(subject, subject.built.apply, subject.slim_outputs)
     row.precision = "float32"
     if max(found.slim, found.ones) > SINGLE:
-        found, row.precision = _compare_in_double(built, training=False), "float64"
+        found, row.precision = _compare_in_double(subject.built, training=False), "float64"
     row.evaluation, row.dense, row.moved = found.slim, found.ones, found.moved
     limit = SINGLE if row.precision == "float32" else DOUBLE
     if not found.slim <= limit:
@@ -232,14 +264,14 @@ def compare_evaluation(row: Row, built: Built, graph: Graph) -> None:
         row.wrong.append(f"all gates 1 and dense differ by {found.ones:.1e}")
 
 
-def compare_training(row: Row, built: Built, graph: Graph) -> None:
+def compare_training(row: Row, subject: Subject) -> None:
     """Compare the same in training mode, outputs and updates."""
-    apply = _training(built)
+    apply = subject.train
     if apply is None:
         return
-    found, limit = _compare(apply, built, graph), SINGLE
+    found, limit = _compare(subject, apply, subject.run_slim(apply)), SINGLE
     if max(found.slim, found.ones) > SINGLE:
-        found, limit = _compare_in_double(built, training=True), DOUBLE
+        found, limit = _compare_in_double(subject.built, training=True), DOUBLE
     row.training = max(found.slim, found.ones)
     if not found.slim <= limit:
         row.wrong.append(f"masked and slim differ by {found.slim:.1e} in training")
@@ -253,7 +285,7 @@ class Compared(NamedTuple):
     Attributes:
         slim: of the masked and the slim network, over the draws.
         ones: of the masked network with all gates 1 and the dense one.
-        moved: of the masked and the dense network, the least over the draws.
+        moved: of the masked and the dense network, over the draws.
     """
 
     slim: float
@@ -261,34 +293,33 @@ class Compared(NamedTuple):
     moved: float
 
 
-def _compare(apply: Apply, built: Built, graph: Graph) -> Compared:
-    variables, inputs = built.variables, built.inputs
+def _compare(subject: Subject, apply: Apply, of_slims: list[PyTree]) -> Compared:
+    variables, inputs, graph = subject.built.variables, subject.built.inputs, subject.graph
     dense = compiled(apply, variables, *inputs)
     if not _finite(dense):
         raise FloatingPointError("the dense network returns values that are not finite")
-    network = gated(apply, graph)
-    masked = _compile(network, variables, ones_gates(graph), *inputs)
+    masked = compile_quickly(gated(apply, graph), variables, ones_gates(graph), *inputs)
     slims, moves = [], []
-    for gates in draws(graph):
+    for gates, of_slim in zip(subject.gates, of_slims, strict=True):
         of_masked = masked(variables, gates, *inputs)
-        slim = compact(graph, variables, gates)
-        of_slim = compiled(respecialise(apply, graph, gates), slim, *inputs)
         slims.append(difference(_cut(of_masked, variables, graph, gates), of_slim))
         moves.append(difference(_outputs(dense), _outputs(of_masked)))
     ones = difference(dense, masked(variables, ones_gates(graph), *inputs))
-    return Compared(slim=max(slims), ones=ones, moved=min(moves))
+    return Compared(slim=max(slims), ones=ones, moved=max(moves))
 
 
 def _compare_in_double(built: Built, training: bool) -> Compared:
     """Compare in float64, which tells rounding from a wrong value."""
     with jax.enable_x64(True):
-        double = built._replace(
-            variables=jax.tree.map(_doubled, built.variables),
-            inputs=jax.tree.map(_doubled, built.inputs),
+        subject = Subject(
+            built._replace(
+                variables=jax.tree.map(_doubled, built.variables),
+                inputs=jax.tree.map(_doubled, built.inputs),
+            )
         )
-        apply = _training(double) if training else double.apply
+        apply = subject.train if training else subject.built.apply
         assert apply is not None
-        return _compare(apply, double, trace(double))
+        return _compare(subject, apply, subject.run_slim(apply))
 
 
 def _doubled(leaf: PyTree) -> PyTree:
@@ -347,37 +378,26 @@ def _finite(found: PyTree) -> bool:
     )
 
 
-def _compile(function: Callable, *arguments: PyTree) -> Callable:
-    """Compile with little optimisation, as each program runs a few times."""
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function).lower(*arguments).compile(options)
-
-
-def compiled(function: Callable, *arguments: PyTree) -> PyTree:
-    """Compile a function and call it once."""
-    return _compile(function, *arguments)(*arguments)
-
-
-def compare_params(row: Row, built: Built, graph: Graph) -> None:
+def compare_params(row: Row, subject: Subject) -> None:
     """Compare the parameters counted with those of the slim variables."""
-    pairs = [(count_params(graph), own_params(built.variables))]
-    for gates in draws(graph):
-        slim = compact(graph, built.variables, gates)
-        pairs.append((count_params(graph, gates), own_params(slim)))
+    pairs = [(count_params(subject.graph), own_params(subject.built.variables))]
+    for gates, slim in zip(subject.gates, subject.slim, strict=True):
+        pairs.append((count_params(subject.graph, gates), own_params(slim)))
     row.params_agree = all(counted == own for counted, own in pairs)
     if not row.params_agree:
         row.wrong.append(f"parameters counted and owned: {pairs}")
 
 
-def compare_macs(row: Row, built: Built, graph: Graph) -> None:
+def compare_macs(row: Row, subject: Subject) -> None:
     """Compare the MACs counted with the own count over the programs."""
+    built, graph = subject.built, subject.graph
     dense = own_macs(built.apply, built.variables, built.inputs, BATCH)
     slim_counted = slim_own = 0
-    for gates in draws(graph):
-        slim = compact(graph, built.variables, gates)
-        apply = respecialise(built.apply, graph, gates)
+    for gates, slim in zip(subject.gates, subject.slim, strict=True):
         slim_counted += count_macs(graph, gates)
-        slim_own += own_macs(apply, slim, built.inputs, BATCH).macs
+        slim_own += own_macs(
+            respecialise(built.apply, graph, gates), slim, built.inputs, BATCH
+        ).macs
     row.macs_dense, row.macs_whole = (count_macs(graph), dense.macs), dense.whole
     row.macs_slim = (slim_counted, slim_own)
     for which, (counted, own) in (("dense", row.macs_dense), ("slim", row.macs_slim)):
@@ -385,20 +405,16 @@ def compare_macs(row: Row, built: Built, graph: Graph) -> None:
             row.wrong.append(f"MACs {which}: {counted} counted, {own} in the program")
 
 
-def compare_framework(row: Row, built: Built, graph: Graph) -> None:
+def compare_framework(row: Row, subject: Subject) -> None:
     """Run the function itself on slim variables, and the slim network without its gates."""
-    gates = draws(graph)[0]
-    slim = compact(graph, built.variables, gates)
-    wanted = compiled(respecialise(built.apply, graph, gates), slim, *built.inputs)
+    built, slim, wanted = subject.built, subject.slim[0], subject.slim_outputs[0]
     row.framework = _agreement(built.apply, slim, built.inputs, wanted)
-    row.widths = _agreement(respecialise(built.apply, graph), slim, built.inputs, wanted)
+    row.widths = _agreement(respecialise(built.apply, subject.graph), slim, built.inputs, wanted)
     if row.widths == "differs":
         row.wrong.append("slim without gates differs from slim with them")
 
 
-def _agreement(
-    apply: Apply, slim: Variables, inputs: tuple[PyTree, ...], wanted: PyTree
-) -> str:
+def _agreement(apply: Apply, slim: Variables, inputs: tuple[PyTree, ...], wanted: PyTree) -> str:
     try:
         jax.eval_shape(apply, slim, *inputs)
     except TookTooLongError:
@@ -408,7 +424,7 @@ def _agreement(
     return "same" if difference(wanted, compiled(apply, slim, *inputs)) <= 1e-3 else "differs"
 
 
-_QUESTIONS: dict[str, Callable[[Row, Built, Graph], None]] = {
+_QUESTIONS: dict[str, Callable[[Row, Subject], None]] = {
     "describe": describe,
     "evaluate": compare_evaluation,
     "train": compare_training,

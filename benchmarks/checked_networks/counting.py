@@ -30,7 +30,9 @@ def own_params(variables: Variables) -> int:
     leaves = jax.tree.leaves(variables if below is None else below)
     if below is None:
         leaves = [each for each in leaves if np.ndim(each) or not _is_integer(each)]
-        leaves = [each for each in leaves if not jax.dtypes.issubdtype(each.dtype, jax.dtypes.extended)]
+        leaves = [
+            each for each in leaves if not jax.dtypes.issubdtype(each.dtype, jax.dtypes.extended)
+        ]
     return sum(math.prod(np.shape(leaf)) for leaf in leaves)
 
 
@@ -60,9 +62,7 @@ def own_macs(apply: Apply, variables: Variables, inputs: tuple[PyTree, ...], bat
 
 def _count(jaxpr: core.Jaxpr) -> Counted:
     found = [_count_equation(equation) for equation in jaxpr.eqns]
-    return Counted(
-        macs=sum(each.macs for each in found), whole=all(each.whole for each in found)
-    )
+    return Counted(macs=sum(each.macs for each in found), whole=all(each.whole for each in found))
 
 
 def _count_equation(equation: core.JaxprEqn) -> Counted:

@@ -76,9 +76,7 @@ class ScannedGpt(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         embed = nn.Embed(VOCABULARY, WIDTH)
         block = nn.remat(ScannedBlock) if self.remat else ScannedBlock
-        layers = nn.scan(
-            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=5
-        )
+        layers = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=5)
         x, _ = layers()(embed(x), None)
         return embed.attend(nn.LayerNorm()(x))
 
@@ -351,10 +349,11 @@ class NnxBlock(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.norm1, self.norm2 = (nnx.LayerNorm(WIDTH, rngs=rngs) for _ in range(2))
-        self.attention = nnx.MultiHeadAttention(
-            HEADS, WIDTH, HEADS * HEAD, decode=False, rngs=rngs
+        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, HEADS * HEAD, decode=False, rngs=rngs)
+        self.up, self.down = (
+            nnx.Linear(WIDTH, HIDDEN, rngs=rngs),
+            nnx.Linear(HIDDEN, WIDTH, rngs=rngs),
         )
-        self.up, self.down = nnx.Linear(WIDTH, HIDDEN, rngs=rngs), nnx.Linear(HIDDEN, WIDTH, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.attention(self.norm1(x))
@@ -414,7 +413,10 @@ class EquinoxTransformer(eqx.Module):
 
     def __init__(self, key: jax.Array) -> None:
         keys = jax.random.split(key, 4)
-        self.embed, self.head = eqx.nn.Linear(12, WIDTH, key=keys[0]), eqx.nn.Linear(WIDTH, 10, key=keys[1])
+        self.embed, self.head = (
+            eqx.nn.Linear(12, WIDTH, key=keys[0]),
+            eqx.nn.Linear(WIDTH, 10, key=keys[1]),
+        )
         self.blocks = [EquinoxBlock(each) for each in keys[2:]]
 
     def __call__(self, x: jax.Array) -> jax.Array:

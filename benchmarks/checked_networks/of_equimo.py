@@ -1,0 +1,56 @@
+"""Equimo's vision networks, in Equinox, of one image each."""
+
+from functools import partial
+
+import jax
+
+from checked_networks.case import Built, Cases, equinox, images
+
+CASES = Cases("equimo")
+
+
+def _model(name: str, **options: object) -> Built:
+    from equimo import models
+
+    model = getattr(models, name)(key=jax.random.key(0), **options)
+    return equinox(model, images(32).transpose(0, 3, 1, 2), train=False)
+
+
+VIT = {
+    "img_size": 32,
+    "in_channels": 3,
+    "dim": 16,
+    "patch_size": 8,
+    "num_heads": 4,
+    "depths": [2],
+    "num_classes": 10,
+}
+
+for _name, _family, _options in (
+    ("VisionTransformer", "transformer", VIT),
+    ("ConvNeXt", "convnext", {"depths": [1, 1], "dims": [8, 12], "num_classes": 10}),
+    (
+        "MobileNetv3",
+        "cnn",
+        {"in_channels": 3, "num_classes": 10, "last_channels": 24},
+    ),
+    (
+        "Mlla",
+        "ssm",
+        {"img_size": 32, "in_channels": 3, "dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
+        | {"num_classes": 10},
+    ),
+    (
+        "Vssd",
+        "ssm",
+        {"img_size": 32, "in_channels": 3, "dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
+        | {"num_classes": 10, "d_state": 8},
+    ),
+    (
+        "SHViT",
+        "transformer",
+        {"in_channels": 3, "dim": [16, 24, 32], "pdim": [8, 8, 8], "qk_dim": [8, 8, 8]}
+        | {"depths": [1, 1, 1], "num_classes": 10},
+    ),
+):
+    CASES.add(_name, _family, partial(_model, _name, **_options))
