@@ -27,6 +27,7 @@ from checked_networks.case import Case
 from checked_networks.checks import Row, check
 from checked_networks.table import markdown, progress, summarise
 
+from rlprune_jax.cli.common import enable_compilation_cache
 from rlprune_jax.devices import describe_device, versions
 
 QUICK = (
@@ -97,6 +98,7 @@ def check_all(cases: Sequence[Case], seconds: float) -> list[Row]:
 
 def main(options: NetworkOptions) -> dict[str, object]:
     """Check, write the files, print and return the last line."""
+    enable_compilation_cache()
     cases = chosen(options)
     if options.list:
         for case in cases:

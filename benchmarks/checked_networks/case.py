@@ -1,5 +1,6 @@
 """A network to check: its name, how it is built, and random variables for it."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def tokens(length: int = 7, vocabulary: int = 29, batch: int = BATCH) -> jax.Arr
 
 def weights(*shape: int, seed: int = 0) -> jax.Array:
     """Draw weights f32[shape]; the last axis is that of their outputs."""
-    scale = max(1, np.prod(shape[:-1], dtype=int)) ** -0.5
+    scale = math.prod(shape[:-1]) ** -0.5
     return jnp.asarray(_generator(seed).standard_normal(shape) * scale, jnp.float32)
 
 
@@ -133,7 +134,7 @@ def randomise(variables: Variables, keep: str = "(?!)", seed: int = 1) -> Variab
         if VARIANCE.search(text):
             values = np.abs(np.asarray(leaf, np.float64)) + 0.3 * np.abs(noise) + 0.2
         elif np.ndim(leaf) > 1:
-            values = noise / np.sqrt(max(2, np.prod(np.shape(leaf)[:-1])))
+            values = noise / math.sqrt(max(2, math.prod(np.shape(leaf)[:-1])))
         else:
             values = np.asarray(leaf, np.float64) + 0.3 * noise
         return jnp.asarray(values, leaf.dtype)
@@ -143,7 +144,10 @@ def randomise(variables: Variables, keep: str = "(?!)", seed: int = 1) -> Variab
 
 def compile_quickly(function: Callable, *arguments: PyTree) -> Callable:
     """Compile with little optimisation, as each program runs a few times."""
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    options: dict[str, str | bool] = {
+        "xla_backend_optimization_level": "0",
+        "xla_llvm_disable_expensive_passes": True,
+    }
     return jax.jit(function).lower(*arguments).compile(options)
 
 

@@ -73,8 +73,8 @@ def _count_equation(equation: core.JaxprEqn) -> Counted:
         return Counted(_convolution(equation), True)
     if name.startswith("ragged_dot"):
         # Each row meets the matrix of its own group alone.
-        rows, inner = equation.invars[0].aval.shape
-        return Counted(rows * inner * equation.invars[1].aval.shape[-1], True)
+        rows, inner = _shape(equation.invars[0])
+        return Counted(rows * inner * _shape(equation.invars[1])[-1], True)
     inner = [_count(each) for each in _bodies(params)]
     if name == "scan":
         return Counted(params["length"] * sum(each.macs for each in inner), _all_whole(inner))
@@ -108,30 +108,17 @@ def _bodies(value: object) -> Iterator[core.Jaxpr]:
 
 
 def _dot(equation: core.JaxprEqn) -> int:
-    left = equation.invars[0].aval.shape
+    left = _shape(equation.invars[0])
     (summed, _), _ = equation.params["dimension_numbers"]
-    return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in summed)
+    return math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in summed)
 
 
 def _convolution(equation: core.JaxprEqn) -> int:
-    kernel = equation.invars[1].aval.shape
+    kernel = _shape(equation.invars[1])
     outputs = equation.params["dimension_numbers"].rhs_spec[0]
     per_output = math.prod(size for axis, size in enumerate(kernel) if axis != outputs)
-    return math.prod(equation.outvars[0].aval.shape) * per_output
+    return math.prod(_shape(equation.outvars[0])) * per_output
 
 
-def dtypes_in(apply: Apply, variables: Variables, inputs: tuple[PyTree, ...]) -> set[str]:
-    """Return the floating dtypes of all values of a program."""
-    found: set[str] = set()
-
-    def visit(jaxpr: core.Jaxpr) -> None:
-        for equation in jaxpr.eqns:
-            for variable in equation.outvars:
-                dtype = getattr(variable.aval, "dtype", None)
-                if dtype is not None and jax.dtypes.issubdtype(dtype, np.floating):
-                    found.add(str(dtype))
-            for body in _bodies(equation.params):
-                visit(body)
-
-    visit(jax.make_jaxpr(apply)(variables, *inputs).jaxpr)
-    return found
+def _shape(variable: core.Var | core.Literal) -> tuple[int, ...]:
+    return variable.aval.shape  # type: ignore[attr-defined]

@@ -51,8 +51,8 @@ def _resnet(stack: str, preact: bool) -> PyTree:
     blocks = getattr(resnet, stack)
 
     def stack_fn(x: PyTree) -> PyTree:
-        x = blocks(x, 8, 2, stride1=1, name="conv2")
-        return blocks(x, 12, 1, name="conv3")
+        x = blocks(x, 8, 2, name="conv2")
+        return blocks(x, 12, 2, stride1=1, name="conv3")
 
     return resnet.ResNet(stack_fn, preact, True, **SMALL)
 
@@ -84,7 +84,7 @@ def _application(name: str, **options: PyTree) -> PyTree:
 def _densenet() -> PyTree:
     from keras.src.applications.densenet import DenseNet
 
-    return DenseNet([2, 2], **SMALL)
+    return DenseNet([1, 1, 1, 1], **SMALL)
 
 
 def _nasnet() -> PyTree:
@@ -104,7 +104,7 @@ for _name, _family, _make in (
     ("DenseNet", "cnn", _densenet),
     ("NASNet", "cnn", _nasnet),
 ):
-    CASES.add(_name, _family, lambda make=_make: _model(make, images(32)))
+    CASES.add(_name, _family, partial(_model, _make, images(32)))
 
 
 def _recurrent(name: str, **options: PyTree) -> Built:

@@ -1,4 +1,4 @@
-"""Smaller public packages: flaxmodels, mamba2-jax, nanodl, jax-resnet, PaLM-jax, attnax, flaxdiff."""
+"""Smaller packages: flaxmodels, mamba2-jax, nanodl, jax-resnet, PaLM-jax, attnax, flaxdiff."""
 
 from collections.abc import Callable
 from functools import partial
@@ -65,15 +65,6 @@ def _first(built: Built, name: str) -> Built:
     return built._replace(apply=one, apply_train=None if apply_train is None else one_train)
 
 
-def _flaxmodels_resnet() -> Built:
-    from flaxmodels.resnet.resnet import ResNet
-
-    return linen(
-        ResNet(output="logits", pretrained=None, architecture="resnet18", num_classes=10),
-        images(32),
-    )
-
-
 CASES.add("flaxmodels/GPT2LMHeadModel", "transformer", _flaxmodels_gpt2)
 
 
@@ -123,7 +114,7 @@ NANODL_TEXT = NANODL | {
 def _nanodl(name: str, options: dict, *inputs: PyTree) -> Built:
     import nanodl
 
-    built = linen(getattr(nanodl, name)(**options), *inputs)
+    built = linen(getattr(nanodl, name)(**options), *inputs, train=name == "GPT3")
     return _numbers(built)
 
 
@@ -157,21 +148,19 @@ for _name, _options in (
     CASES.add(
         f"nanodl/{_name}",
         "transformer",
-        lambda name=_name, options=_options: _nanodl(name, NANODL_TEXT | options, tokens()),
+        partial(_nanodl, _name, NANODL_TEXT | _options, tokens()),
     )
 for _name in ("T5", "Transformer"):
     CASES.add(
         f"nanodl/{_name}",
         "transformer",
-        lambda name=_name: _nanodl(name, NANODL_TEXT, tokens(), tokens()[::-1]),
+        partial(_nanodl, _name, NANODL_TEXT, tokens(), tokens()[::-1]),
     )
 for _name, _family in (("ViT", "transformer"), ("Mixer", "mlp")):
     CASES.add(
         f"nanodl/{_name}",
         _family,
-        lambda name=_name: _nanodl(
-            name, NANODL | {"patch_size": (4, 4), "n_outputs": 10}, images()
-        ),
+        partial(_nanodl, _name, NANODL | {"patch_size": (4, 4), "n_outputs": 10}, images()),
     )
 
 
@@ -214,7 +203,7 @@ def _attnax(**options: object) -> Built:
     config = attnax.TransformerConfig(
         vocab_size=29, d_model=16, num_heads=4, num_layers=2, d_ff=40, max_len=12, **options
     )
-    return built_nnx(attnax.TransformerDecoder(config, rngs=nnx.Rngs(0)), tokens())
+    return built_nnx(attnax.TransformerDecoder(config, rngs=nnx.Rngs(0)), tokens(), train=False)
 
 
 def _attnax_vit(**options: object) -> Built:
@@ -231,7 +220,7 @@ def _attnax_vit(**options: object) -> Built:
         d_ff=40,
         **options,
     )
-    return built_nnx(attnax.VisionTransformer(config, rngs=nnx.Rngs(0)), images())
+    return built_nnx(attnax.VisionTransformer(config, rngs=nnx.Rngs(0)), images(), train=False)
 
 
 CASES.add("attnax/decoder", "transformer", _attnax)

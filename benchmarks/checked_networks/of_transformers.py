@@ -77,7 +77,8 @@ def _model(name: str, config: dict, inputs: Callable[[], tuple[PyTree, ...]]) ->
         apply=apply,
         variables=randomise(jax.tree.map(jnp.asarray, whole)),
         inputs=inputs(),
-        apply_train=apply_train,
+        # Dropout alone is the same for all; one network of it is enough.
+        apply_train=apply_train if "batch_stats" in whole or name.startswith("Bert") else None,
     )
 
 

@@ -1,5 +1,6 @@
 """Convolutional networks as people write them, in Linen, NNX, Equinox and plain JAX."""
 
+from collections.abc import Callable
 from functools import partial
 
 import equinox as eqx
@@ -107,17 +108,18 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        norm = {
+        norms: dict[str, Callable[[], nn.Module]] = {
             "batch": partial(nn.BatchNorm, use_running_average=not train, momentum=0.9),
             "group": partial(nn.GroupNorm, num_groups=4),
             "group size": partial(nn.GroupNorm, num_groups=None, group_size=4),
             "instance": nn.InstanceNorm,
             "layer": nn.LayerNorm,
             "rms": nn.RMSNorm,
-        }[self.norm]
-        layer = partial(nn.Conv, use_bias=False)
+        }
+        norm = norms[self.norm]
+        layer: Callable[..., nn.Module] = partial(nn.Conv, use_bias=False)
         if self.standardised:
-            layer = partial(StandardisedConv)
+            layer = StandardisedConv
         x = nn.relu(norm()(layer(16, (3, 3))(x)))
         x = nn.max_pool(x, (2, 2), (2, 2))
         for width, stride in ((16, 1), (24, 2)):
@@ -161,11 +163,7 @@ for _name, _module in {
     "resnet_rms_norm": ResNet(norm="rms"),
     "resnet_weight_standardised": ResNet(norm="group", standardised=True),
 }.items():
-    CASES.add(
-        _name,
-        "cnn",
-        lambda module=_module: linen(module, images(), train=module.norm == "batch"),
-    )
+    CASES.add(_name, "cnn", partial(linen, _module, images(), train=_module.norm == "batch"))
 
 
 class ResNetD(nn.Module):
@@ -377,7 +375,7 @@ def efficientnet() -> Built:
 
 @CASES("cnn")
 def cbam_and_eca() -> Built:
-    """Attention over channels by pooled MLPs and by a convolution over channels, over space by both."""
+    """Attention over channels by pooled MLPs, over space by the mean and maximum of channels."""
     variables = parameters(
         4,
         stem=(3, 3, 3, 12),

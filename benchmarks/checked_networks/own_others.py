@@ -1,5 +1,7 @@
 """Multilayer perceptrons, mixtures, loops, branches and other ways to write a network."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,9 +51,7 @@ class Mlp(nn.Module):
 
 for _norm in ("none", "batch", "layer", "group"):
     CASES.add(
-        f"mlp_norm_{_norm}",
-        "mlp",
-        lambda norm=_norm: linen(Mlp(norm), rows(6), train=norm == "batch"),
+        f"mlp_norm_{_norm}", "mlp", partial(linen, Mlp(_norm), rows(6), train=_norm == "batch")
     )
 
 
@@ -278,7 +278,7 @@ def ragged_mixture(v: dict, x: jax.Array) -> jax.Array:
 
 
 for _mix in (dense_mixture, top_k_mixture, ragged_mixture):
-    CASES.add(f"moe_{_mix.__name__}", "moe", lambda mix=_mix: _mixture(mix))
+    CASES.add(f"moe_{_mix.__name__}", "moe", partial(_mixture, _mix))
 
 
 @CASES("moe")

@@ -1,5 +1,8 @@
 """Recurrent networks and state space models, by loops of several kinds."""
 
+from collections.abc import Callable
+from functools import partial
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -17,33 +20,32 @@ INPUTS, WIDTH, STEPS = 6, 16, 7
 class LinenRnn(nn.Module):
     """A cell of Flax run by ``nn.RNN``, then a hidden layer and a head."""
 
-    cell: type[nn.RNNCellBase]
+    cell: Callable[[int], nn.RNNCellBase]
     layers: int = 1
     last: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(self.layers):
-            x = nn.RNN(self.cell(WIDTH))(x)
+            x = jnp.asarray(nn.RNN(self.cell(WIDTH))(x))
         x = x[:, -1] if self.last else x
         return nn.Dense(10)(nn.relu(nn.Dense(24)(x)))
 
 
-for _name, _cell, _layers, _last in (
+def _recurrent(cell: Callable[[int], nn.RNNCellBase], layers: int, last: bool) -> Built:
+    return linen(LinenRnn(cell, layers, last), rows(STEPS, INPUTS), train=False)
+
+
+_CELLS: tuple[tuple[str, Callable[[int], nn.RNNCellBase], int, bool], ...] = (
     ("lstm_linen", nn.LSTMCell, 1, True),
     ("lstm_linen_optimized", nn.OptimizedLSTMCell, 2, False),
     ("gru_linen", nn.GRUCell, 1, True),
     ("gru_linen_stacked", nn.GRUCell, 2, False),
     ("mgu_linen", nn.MGUCell, 1, True),
     ("simple_rnn_linen", nn.SimpleCell, 2, True),
-):
-    CASES.add(
-        _name,
-        "rnn",
-        lambda cell=_cell, layers=_layers, last=_last: linen(
-            LinenRnn(cell, layers, last), rows(STEPS, INPUTS), train=False
-        ),
-    )
+)
+for _name, _cell, _layers, _last in _CELLS:
+    CASES.add(_name, "rnn", partial(_recurrent, _cell, _layers, _last))
 
 
 class Bidirectional(nn.Module):
@@ -256,8 +258,8 @@ def _mamba(associative: bool) -> Built:
     return Built(apply=apply, variables=variables, inputs=(tokens(),))
 
 
-CASES.add("mamba_associative_scan", "ssm", lambda: _mamba(True))
-CASES.add("mamba_scan", "ssm", lambda: _mamba(False))
+CASES.add("mamba_associative_scan", "ssm", partial(_mamba, True))
+CASES.add("mamba_scan", "ssm", partial(_mamba, False))
 
 
 @CASES("ssm")

@@ -1,5 +1,7 @@
 """Transformers as people write them, in plain JAX, Linen, NNX and Equinox."""
 
+from functools import partial
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -341,7 +343,7 @@ def _fused(heads) -> Built:
 
 
 for _heads in (qkv_indexed, qkv_unpacked, qkv_unstacked, qkv_split, qkv_sliced, qkv_heads_first):
-    CASES.add(f"vit_{_heads.__name__}", "transformer", lambda heads=_heads: _fused(heads))
+    CASES.add(f"vit_{_heads.__name__}", "transformer", partial(_fused, _heads))
 
 
 class NnxBlock(nnx.Module):
@@ -580,7 +582,7 @@ def linear_attention() -> Built:
 
 @CASES("transformer")
 def query_key_norm() -> Built:
-    """RMSNorm of each head's queries and keys, a logit cap, flash-like ``dot_product_attention``."""
+    """RMSNorm of each head's queries and keys, a cap of logits, ``dot_product_attention``."""
     variables = parameters(
         5,
         embed=(12, WIDTH),
