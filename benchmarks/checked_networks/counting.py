@@ -73,8 +73,8 @@ def _count_equation(equation: core.JaxprEqn) -> Counted:
         return Counted(_convolution(equation), True)
     if name.startswith("ragged_dot"):
         # Each row meets the matrix of its own group alone.
-        rows, inner = _shape(equation.invars[0])
-        return Counted(rows * inner * _shape(equation.invars[1])[-1], True)
+        rows, summed = _shape(equation.invars[0])
+        return Counted(rows * summed * _shape(equation.invars[1])[-1], True)
     inner = [_count(each) for each in _bodies(params)]
     if name == "scan":
         return Counted(params["length"] * sum(each.macs for each in inner), _all_whole(inner))

@@ -46,7 +46,11 @@ def _flaxmodels_gpt2() -> Built:
         scale_attn_weights=True,
         use_cache=False,
     )
-    built = linen(GPT2LMHeadModel(config=config), tokens())
+
+    class Model(GPT2LMHeadModel):
+        param_dict: dict | None = None  # read by the model, which does not say it
+
+    built = linen(Model(config=config), tokens())
     return _first(built, "logits")
 
 
@@ -136,19 +140,20 @@ def _numbers(built: Built) -> Built:
     return built._replace(apply=one, apply_train=None if apply_train is None else one_train)
 
 
-for _name, _options in (
+_NANODL_DECODERS: tuple[tuple[str, dict], ...] = (
     ("GPT3", {}),
     ("GPT4", {"num_experts": 4, "top_k": 2}),
     ("LaMDA", {}),
-    ("Gemma", {"num_groups": 2}),
+    ("Gemma", {"num_groups": 2, "feedforward_dim": 16}),  # adds what both widths give
     ("Llama3", {"num_groups": 2}),
     ("Mistral", {"num_groups": 2, "window_size": 3, "shift_size": 1}),
     ("Mixtral", {"num_groups": 2, "window_size": 3, "shift_size": 1}),
-):
+)
+for _name, _options in _NANODL_DECODERS:
     CASES.add(
         f"nanodl/{_name}",
         "transformer",
-        partial(_nanodl, _name, NANODL_TEXT | _options, tokens()),
+        partial(_nanodl, _name, NANODL_TEXT | _options, tokens(6)),
     )
 for _name in ("T5", "Transformer"):
     CASES.add(
@@ -156,11 +161,13 @@ for _name in ("T5", "Transformer"):
         "transformer",
         partial(_nanodl, _name, NANODL_TEXT, tokens(), tokens()[::-1]),
     )
-for _name, _family in (("ViT", "transformer"), ("Mixer", "mlp")):
+NANODL_VISION = NANODL | {"patch_size": (4, 4), "n_outputs": 10}
+for _name, _family, _options in (
+    ("ViT", "transformer", {"feedforward_dim": 16}),
+    ("Mixer", "mlp", {}),
+):
     CASES.add(
-        f"nanodl/{_name}",
-        _family,
-        partial(_nanodl, _name, NANODL | {"patch_size": (4, 4), "n_outputs": 10}, images()),
+        f"nanodl/{_name}", _family, partial(_nanodl, _name, NANODL_VISION | _options, images())
     )
 
 
