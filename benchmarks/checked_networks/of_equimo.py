@@ -30,11 +30,6 @@ for _name, _family, _options in (
     ("VisionTransformer", "transformer", VIT),
     ("ConvNeXt", "convnext", {"depths": [1, 1], "dims": [8, 12], "num_classes": 10}),
     (
-        "MobileNetv3",
-        "cnn",
-        {"in_channels": 3, "num_classes": 10, "last_channels": 24},
-    ),
-    (
         "Mlla",
         "ssm",
         {"img_size": 32, "in_channels": 3, "dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
@@ -43,14 +38,8 @@ for _name, _family, _options in (
     (
         "Vssd",
         "ssm",
-        {"img_size": 32, "in_channels": 3, "dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
-        | {"num_classes": 10, "d_state": 8},
-    ),
-    (
-        "SHViT",
-        "transformer",
-        {"in_channels": 3, "dim": [16, 24, 32], "pdim": [8, 8, 8], "qk_dim": [8, 8, 8]}
-        | {"depths": [1, 1, 1], "num_classes": 10},
+        {"img_size": 32, "in_channels": 3, "dim": 16, "depths": [1, 1, 1, 1]}
+        | {"num_heads": [2, 4, 8, 8], "num_classes": 10, "d_state": 8},
     ),
 ):
     CASES.add(_name, _family, partial(_model, _name, **_options))

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 
-from checked_networks.case import BATCH, Built, Case, equinox, images, linen, rows, tokens
+from checked_networks.case import BATCH, Built, Case, equinox, images, linen, rows, tokens, weights
 from checked_networks.case import nnx as built_nnx
 from rlprune_jax.types import PyTree
 
@@ -26,32 +25,10 @@ class _Packages:
 CASES = _Packages()
 
 
-def _flaxmodels_gpt2() -> Built:
-    from flaxmodels.gpt2.gpt2 import GPT2LMHeadModel
+def _flaxmodels_resnet() -> Built:
+    import flaxmodels
 
-    config = SimpleNamespace(
-        vocab_size=29,
-        n_positions=12,
-        n_ctx=12,
-        n_embd=16,
-        n_layer=2,
-        n_head=4,
-        embd_pdrop=0.1,
-        attn_pdrop=0.1,
-        resid_pdrop=0.1,
-        layer_norm_epsilon=1e-5,
-        initializer_range=0.02,
-        n_inner=40,
-        activation_function="gelu",
-        scale_attn_weights=True,
-        use_cache=False,
-    )
-
-    class Model(GPT2LMHeadModel):
-        param_dict: dict | None = None  # read by the model, which does not say it
-
-    built = linen(Model(config=config), tokens())
-    return _first(built, "logits")
+    return linen(flaxmodels.ResNet18("logits", pretrained=None, num_classes=10), images(32))
 
 
 def _first(built: Built, name: str) -> Built:
@@ -69,7 +46,7 @@ def _first(built: Built, name: str) -> Built:
     return built._replace(apply=one, apply_train=None if apply_train is None else one_train)
 
 
-CASES.add("flaxmodels/GPT2LMHeadModel", "transformer", _flaxmodels_gpt2)
+CASES.add("flaxmodels/ResNet18", "cnn", _flaxmodels_resnet)
 
 
 def _mamba2(forecaster: bool) -> Built:
@@ -210,7 +187,21 @@ def _attnax(**options: object) -> Built:
     config = attnax.TransformerConfig(
         vocab_size=29, d_model=16, num_heads=4, num_layers=2, d_ff=40, max_len=12, **options
     )
-    return built_nnx(attnax.TransformerDecoder(config, rngs=nnx.Rngs(0)), tokens(), train=False)
+    built = built_nnx(attnax.TransformerDecoder(nnx.Rngs(0), config), tokens(), train=False)
+    return _with_head(built, 16)
+
+
+def _with_head(built: Built, width: int) -> Built:
+    """Add a head, as all axes of an output are frozen."""
+    apply = built.apply
+
+    def headed(variables: PyTree, *inputs: PyTree) -> PyTree:
+        params = {**variables["params"]}
+        head = params.pop("our_head")
+        return apply({**variables, "params": params}, *inputs) @ head
+
+    params = {**built.variables["params"], "our_head": weights(width, 29)}
+    return built._replace(apply=headed, variables={**built.variables, "params": params})
 
 
 def _attnax_vit(**options: object) -> Built:
@@ -227,7 +218,7 @@ def _attnax_vit(**options: object) -> Built:
         d_ff=40,
         **options,
     )
-    return built_nnx(attnax.VisionTransformer(config, rngs=nnx.Rngs(0)), images(), train=False)
+    return built_nnx(attnax.VisionTransformer(nnx.Rngs(0), config), images(), train=False)
 
 
 CASES.add("attnax/decoder", "transformer", _attnax)
@@ -237,7 +228,9 @@ CASES.add(
     partial(_attnax, pos_emb_type="rope", num_kv_heads=2, ff_activation="swiglu", norm_type="rms"),
 )
 CASES.add(
-    "attnax/decoder_linear_attention", "transformer", partial(_attnax, attention_type="linear")
+    "attnax/decoder_linear_attention",
+    "transformer",
+    partial(_attnax, attention_type="linear", linear_attention_chunk_size=7),
 )
 CASES.add(
     "attnax/decoder_memory_efficient",
