@@ -28,7 +28,7 @@ VIT = {
 
 for _name, _family, _options in (
     ("VisionTransformer", "transformer", VIT),
-    ("ConvNeXt", "convnext", {"depths": [1, 1], "dims": [8, 12], "num_classes": 10}),
+    ("ConvNeXt", "convnext", {"depths": [1, 1], "dims": [24, 40], "num_classes": 10}),
     (
         "Mlla",
         "ssm",

@@ -63,12 +63,12 @@ def _recurrent(cell: str) -> Built:
     def function(x: jax.Array, training: bool) -> jax.Array:
         import haiku as hk
 
-        core = getattr(hk, cell)(16)
+        core = getattr(hk, cell)(32)
         x = x.swapaxes(0, 1)
         y, _ = hk.dynamic_unroll(core, x, core.initial_state(x.shape[1]))
-        return hk.Linear(10)(jax.nn.relu(hk.Linear(24)(y[-1])))
+        return hk.Linear(10)(jax.nn.relu(hk.Linear(48)(y[-1])))
 
-    return _model(function, rows(7, 6), train=False)
+    return _model(function, rows(7, 4), train=False)
 
 
 for _cell in ("LSTM", "GRU", "VanillaRNN"):
@@ -82,12 +82,12 @@ def deep_rnn() -> Built:
     def function(x: jax.Array, training: bool) -> jax.Array:
         import haiku as hk
 
-        core = hk.deep_rnn_with_skip_connections([hk.LSTM(12), hk.LSTM(10)])
+        core = hk.deep_rnn_with_skip_connections([hk.LSTM(24), hk.LSTM(20)])
         x = x.swapaxes(0, 1)
         y, _ = hk.static_unroll(core, x, core.initial_state(x.shape[1]))
-        return hk.Linear(10)(jax.nn.relu(hk.Linear(24)(y[-1])))
+        return hk.Linear(10)(jax.nn.relu(hk.Linear(48)(y[-1])))
 
-    return _model(function, rows(5, 6), train=False)
+    return _model(function, rows(5, 4), train=False)
 
 
 @CASES("transformer")

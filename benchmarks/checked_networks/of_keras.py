@@ -60,7 +60,7 @@ def _resnet(stack: str, preact: bool) -> PyTree:
 def _convnext() -> PyTree:
     from keras.src.applications.convnext import ConvNeXt
 
-    return ConvNeXt((1, 1, 1, 1), (8, 12, 16, 20), include_preprocessing=False, **SMALL)
+    return ConvNeXt((1, 1, 1, 1), (16, 24, 32, 40), include_preprocessing=False, **SMALL)
 
 
 def _efficientnet(version: int) -> PyTree:

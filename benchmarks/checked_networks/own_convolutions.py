@@ -33,7 +33,7 @@ def conv(
 class ConvNeXt(nn.Module):
     """Patches, depthwise convolutions, layer norms over channels, layer scales."""
 
-    widths: tuple[int, ...] = (12, 20)
+    widths: tuple[int, ...] = (24, 40)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -56,13 +56,13 @@ class ConvNeXt(nn.Module):
 @CASES("convnext")
 def convnext_linen() -> Built:
     """ConvNeXt of Flax Linen."""
-    return linen(ConvNeXt(), images(), train=False)
+    return linen(ConvNeXt(), images(8), train=False)
 
 
 @CASES("convnext")
 def convnext_v2_plain() -> Built:
     """ConvNeXt V2: a global response norm over space, divided by its mean over channels."""
-    width = 12
+    width = 24
     variables = {
         "stem": weights(2, 2, 3, width),
         "blocks": [

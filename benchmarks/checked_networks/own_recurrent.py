@@ -14,7 +14,7 @@ from checked_networks.case import nnx as built_nnx
 from checked_networks.own_transformers import rms_norm
 
 CASES = Cases("own")
-INPUTS, WIDTH, STEPS = 6, 16, 7
+INPUTS, WIDTH, STEPS = 4, 32, 7
 
 
 class LinenRnn(nn.Module):
@@ -29,7 +29,7 @@ class LinenRnn(nn.Module):
         for _ in range(self.layers):
             x = jnp.asarray(nn.RNN(self.cell(WIDTH))(x))
         x = x[:, -1] if self.last else x
-        return nn.Dense(10)(nn.relu(nn.Dense(24)(x)))
+        return nn.Dense(10)(nn.relu(nn.Dense(48)(x)))
 
 
 def _recurrent(cell: Callable[[int], nn.RNNCellBase], layers: int, last: bool) -> Built:
@@ -53,8 +53,8 @@ class Bidirectional(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        both = nn.Bidirectional(nn.RNN(nn.GRUCell(12)), nn.RNN(nn.GRUCell(12)))
-        return nn.Dense(10)(nn.relu(nn.Dense(24)(both(x))))
+        both = nn.Bidirectional(nn.RNN(nn.GRUCell(24)), nn.RNN(nn.GRUCell(24)))
+        return nn.Dense(10)(nn.relu(nn.Dense(48)(both(x))))
 
 
 @CASES("rnn")
@@ -68,7 +68,7 @@ class NnxLstm(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.rnn = nnx.RNN(nnx.LSTMCell(INPUTS, WIDTH, rngs=rngs), rngs=rngs)
-        self.mid, self.head = nnx.Linear(WIDTH, 24, rngs=rngs), nnx.Linear(24, 10, rngs=rngs)
+        self.mid, self.head = nnx.Linear(WIDTH, 48, rngs=rngs), nnx.Linear(48, 10, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.head(nnx.relu(self.mid(self.rnn(x)[:, -1])))
@@ -90,8 +90,8 @@ class EquinoxGru(eqx.Module):
     def __init__(self, key: jax.Array) -> None:
         keys = jax.random.split(key, 3)
         self.cell = eqx.nn.GRUCell(INPUTS, WIDTH, key=keys[0])
-        self.mid = eqx.nn.Linear(WIDTH, 24, key=keys[1])
-        self.head = eqx.nn.Linear(24, 10, key=keys[2])
+        self.mid = eqx.nn.Linear(WIDTH, 48, key=keys[1])
+        self.head = eqx.nn.Linear(48, 10, key=keys[2])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         start = jnp.zeros(self.cell.hidden_size)
