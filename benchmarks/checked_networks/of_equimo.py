@@ -19,8 +19,8 @@ def _model(name: str, **options: object) -> Built:
 VIT = {
     "img_size": 32,
     "in_channels": 3,
-    "dim": 16,
-    "patch_size": 8,
+    "dim": 24,
+    "patch_size": 4,
     "num_heads": 4,
     "depths": [2],
     "num_classes": 10,

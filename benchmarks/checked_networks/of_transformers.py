@@ -14,10 +14,10 @@ TEXT = {"vocab_size": 29, "hidden_size": 16, "num_hidden_layers": 2, "num_attent
 BERT = TEXT | {"intermediate_size": 40, "max_position_embeddings": 12}
 LLAMA = TEXT | {"intermediate_size": 40, "max_position_embeddings": 12, "num_key_value_heads": 2}
 VISION = {
-    "hidden_size": 16,
+    "hidden_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 40,
+    "intermediate_size": 48,
     "image_size": 16,
     "patch_size": 4,
 }
