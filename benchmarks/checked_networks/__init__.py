@@ -13,6 +13,7 @@ FILES = (
     "own_convolutions",
     "own_recurrent",
     "own_others",
+    "own_traps",
     "of_keras",
     "of_haiku",
     "of_transformers",

@@ -424,18 +424,41 @@ def compare_params(row: Row, subject: Subject) -> None:
 def compare_macs(row: Row, subject: Subject) -> None:
     """Compare the MACs counted with the own count over the programs."""
     built, graph = subject.built, subject.graph
-    dense = own_macs(built.apply, built.variables, built.inputs, BATCH)
-    slim_counted = slim_own = 0
+    counted, own = count_macs(graph), _own_macs(built.apply, built.variables, built)
+    row.macs_dense, row.macs_whole = (counted, own.nearest(counted)), own.whole
+    pairs = []
     for gates, slim in zip(subject.gates, subject.slim, strict=True):
-        slim_counted += count_macs(graph, gates)
-        slim_own += own_macs(
-            respecialise(built.apply, graph, gates), slim, built.inputs, BATCH
-        ).macs
-    row.macs_dense, row.macs_whole = (count_macs(graph), dense.macs), dense.whole
-    row.macs_slim = (slim_counted, slim_own)
-    for which, (counted, own) in (("dense", row.macs_dense), ("slim", row.macs_slim)):
-        if counted != own:
-            row.wrong.append(f"MACs {which}: {counted} counted, {own} in the program")
+        counted = count_macs(graph, gates)
+        own = _own_macs(respecialise(built.apply, graph, gates), slim, built)
+        pairs.append((counted, own.nearest(counted)))
+    row.macs_slim = (sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs))
+    if row.macs_dense[0] != row.macs_dense[1]:
+        row.wrong.append("MACs dense: {} counted, {} in the program".format(*row.macs_dense))
+    if any(counted != own for counted, own in pairs):
+        row.wrong.append("MACs slim: {} counted, {} in the program".format(*row.macs_slim))
+
+
+class _OwnMacs(NamedTuple):
+    """Hold the own count per example, of a program with one and of one with all examples.
+
+    Attributes:
+        one: with one example.
+        all: with all of them, over their number; more where examples are compared with each other.
+        whole: as in ``Counted``.
+    """
+
+    one: int
+    all: int
+    whole: bool
+
+    def nearest(self, counted: int) -> int:
+        """Return the one of the two that was counted, or else the first."""
+        return self.all if counted == self.all else self.one
+
+
+def _own_macs(apply: Apply, variables: Variables, built: Built) -> _OwnMacs:
+    one, every = (own_macs(apply, variables, built.inputs, size) for size in (1, BATCH))
+    return _OwnMacs(one=one.macs, all=every.macs // BATCH, whole=one.whole)
 
 
 def compare_framework(row: Row, subject: Subject) -> None:

@@ -40,21 +40,24 @@ def _is_integer(leaf: jax.Array) -> bool:
     return bool(np.issubdtype(leaf.dtype, np.integer))
 
 
-def own_macs(apply: Apply, variables: Variables, inputs: tuple[PyTree, ...], batch: int) -> Counted:
-    """Count the MACs of one example over the jaxpr.
+def own_macs(
+    apply: Apply, variables: Variables, inputs: tuple[PyTree, ...], examples: int
+) -> Counted:
+    """Count the MACs of some examples over the jaxpr.
 
-    The program is traced with one example, so that work which no example causes (a low-rank update
-    merged into its kernel) counts as often as it is done for one.
+    With one example, work that none causes (a low-rank update merged into its kernel) counts as
+    often as it is done.
 
     Args:
         apply: ``(variables, *inputs) -> outputs``.
         variables: dense or slim, with a function of the same.
         inputs: with a batch in front.
-        batch: its size.
+        examples: of the batch to trace with.
     """
+    batch = jax.tree.leaves(inputs)[0].shape[0]
 
     def first(leaf: PyTree) -> PyTree:
-        return leaf[:1] if np.ndim(leaf) and np.shape(leaf)[0] == batch else leaf
+        return leaf[:examples] if np.ndim(leaf) and np.shape(leaf)[0] == batch else leaf
 
     jaxpr = jax.make_jaxpr(apply)(variables, *jax.tree.map(first, inputs))
     return _count(jaxpr.jaxpr)

@@ -76,6 +76,10 @@ CASES.add("mamba2-jax/Mamba2ForCausalLM", "ssm", partial(_mamba2, False))
 CASES.add("mamba2-jax/Mamba2Forecaster", "ssm", partial(_mamba2, True))
 
 
+SCRAMBLED = "transformer, scrambled"
+"""nanodl reshapes [batch, positions, heads * width] to [batch, heads, positions, width] without a
+transpose, so that each of its heads reads all features: none can be removed."""
+
 NANODL = {
     "num_layers": 2,
     "hidden_dim": 16,
@@ -129,18 +133,18 @@ _NANODL_DECODERS: tuple[tuple[str, dict], ...] = (
 for _name, _options in _NANODL_DECODERS:
     CASES.add(
         f"nanodl/{_name}",
-        "transformer",
+        SCRAMBLED,
         partial(_nanodl, _name, NANODL_TEXT | _options, tokens(6)),
     )
 for _name in ("T5", "Transformer"):
     CASES.add(
         f"nanodl/{_name}",
-        "transformer",
+        SCRAMBLED,
         partial(_nanodl, _name, NANODL_TEXT, tokens(), tokens()[::-1]),
     )
 NANODL_VISION = NANODL | {"patch_size": (4, 4), "n_outputs": 10}
 for _name, _family, _options in (
-    ("ViT", "transformer", {"feedforward_dim": 16}),
+    ("ViT", SCRAMBLED, {"feedforward_dim": 16}),
     ("Mixer", "mlp", {}),
 ):
     CASES.add(
@@ -253,6 +257,6 @@ def _flaxdiff(name: str, **options: object) -> Built:
 for _name in ("UViT", "SimpleDiT", "SimpleUDiT"):
     CASES.add(
         f"flaxdiff/{_name}",
-        "transformer",
+        "diffusion transformer",
         partial(_flaxdiff, _name, **({"norm_groups": 0} if _name == "UViT" else {})),
     )

@@ -130,7 +130,7 @@ def test_own_count_multiplies_loops_and_takes_the_dearer_branch():
 
     shapes = {"layers": (5, 4, 4), "one": (4, 7), "two": (7, 4), "head": (4, 3)}
     variables = {name: jnp.ones(shape) for name, shape in shapes.items()}
-    counted = own_macs(apply, variables, (jnp.ones((3, 4)),), 3)
+    counted = own_macs(apply, variables, (jnp.ones((3, 4)),), 1)
     assert counted == (5 * 16 + 28 + 28 + 12, True)
     assert own_params(variables) == 5 * 16 + 28 + 28 + 12
     assert own_params({"params": variables, "state": variables}) == own_params(variables)
@@ -138,7 +138,7 @@ def test_own_count_multiplies_loops_and_takes_the_dearer_branch():
     def waits(v, x):
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ v["w"], x)
 
-    assert own_macs(waits, {"w": jnp.ones((4, 4))}, (jnp.ones((3, 4)),), 3) == (16, False)
+    assert own_macs(waits, {"w": jnp.ones((4, 4))}, (jnp.ones((3, 4)),), 1) == (16, False)
 
 
 def test_own_count_of_convolutions():
@@ -152,7 +152,7 @@ def test_own_count_of_convolutions():
         )
 
     variables = {"depth": jnp.ones((3, 3, 1, 8)), "point": jnp.ones((1, 1, 8, 5))}
-    counted = own_macs(apply, variables, (jnp.ones((3, 6, 6, 4)),), 3)
+    counted = own_macs(apply, variables, (jnp.ones((3, 6, 6, 4)),), 1)
     assert counted.macs == 9 * (9 * 8) + 9 * 8 * 5
 
 
