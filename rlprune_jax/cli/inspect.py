@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 
 from rlprune_jax.checks import refuse_unless
 from rlprune_jax.cli.common import run_command
-from rlprune_jax.cli.options import (
+from rlprune_jax.cli.options import Flat, check_unit_options
+from rlprune_jax.workflow.config import PruneConfig, UnitConfig, overrides
+from rlprune_jax.workflow.sources import (
     DATASETS,
-    Flat,
     NetworkOptions,
     check_network,
     check_path,
-    check_unit_options,
     is_own,
+    with_usual_widths,
 )
-from rlprune_jax.workflow.config import PruneConfig, UnitConfig, overrides
 
 if TYPE_CHECKING:
-    from rlprune_jax.cli.building import Wanted
     from rlprune_jax.graph.groups import Graph
     from rlprune_jax.types import PyTree
+    from rlprune_jax.workflow.building import Wanted
     from rlprune_jax.workflow.network import Network
 
 COUNTED = ("params", "macs", "weight_bytes", "tiled_macs", "activation_memory")
@@ -76,7 +76,7 @@ def inspect(options: InspectOptions) -> str:
         ValueError: an option is wrong, or the network does not take the input.
     """
     check_options(options)
-    from rlprune_jax.cli.building import build_network
+    from rlprune_jax.workflow.building import build_network
 
     network = build_network(usual_widths(options), wanted_of_options(options)).network
     found = summary(network, options.units)
@@ -111,20 +111,18 @@ def check_options(options: InspectOptions) -> None:
 
 def usual_widths(options: InspectOptions) -> NetworkOptions:
     """Fill in the widths that ``prune`` takes for digits."""
-    network, inputs = options.network, options.inputs
-    is_digits = inputs.input_shape is None and inputs.dataset in (None, "digits")
-    if network.model == "cnn" and is_digits and not network.widths:
-        return dataclasses.replace(network, widths=(32, 64, 128, 256))
-    return network
+    inputs = options.inputs
+    dataset = "" if inputs.input_shape is not None else inputs.dataset or "digits"
+    return with_usual_widths(options.network, dataset)
 
 
 def wanted_of_options(options: InspectOptions) -> "Wanted":
     """Return what the network has to fit."""
     import jax.numpy as jnp
 
-    from rlprune_jax.cli.building import Wanted, build_task, wanted_of
-    from rlprune_jax.cli.options import DataOptions
     from rlprune_jax.training import data
+    from rlprune_jax.workflow.building import Wanted, build_task, wanted_of
+    from rlprune_jax.workflow.sources import DataOptions
 
     inputs = options.inputs
     dataset = inputs.dataset or "digits"
@@ -170,6 +168,8 @@ def summary(network: "Network", units: UnitConfig) -> "dict[str, PyTree]":
     return {
         "groups": dict(zip(graph.names, graph.sizes, strict=True)),
         "frozen": [dataclasses.asdict(axis) for axis in graph.frozen],
+        "owned": graph.report().fraction,
+        "remarks": list(graph.remarks),
         "params": costs["params"]["dense"],
         "macs": costs["macs"]["dense"],
         "costs": costs,
@@ -181,7 +181,7 @@ def summary(network: "Network", units: UnitConfig) -> "dict[str, PyTree]":
 def text_of(graph: "Graph", found: "dict[str, PyTree]") -> str:
     """Return the graph and what budgets can reach."""
     title = f"{'cost':<18}{'dense':>16}{'least':>14} {'unit':<11}smallest budget"
-    lines = [str(graph), "", title]
+    lines = [str(graph), "", str(graph.report()), "", title]
     for name, cost in found["costs"].items():
         # Rounded up, so that what is printed can be met.
         fraction = -(-cost["least"] * 10_000 // max(cost["dense"], 1)) / 10_000

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from rlprune_jax.graph.memo import Memo
 from rlprune_jax.kept import is_kept
 from rlprune_jax.types import Gates
+
+if TYPE_CHECKING:
+    from rlprune_jax.graph.report import GraphReport
 
 PRODUCER, FOLLOWER, CONSUMER = "producer", "follower", "consumer"
 
@@ -43,12 +47,17 @@ class Group:
         size: number of units.
         first: number of the group's first unit when all units of a graph are counted through.
         slots: what the units own.
+        branches: for each unit of the group of residual branches the paths of the variables that
+            it owns whole; () of every other group.
+        are_layers: whether the units are the steps of a loop over residual layers.
     """
 
     name: str
     size: int
     first: int
     slots: tuple[Slot, ...] = field(repr=False)
+    branches: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    are_layers: bool = False
 
     def slots_of(self, role: str) -> tuple[Slot, ...]:
         """Return the slots with this role."""
@@ -57,19 +66,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Hold an out-axis whose units cannot be pruned, and why.
+    """Hold an axis that no unit owns, and why.
 
     Attributes:
-        path: of the weights.
-        axis: of them.
-        size: how many of the axis' units are not pruned.
-        reason: the first that was met.
+        path: of the variable.
+        axis: of it.
+        size: how many indices of the axis no unit owns.
+        reason: the first that was met, with the primitive and the line of the user's code.
+        role: ``"producer"``, ``"consumer"`` or ``"follower"``, as of a `Slot`.
     """
 
     path: str
     axis: int
     size: int
     reason: str
+    role: str = PRODUCER
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +96,8 @@ class Layer:
         makes: units that the weights produce, as in ``factors``.
         space: output height and width of a convolution, ``()`` of a dot.
         kernel: kernel height and width of a convolution, ``()`` of a dot.
+        runs: how often it runs for the batch that was traced: the length of the loops around it;
+            what depends on no input is counted once for every example.
     """
 
     name: str
@@ -94,6 +107,7 @@ class Layer:
     makes: tuple[np.ndarray, ...]
     space: tuple[int, ...]
     kernel: tuple[int, ...]
+    runs: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +118,13 @@ class Graph:
 
     Attributes:
         groups: in depth order.
-        frozen: out-axes of weights that cannot be pruned, with the reason.
+        frozen: every axis longer than one of every variable that no unit owns, with the reason.
         layers: the contractions, in the order of the program.
         variables: path -> ``jax.ShapeDtypeStruct`` of each variable.
         owners: path -> for each axis int32[size], the unit that owns each index, -1 for none.
         parameters: paths of the variables that count as parameters.
         batch: number of examples that the network was traced with.
+        remarks: what else to know, as a loop whose MACs are counted for one trip.
         programs: functions of the variables that were matched with the graph, so that none is
             traced twice.
     """
@@ -121,6 +136,7 @@ class Graph:
     owners: dict[str, tuple[np.ndarray, ...]]
     parameters: tuple[str, ...]
     batch: int
+    remarks: tuple[str, ...] = ()
     programs: Memo = field(default_factory=Memo, repr=False)
 
     @cached_property
@@ -143,6 +159,43 @@ class Graph:
         """Return int32[units], the number of each unit's group."""
         return np.repeat(np.arange(len(self.groups), dtype=np.int32), self.sizes)
 
+    @cached_property
+    def branch_of(self) -> dict[str, int]:
+        """Return the unit of each variable's residual branch."""
+        return {
+            path: group.first + number
+            for group in self.groups
+            for number, paths in enumerate(group.branches)
+            for path in paths
+        }
+
+    @cached_property
+    def layers_are_units(self) -> bool:
+        """Return whether steps of a loop over layers are units."""
+        return any(group.are_layers for group in self.groups)
+
+    def extents(self, path: str) -> tuple[np.ndarray, ...]:
+        """Return the owners of a variable's axes and branch.
+
+        The sizes of what is kept of each multiply to the variable's size.
+        """
+        branch = self.branch_of.get(path)
+        own = self.owners[path]
+        return own if branch is None else (*own, np.array([branch], np.int32))
+
+    def alive(self, path: str, kept: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return which indices of a variable's axes are kept.
+
+        Args:
+            path: of the variable.
+            kept: bool[units + 1], which units are; the last entry is True.
+        """
+        axes = tuple(kept[units] for units in self.owners[path])
+        branch = self.branch_of.get(path)
+        if branch is None or kept[branch]:
+            return axes
+        return tuple(np.zeros_like(axis) for axis in axes)
+
     def group(self, name: str) -> Group:
         """Return the group called ``name``.
 
@@ -156,7 +209,8 @@ class Graph:
 
     def __str__(self) -> str:
         parameters = sum(math.prod(self.variables[path].shape) for path in self.parameters)
-        macs = sum(math.prod(map(len, layer.factors)) for layer in self.layers) // self.batch
+        macs = sum(layer.runs * math.prod(map(len, layer.factors)) for layer in self.layers)
+        macs //= self.batch
         lines = [
             f"{len(self.groups)} groups with {self.units} units; "
             f"{parameters:,} parameters, {macs:,} MACs per example"
@@ -172,12 +226,31 @@ class Graph:
                 ]
                 if group.slots_of(role)
             )
+            if group.branches:
+                counts = sorted({len(paths) for paths in group.branches})
+                owned = f"residual branches of {' or '.join(map(str, counts))} variables each"
             lines.append(f"  {group.name:<{width}} {group.size:>5} units  {owned}")
-        if self.frozen:
+        makers = [axis for axis in self.frozen if axis.role == PRODUCER]
+        if makers:
             lines.append("frozen:")
-        for axis in self.frozen:
+        for axis in makers:
             lines.append(f"  {_short(axis.path)}[{axis.axis}] {axis.size} units: {axis.reason}")
+        if others := len(self.frozen) - len(makers):
+            lines.append(f"  and {others} other axes; graph.report() says why of each")
+        lines += [f"note: {remark}" for remark in self.remarks]
         return "\n".join(lines)
+
+    def report(self) -> "GraphReport":
+        """Return a table of what is frozen and why.
+
+        Print it, or let a notebook show it.
+        """
+        from rlprune_jax.graph.report import report_graph
+
+        return report_graph(self)
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()
 
 
 def _slot_text(slot: Slot) -> str:

@@ -1,20 +1,20 @@
 """From a function to its graph, by one trace and one walk over it."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlprune_jax.graph.contractions import Contraction
-from rlprune_jax.graph.groups import CONSUMER, FOLLOWER, PRODUCER, Frozen, Graph, Group, Layer, Slot
+from rlprune_jax.graph.branches import Branch, find_branches
+from rlprune_jax.graph.gathering import Traced, gather
+from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.matching import remember
-from rlprune_jax.graph.nodes import Nodes
 from rlprune_jax.graph.program import Literal, Program, trace_program
-from rlprune_jax.graph.walk import Walk, walk
-from rlprune_jax.pytree import flatten_with_paths, is_key
+from rlprune_jax.graph.rules import Context
+from rlprune_jax.graph.walk import Walk, resolve, variable_axes, walk_with
+from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, ApplyTrain, Variables
 
 
@@ -24,6 +24,7 @@ def trace_graph(
     *inputs: Any,
     ignore: Sequence[str] | str = (),
     apply_train: ApplyTrain | None = None,
+    depth_groups: bool = False,
 ) -> Graph:
     """Find the units of a network that can be removed.
 
@@ -41,8 +42,11 @@ def trace_graph(
             batch size does: the graph holds for others.
         ignore: regular expressions; variables whose path one of them matches from some place on
             (``re.search``) keep their shapes, and all units that own a part of them stay.
-        apply_train: the same network in training mode. Needed where only training reads a variable,
-            such as the hidden averages of Haiku's batch norm; these are then cut along.
+        apply_train: the same network in training mode, so that the graph holds for both. Needed
+            where only training reads a variable, such as the hidden averages of Haiku's batch norm,
+            or reads units that evaluation does not.
+        depth_groups: whether residual branches are units too, of one more group, "depth". A branch
+            that is pruned is computed no more, and its variables are left empty; one stays.
 
     Returns:
         The graph; ``print`` shows groups, what they own, and what is frozen and why.
@@ -71,52 +75,45 @@ def trace_graph(
                 "apply put the rest back, as with equinox.partition or flax.nnx.split"
             )
     program, out_shape = trace_program(apply, variables, *inputs)
-    found = walk(program, len(structure))
+    context = Context(layers=depth_groups)
+    shared = variable_axes(context, program, len(structure))
+    found = walk_with(context, program, shared)
+    context.equation = None
     for atom in program.outputs:
         if not isinstance(atom, Literal):
             for ids in found.axes[atom]:
                 found.nodes.freeze(ids, "an output of the function")
+    walks = [found]
     if apply_train is not None:
-        _tie_unread(program, found, apply_train, (variables, *inputs))
+        # On the same nodes: what training ties and reads counts as what evaluation does.
+        training, _ = trace_program(apply_train, variables, *inputs)
+        walks.append(walk_with(context, training, shared))
     for path, expression in _ignored(structure, ignore).items():
         for ids in found.axes[program.inputs[list(structure).index(path)]]:
             found.nodes.freeze(ids, f"ignored by {expression!r}")
-    graph = _gather(program, found, structure, _batch_size(inputs))
+    resolve(context, walks)
+    branches = _branches(program, found, structure, ignore) if depth_groups else []
+    graph = gather(Traced(program, found, structure, branches, _batch_size(inputs)))
     if not graph.groups:
         raise ValueError(
             "nothing in this network can be pruned: every axis is frozen\n" + str(graph)
         )
-    remember(apply, graph, (variables, inputs), (program, out_shape, found))
+    remember(apply, graph, (variables, inputs), (program, out_shape, found, context))
     return graph
 
 
-def _tie_unread(
-    program: Program, found: Walk, apply_train: ApplyTrain, arguments: tuple[Any, ...]
-) -> None:
-    """Tie variables that only training reads to the units that training ties them to."""
-    atoms = [*program.outputs, *(atom for each in program.equations for atom in each.inputs)]
-    read = {atom for atom in atoms if not isinstance(atom, Literal)}
-    count = len(jax.tree.leaves(arguments[0]))
-    unread = [slot for slot in program.inputs[:count] if slot not in read and found.axes[slot]]
-    if not unread:
-        return
-    training, _ = trace_program(apply_train, *arguments)
-    beside = walk(training, count)
-    node_of: dict[int, int] = {}
-    later: list[tuple[np.ndarray, np.ndarray]] = []
-    for slot, other in zip(program.inputs[:count], training.inputs[:count], strict=True):
-        for ids, others in zip(found.axes[slot], beside.axes[other], strict=True):
-            free = ~beside.nodes.frozen(others)
-            ids, roots = ids[free], beside.nodes.find(others)[free]
-            if slot in unread:
-                later.append((ids, roots))
-            else:
-                node_of.update(zip(roots.tolist(), ids.tolist(), strict=True))
-    for ids, roots in later:
-        known = np.asarray([root in node_of for root in roots.tolist()], bool)
-        if known.any():
-            nodes = np.asarray([node_of[root] for root in roots[known].tolist()])
-            found.nodes.tie(ids[known], nodes)
+def _branches(
+    program: Program, found: Walk, structure: dict[str, Any], ignore: Sequence[str] | str
+) -> list[Branch]:
+    """Return the residual branches that may be units, of which there are two or none."""
+    paths = dict(zip(program.inputs, structure, strict=False))
+    ignored = _ignored(structure, ignore)
+    branches = [
+        each
+        for each in find_branches(program, len(structure), found.contracting())
+        if not any(paths[slot] in ignored for slot in each.variables)
+    ]
+    return branches if len(branches) > 1 else []
 
 
 def _ignored(structure: dict[str, Any], ignore: Sequence[str] | str) -> dict[str, str]:
@@ -143,209 +140,3 @@ def _batch_size(inputs: tuple[Any, ...]) -> int:
             f"shapes {[np.shape(leaf) for leaf in leaves]}"
         )
     return np.shape(leaves[0])[0]
-
-
-_UNREAD = "no convolution or dot reads it"
-
-Key = tuple[str, int]
-"""Path and axis of a variable; for a factor of a contraction ``""`` and its number."""
-
-
-def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int) -> Graph:
-    nodes = found.nodes
-    axis_ids: dict[Key, np.ndarray] = {
-        (path, axis): ids
-        for path, slot in zip(structure, program.inputs, strict=False)
-        for axis, ids in enumerate(found.axes[slot])
-    }
-    names = _names(structure)
-    marks = _Marks(found, axis_ids, names)
-    holders = {int(ids[0]): names[path] for (path, _), ids in axis_ids.items() if len(ids)}
-    groups: list[Group] = []
-    unit_of = np.full(len(nodes), -1, np.int32)
-    first = 0
-    for roots, keys in _coupled(found, axis_ids):
-        unit_of[roots] = first + np.arange(len(roots))
-        slots = tuple(_slot(nodes, axis_ids[key], key, marks, unit_of, first) for key in keys)
-        name = marks.name(keys)
-        repeats = sum(each.name.split("#")[0] == name for each in groups)
-        name += f"#{repeats + 1}" if repeats else ""
-        groups.append(Group(name, len(roots), first, slots))
-        first += len(roots)
-
-    def owners(ids: np.ndarray) -> np.ndarray:
-        return unit_of[nodes.find(ids)]
-
-    shapes = {
-        path: jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.result_type(leaf))
-        for path, leaf in structure.items()
-    }
-    return Graph(
-        groups=tuple(groups),
-        frozen=tuple(
-            Frozen(path, axis, len(kept), nodes.reason(int(kept[0])) or _UNREAD)
-            for (path, axis), ids in axis_ids.items()
-            if (path, axis) in marks.produced and len(kept := ids[owners(ids) < 0])
-        ),
-        layers=tuple(
-            Layer(
-                name=_layer_name(program, each, holders, found),
-                kind=each.kind,
-                factors=tuple(map(owners, each.multiplied)),
-                reads=tuple(map(owners, each.consumed)),
-                makes=tuple(map(owners, each.produced)),
-                space=each.space,
-                kernel=each.kernel,
-            )
-            for each in found.contractions
-            if each.multiplied
-        ),
-        variables=shapes,
-        owners={
-            path: tuple(owners(axis_ids[path, axis]) for axis in range(len(shape.shape)))
-            for path, shape in shapes.items()
-        },
-        parameters=_parameters(shapes),
-        batch=batch,
-    )
-
-
-def _parameters(shapes: dict[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
-    """Return the paths below ``"params"``, or else all but random keys and counters."""
-    below = tuple(path for path in shapes if path.startswith("params/"))
-    return below or tuple(
-        path
-        for path, shape in shapes.items()
-        if not is_key(shape) and (shape.shape or not jax.dtypes.issubdtype(shape.dtype, np.integer))
-    )
-
-
-class _Marks:
-    """Tell which axes of variables contractions produce and consume.
-
-    Told by nodes, not classes: an axis keeps its own nodes through moves and casts.
-    """
-
-    def __init__(self, found: Walk, axis_ids: dict[Key, np.ndarray], names: dict[str, str]) -> None:
-        self._names = names
-        never = len(found.contractions)
-        made, read = (np.full(len(found.nodes), never) for _ in range(2))
-        for number in reversed(range(never)):
-            for ids in found.contractions[number].produced:
-                made[ids] = number
-            for ids in found.contractions[number].consumed:
-                read[ids] = number
-        firsts = {key: int(made[ids].min(initial=never)) for key, ids in axis_ids.items()}
-        self.produced = {key: first for key, first in firsts.items() if first < never}
-        self.consumed = {key for key, ids in axis_ids.items() if (read[ids] < never).any()}
-        self.weights = {path for path, _ in self.produced}
-
-    def role(self, key: Key) -> str:
-        if key in self.produced:
-            return PRODUCER
-        return CONSUMER if key in self.consumed or key[0] in self.weights else FOLLOWER
-
-    def name(self, keys: list[Key]) -> str:
-        """Name a group that owns ``keys`` by the first of its weights that the program uses."""
-        makers = [key for key in keys if key in self.produced]
-        path, _ = min(makers, key=self.produced.__getitem__) if makers else keys[0]
-        return self._names[path]
-
-
-def _coupled(found: Walk, axis_ids: dict[Key, np.ndarray]) -> list[tuple[list[int], list[Key]]]:
-    """Group the prunable classes that hold the same axes; return their roots and those axes.
-
-    Prunable is what is not frozen, produced by one contraction and consumed by another. Factors of
-    contractions are compared too, so that all units of a group count alike.
-    """
-    nodes = found.nodes
-    produced = [ids for each in found.contractions for ids in each.produced]
-    consumed = [ids for each in found.contractions for ids in each.consumed]
-    factors = [ids for each in found.contractions for ids in each.multiplied]
-    made = _roots(nodes, produced)
-    prunable = np.zeros(len(nodes), bool)
-    prunable[made] = True
-    prunable &= _marked(nodes, consumed)
-    prunable &= ~nodes.frozen(np.arange(len(nodes)))
-
-    # Classes start with one label; each axis splits a label by how many indices a class has in it.
-    label = np.zeros(len(nodes), np.int64)
-    holders: list[tuple[Key, np.ndarray]] = []
-    last = 0
-    for key, ids in [*axis_ids.items(), *((("", i), ids) for i, ids in enumerate(factors))]:
-        roots, counts = np.unique(nodes.find(ids), return_counts=True)
-        roots, counts = roots[prunable[roots]], counts[prunable[roots]]
-        if roots.size:
-            _, split = np.unique((label[roots] << 32) + counts, return_inverse=True)
-            label[roots] = last + 1 + split
-            last = int(label[roots].max())
-            if key[0]:
-                holders.append((key, roots))
-    keys: dict[int, list[Key]] = {}
-    for key, roots in holders:
-        for each in np.unique(label[roots]).tolist():
-            keys.setdefault(each, []).append(key)
-    members: dict[int, list[int]] = {}
-    for root in made[prunable[made]].tolist():
-        members.setdefault(int(label[root]), []).append(root)
-    return [(roots, keys[each]) for each, roots in members.items() if each in keys]
-
-
-def _marked(nodes: Nodes, arrays: list[np.ndarray]) -> np.ndarray:
-    """Return bool[nodes]: which are roots of ``arrays``."""
-    marked = np.zeros(len(nodes), bool)
-    for ids in arrays:
-        marked[nodes.find(ids)] = True
-    return marked
-
-
-def _roots(nodes: Nodes, arrays: list[np.ndarray]) -> np.ndarray:
-    """Return the roots of ``arrays`` in the order in which they come up, int64."""
-    roots = nodes.find(np.concatenate([np.zeros(0, np.int64), *arrays]))
-    _, first = np.unique(roots, return_index=True)
-    return roots[np.sort(first)]
-
-
-def _slot(
-    nodes: Nodes, ids: np.ndarray, key: Key, marks: _Marks, unit_of: np.ndarray, first: int
-) -> Slot:
-    units = unit_of[nodes.find(ids)]
-    held = np.flatnonzero(units >= first)
-    indices = held[np.argsort(units[held], kind="stable")]
-    count = len(np.unique(units[held]))
-    return Slot(*key, marks.role(key), indices.reshape(count, -1).astype(np.int32))
-
-
-def _names(structure: dict[str, Any]) -> dict[str, str]:
-    """Map the path of each variable to that of its layer.
-
-    The last key is the variable's own, in Flax NNX the last but one: there all paths end in
-    ``value``.
-    """
-    boxed = all(path.endswith("/value") for path in structure)
-
-    def name(path: str) -> str:
-        parts = path.removeprefix("params/").split("/")
-        parts = parts[:-1] if boxed else parts
-        return "/".join(parts[:-1]) or parts[0]
-
-    return {path: name(path) for path in structure}
-
-
-def _layer_name(
-    program: Program, contraction: Contraction, holders: dict[int, str], found: Walk
-) -> str:
-    """Name a contraction by the variable whose nodes its weights carry.
-
-    Args:
-        program: that the contraction is part of.
-        contraction: to name.
-        holders: first node of each axis of each variable -> name of the variable's layer.
-        found: the walk over the program.
-    """
-    if contraction.weight is None:
-        return contraction.kind
-    atom = program.equations[contraction.equation].inputs[contraction.weight]
-    carried = sorted(int(ids[0]) for ids in found.axes[atom] if len(ids))
-    shared = Counter(holders[node] for node in carried if node in holders)
-    return shared.most_common(1)[0][0] if shared else contraction.kind

@@ -2,16 +2,11 @@
 
 import pytest
 
-from rlprune_jax.cli.options import (
-    DATASETS,
-    METRIC_NAMES,
-    MODEL_OPTIONS,
-    PruneOptions,
-    resolved,
-)
+from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.models import _MODELS, _option_names
 from rlprune_jax.training.data import dataset_names
 from rlprune_jax.training.metrics import METRICS
+from rlprune_jax.workflow.sources import DATASETS, METRIC_NAMES, MODEL_OPTIONS
 
 
 def options(**changed):

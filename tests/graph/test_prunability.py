@@ -10,13 +10,12 @@ from networks import random_gates, random_like
 from numpy_evaluation import compiled, evaluate, traced_once
 
 from rlprune_jax import compact, count_macs, count_params, gated, respecialise, trace_graph
+from rlprune_jax.graph.groups import PRODUCER
 from rlprune_jax.graph.primitives import CONVOLUTIONS, convolution_axes
 from rlprune_jax.graph.program import trace_program
 from rlprune_jax.models import create_model, model_functions, model_names
 
 OUTPUT = "an output of the function"
-NORM = "read whole by 'reduce_sum', as by a norm, softmax or mean"
-
 # Name -> options, number of groups, frozen axes with the beginning of the reason. Groups of a
 # residual network: one per stage for the stream, one per block for each convolution inside; of
 # thin networks, whose shortcuts pad, the streams of later stages hold those of earlier ones.
@@ -37,16 +36,8 @@ MATRIX = {
     # depthwise convolution goes with the stem.
     "mobilenet": ({"width": 1 / 8}, 1 + 16 + 7 + 1, {"head": OUTPUT}),
     "densenet": ({"depth": 16, "growth": 4}, 1 + 2 * 6 + 2, {"head": OUTPUT}),
-    # Of each block: heads, queries and keys, values, hidden units.
-    "vit_tiny": (
-        {"depth": 2, "width": 1 / 16},
-        2 * 4,
-        {
-            "head": OUTPUT,
-            "patches": NORM,
-            **{f"block{i}/{part}": NORM for i in (1, 2) for part in ("attention/out", "mlp2")},
-        },
-    ),
+    # The residual stream; of each block heads, queries and keys, values, hidden units.
+    "vit_tiny": ({"depth": 2, "width": 1 / 16}, 1 + 2 * 4, {"head": OUTPUT}),
 }
 # Too deep to run here, and of the same blocks.
 TRACED = {
@@ -69,7 +60,8 @@ def network_of(name, size=16, **options):
 
 def check_frozen(graph, expected):
     """Every out-axis of weights has units or is frozen, for no other reason than expected."""
-    frozen = {(each.path, each.axis): each.reason for each in graph.frozen}
+    made = [each for each in graph.frozen if each.role == PRODUCER]
+    frozen = {(each.path, each.axis): each.reason for each in made}
     reasons = {
         path.removeprefix("params/").rsplit("/", 1)[0]: reason
         for (path, _), reason in frozen.items()
@@ -79,6 +71,15 @@ def check_frozen(graph, expected):
         if len(shape.shape) > 1 and path.endswith("kernel"):
             last = len(shape.shape) - 1
             assert ((graph.owners[path][last] >= 0).all()) != ((path, last) in frozen)
+    # No axis is left out: it has units, or stands among the frozen ones with a reason.
+    listed = {(each.path, each.axis): each.size for each in graph.frozen if each.reason}
+    unowned = {
+        (path, axis): int((owners < 0).sum())
+        for path, axes in graph.owners.items()
+        for axis, owners in enumerate(axes)
+        if len(owners) > 1 and (owners < 0).any()
+    }
+    assert listed == unowned
 
 
 def test_every_network_is_in_the_matrix():

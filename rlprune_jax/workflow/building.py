@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.cli.options import DataOptions, NetworkOptions, is_own
 from rlprune_jax.costs import import_function, source_digest
 from rlprune_jax.export.weights import read_leaves
 from rlprune_jax.models import create_model
@@ -25,6 +24,7 @@ from rlprune_jax.training.metrics import Metric, SoftmaxCrossEntropy, labels_of
 from rlprune_jax.training.task import Task, classification
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.network import Network, check_weights
+from rlprune_jax.workflow.sources import DataOptions, NetworkOptions, is_own
 
 
 class Wanted(NamedTuple):
@@ -167,6 +167,7 @@ def initialised(module: nn.Module, options: NetworkOptions, wanted: Wanted) -> B
     except (ValueError, TypeError) as error:
         raise ValueError(f"model={options.model!r}: {error}") from error
     network = Network.from_linen(module, variables, wanted.example, ignore=options.ignore)
+    network = network.with_depth_groups() if options.depth_groups else network
     return Built(network=network, is_trained=False, init=module.init)
 
 
@@ -184,6 +185,7 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
         definition = found.definition
         definition = dataclasses.replace(definition, ignore=(*definition.ignore, *ignore))
         network = Network.of(definition, found.variables) if ignore else found
+        network = network.with_depth_groups() if options.depth_groups else network
         return Built(network=network, is_trained=True)
     module, state = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if isinstance(module, nn.Module) and isinstance(state, Mapping):
@@ -198,6 +200,7 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
             "return a rlprune_jax.Network, a Linen module with or without its variables, an NNX "
             "module, or an Equinox module with or without its state"
         )
+    network = network.with_depth_groups() if options.depth_groups else network
     return Built(network=network, is_trained=True)
 
 
