@@ -146,7 +146,7 @@ def lstm_plain_scan() -> Built:
 @CASES("rnn")
 def rnn_fori_loop() -> Built:
     """A plain RNN by ``fori_loop``, that reads its step and writes its outputs in place."""
-    variables = parameters(3, x=(INPUTS, WIDTH), h=(WIDTH, WIDTH), b=(WIDTH,), head=(WIDTH, 10))
+    variables = parameters(3, x=(INPUTS, WIDTH), h=(WIDTH, WIDTH), b=(WIDTH,), head=(WIDTH, 4))
 
     def apply(v, x):
         def body(step, carry):
