@@ -45,6 +45,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    """Run the check and print what comes out."""
     if config.quick:
         config = dataclasses.replace(config, seeds=1, steps=100)
     start, rows = time.time(), []

@@ -152,13 +152,17 @@ def _dot(
         )
     summed = 1 - gated if weight is not None else gated
     consumed = tuple(operands[summed][i] for i in contract[summed])
+    produced = free[weight] if weight is not None else ()
+    if not any(tainted):
+        # The rank of a product of two weights is made by the first and read by the second.
+        produced = (*produced, *(operands[0][i] for i in contract[0]))
     return Contraction(
         equation=number,
         operand=gated,
         axis=tuple(contract[gated]),
         weight=weight,
         multiplied=(*outputs[0], *consumed),
-        produced=free[weight] if weight is not None else (),
+        produced=produced,
         consumed=consumed,
         space=(),
         kernel=(),

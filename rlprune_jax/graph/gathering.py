@@ -94,7 +94,7 @@ def gather(traced: Traced) -> Graph:
                 makes=tuple(map(owners, each.produced)),
                 space=each.space,
                 kernel=each.kernel,
-                runs=each.times * (1 if each.depends else batch),
+                runs=each.times * (1 if _is_for_each(nodes, each) else batch),
             )
             for number, each in found.numbered_contractions()
             if each.multiplied and each.times
@@ -108,6 +108,11 @@ def gather(traced: Traced) -> Graph:
         batch=batch,
         remarks=tuple(dict.fromkeys(found.all_remarks())),
     )
+
+
+def _is_for_each(nodes: Nodes, contraction: Contraction) -> bool:
+    """Tell whether a contraction is computed for each example."""
+    return contraction.depends or any(map(nodes.goes_with_batch, contraction.multiplied))
 
 
 def _frozen(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,17 @@ Change = Callable[[list[Value]], None]
 """Change the operands of an equation in place."""
 
 
-Made = Mapping[bytes, jax.Array]
-"""Bytes of an axis' units -> f32[size], the gate of each index."""
+class Made(NamedTuple):
+    """Hold the gates of all axes that are read.
+
+    Attributes:
+        of: bytes of an axis' units -> f32[size], the gate of each index.
+        may_overflow: whether what is pruned may be infinite, since a maximum over units has left it
+            out (a softmax).
+    """
+
+    of: Mapping[bytes, jax.Array]
+    may_overflow: bool
 
 
 def _evaluate(matched: Matched, leaves: list[Value], gates: jax.Array) -> list[Value]:
@@ -101,7 +110,19 @@ def masked_steps(matched: Matched, gates: jax.Array) -> "MaskedSteps":
     """
     # Made here, not where they are read, so that none belongs to the body of a loop or checkpoint.
     axes = {units.tobytes(): units for units in _read_units(matched)}
-    return MaskedSteps(matched, {key: _gate_of(units, gates) for key, units in axes.items()})
+    made = {key: _gate_of(units, gates) for key, units in axes.items()}
+    return MaskedSteps(matched, Made(made, _has_extremes(matched)))
+
+
+def _has_extremes(matched: Matched) -> bool:
+    """Tell whether a maximum or minimum is taken over units."""
+    own = any(
+        matched.program.equations[each.equation].name in ("reduce_max", "reduce_min")
+        and isinstance(atom := matched.program.equations[each.equation].inputs[0], int)
+        and any((matched.units[atom][axis] >= 0).any() for axis in each.axes)
+        for each in matched.reductions
+    )
+    return own or any(_has_extremes(body) for bodies in matched.bodies.values() for body in bodies)
 
 
 def _read_units(matched: Matched) -> Iterator[np.ndarray]:
@@ -171,7 +192,7 @@ class MaskedSteps:
             steps = MaskedSteps(body, self._gates, (sums, inputs[-1]))
             return _masked(steps, inputs[:-1])
 
-        gates = self._gates[units.tobytes()]
+        gates = self._gates.of[units.tobytes()]
         return run_bodies(self.program.equations[number], [run], [*operands, gates])
 
 
@@ -210,29 +231,64 @@ def _changes(matched: Matched, gates: Made) -> Iterator[tuple[int, Change]]:
         if isinstance(atom, Literal):
             continue
         units = {axis: matched.units[atom][axis] for axis in axes}
-        held = [(axis, gates[each.tobytes()]) for axis, each in units.items() if (each >= 0).any()]
+        held = [
+            (axis, gates.of[each.tobytes()]) for axis, each in units.items() if (each >= 0).any()
+        ]
         if held:
             name = program.equations[number].name
-            yield number, partial(_leave_out, name, operand, held)
+            read = (name, operand, gates.may_overflow)
+            yield number, partial(_leave_out, read, held)
+    if gates.may_overflow:
+        yield from _cleanings(matched, gates)
     for branch, unit in matched.branches:
-        gate = gates[np.array([unit], np.int32).tobytes()]
+        gate = gates.of[np.array([unit], np.int32).tobytes()]
         yield branch.equation, partial(_weaken, branch.operand, gate)
     for length, units_of in matched.lengths:
-        counts = [gates[units.tobytes()] for units in units_of]
+        counts = [gates.of[units.tobytes()] for units in units_of]
         yield length.equation, partial(_count, length, counts)
 
 
+def _cleanings(matched: Matched, gates: Made) -> Iterator[tuple[int, Change]]:
+    """Yield what keeps the other operand of a dot of activations finite."""
+    program = matched.program
+    for each in matched.contractions:
+        equation = program.equations[each.equation]
+        if equation.name != "dot_general" or each.weight is not None:
+            continue
+        other = 1 - each.operand
+        axes, ours = equation.params["dimension_numbers"][0][other], each.axis
+        atom = equation.inputs[each.operand]
+        if isinstance(atom, Literal):
+            continue
+        pairs = [(axis, matched.units[atom][own]) for axis, own in zip(axes, ours, strict=True)]
+        held = [(axis, gates.of[units.tobytes()]) for axis, units in pairs if (units >= 0).any()]
+        if held:
+            yield each.equation, partial(_clean, other, held)
+
+
+def _clean(position: int, held: list[tuple[int, jax.Array]], operands: list[Value]) -> None:
+    """Set what is pruned and not finite to 0."""
+    for axis, gate in held:
+        shape = [1] * operands[position].ndim
+        shape[axis] = len(gate)
+        operands[position] = _without_overflow(operands[position], gate.reshape(shape))
+
+
 def _leave_out(
-    name: str, position: int, held: list[tuple[int, jax.Array]], operands: list[Value]
+    read: tuple[str, int, bool], held: list[tuple[int, jax.Array]], operands: list[Value]
 ) -> None:
     """Multiply by the gates, or fill with what does not matter to a reduction."""
+    name, position, may_overflow = read
     operand = operands[position]
-    if name not in READERS:
-        for axis, gate in held:
-            operand = _multiply(operand, axis, gate)
-    else:
-        for axis, gate in held:
-            operand = _fill(name, operand, axis, gate)
+    for axis, gate in held:
+        shape = [1] * operand.ndim
+        shape[axis] = len(gate)
+        gate = gate.reshape(shape)
+        if name in READERS:
+            operand = _fill(name, operand, gate)
+        else:
+            operand = _without_overflow(operand, gate) if may_overflow else operand
+            operand = operand * gate.astype(operand.dtype)
     operands[position] = operand
 
 
@@ -241,18 +297,20 @@ def _weaken(position: int, gate: jax.Array, operands: list[Value]) -> None:
     operands[position] = operands[position] * gate.reshape(()).astype(operands[position].dtype)
 
 
-def _fill(name: str, operand: jax.Array, axis: int, gate: jax.Array) -> jax.Array:
-    shape = [1] * operand.ndim
-    shape[axis] = len(gate)
-    gate = gate.reshape(shape)
+def _fill(name: str, operand: jax.Array, gate: jax.Array) -> jax.Array:
     # Where all are gone, nothing is: there is no maximum and no mean of no units.
     if name == "reduce_sum" and jnp.issubdtype(operand.dtype, jnp.inexact):
         gate = jnp.where((gate != 0).any(), gate, 1.0)
         # What is pruned may have overflowed (an exponential), as nothing has bounded it.
-        gone = (gate == 0) & ~jnp.isfinite(operand)
-        return jnp.where(gone, jnp.zeros_like(operand), operand * gate.astype(operand.dtype))
+        return _without_overflow(operand, gate) * gate.astype(operand.dtype)
     kept = is_kept(gate)
     return jnp.where(kept | ~kept.any(), operand, _neutral(name, operand.dtype))
+
+
+def _without_overflow(operand: jax.Array, gate: jax.Array) -> jax.Array:
+    """Return an operand that is 0 where it is pruned and not finite."""
+    gone = (gate == 0) & ~jnp.isfinite(operand)
+    return jnp.where(gone, jnp.zeros_like(operand), operand)
 
 
 def _neutral(name: str, dtype: jnp.dtype) -> jax.Array:
@@ -278,13 +336,20 @@ def _count(length: Length, counts: list[jax.Array], operands: list[Value]) -> No
     """Let a constant count the units that are kept."""
     operand = jnp.asarray(operands[length.operand])
     whole = math.prod(len(gate) for gate in counts)
-    kept = jnp.ones((), jnp.float32)
+    precise = jnp.promote_types(operand.dtype, jnp.float32)
+    kept = jnp.ones((), precise)
     for gate in counts:
-        kept = kept * jnp.sum(gate)
-    # Of none there is no mean; and gates of one give the constant itself.
+        kept = kept * jnp.sum(gate.astype(precise))
+    # Of none there is no mean.
     kept = jnp.where(kept > 0, kept, whole)
-    factor = jnp.where(kept == whole, 1.0, (kept / whole) ** length.exponent)
-    operands[length.operand] = (operand * factor.astype(operand.dtype)).astype(operand.dtype)
+    value = operand.astype(precise)
+    if length.exponent == 1:
+        # In this order whole numbers stay exact.
+        value = value * kept / whole
+    else:
+        # Gates of one give the constant itself.
+        value = value * jnp.where(kept == whole, 1.0, (kept / whole) ** length.exponent)
+    operands[length.operand] = value.astype(operand.dtype)
 
 
 def _gate_of(units: np.ndarray, gates: jax.Array) -> jax.Array:
@@ -292,9 +357,3 @@ def _gate_of(units: np.ndarray, gates: jax.Array) -> jax.Array:
         return jax.lax.slice_in_dim(gates, int(units[0]), int(units[0]) + len(units))
     places = np.where(units < 0, len(gates) - 1, units)
     return gates.at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
-
-
-def _multiply(operand: jax.Array, axis: int, gate: jax.Array) -> jax.Array:
-    shape = [1] * operand.ndim
-    shape[axis] = len(gate)
-    return operand * gate.reshape(shape).astype(operand.dtype)

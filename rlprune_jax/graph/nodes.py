@@ -5,8 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-INPUT = 0
-"""The node of every index that no pruning may remove because the function was given it."""
+INPUT, BATCH = 0, 1
+"""The nodes of every index that no pruning may remove because the function was given it.
+
+The batch has its own, so that what goes with it is told from other inputs.
+"""
 
 _FREE = np.iinfo(np.int64).max
 """In place of the number of a reason: the class may be pruned."""
@@ -28,8 +31,10 @@ class Nodes:
         self._generated = np.zeros(1024, bool)
         self._size = 0
         self._reasons: dict[str, int] = {}
-        self.fresh(1)
-        self.freeze(np.zeros(1, np.int64), "an input of the function")
+        self.fresh(2)
+        self.freeze(np.array([INPUT]), "an input of the function")
+        self.freeze(np.array([BATCH]), "the batch of the function's inputs")
+        self._batch = {BATCH}
 
     def __len__(self) -> int:
         return self._size
@@ -94,9 +99,12 @@ class Nodes:
 
     def _passed_on(self, cause: int, how: Callable[[], str]) -> int:
         """Return the number of the reason of what is tied to a frozen class."""
-        if cause or not (means := how()):
+        if cause not in (INPUT, BATCH) or not (means := how()):
             return cause
-        return self._number(f"{next(iter(self._reasons))}, to which {means} ties it")
+        number = self._number(f"{list(self._reasons)[cause]}, to which {means} ties it")
+        if cause == BATCH:
+            self._batch.add(number)
+        return number
 
     def _number(self, reason: str) -> int:
         if reason not in self._reasons:
@@ -116,6 +124,10 @@ class Nodes:
     def frozen(self, ids: np.ndarray) -> np.ndarray:
         """Tell which nodes must not be pruned, bool[len(ids)]."""
         return self._reason[self.find(ids)] != _FREE
+
+    def goes_with_batch(self, ids: np.ndarray) -> bool:
+        """Tell whether an axis is that of the examples."""
+        return bool(np.isin(self._reason[self.find(ids)], list(self._batch)).any())
 
     def reason(self, node: int) -> str:
         """Return why a node is frozen, or the empty string."""

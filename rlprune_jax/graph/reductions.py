@@ -54,6 +54,9 @@ class Sum(NamedTuple):
     counted: tuple[np.ndarray, ...]
 
 
+_FIRST = Sum(exponent=1.0, fixed=1.0, counted=())
+
+
 def reduction(number: int, equation: Equation, operands: list[Axes]) -> Reduction | None:
     """Describe a reduction that leaves pruned units out.
 
@@ -116,9 +119,9 @@ class Lengths:
         }
         found: Sum | None = None
         if equation.name == "reduce_sum":
-            before = sums.get(0, Sum(1.0, 1.0, ()))
-            if before.exponent == 1.0:
-                found = _summed(before, [operands[0][i] for i in equation.params["axes"]], frozen)
+            before = sums.get(0, _FIRST)
+            before = before if before.exponent == 1.0 else _FIRST
+            found = _summed(before, [operands[0][i] for i in equation.params["axes"]], frozen)
         elif sums:
             found = self._follow(number, equation, sums, known)
         if found is not None:

@@ -11,7 +11,7 @@ from rlprune_jax.graph.branches import Sum, residual_sums
 from rlprune_jax.graph.contractions import Contraction, contraction
 from rlprune_jax.graph.folding import MOST, fold
 from rlprune_jax.graph.moving import Moves
-from rlprune_jax.graph.nodes import Nodes
+from rlprune_jax.graph.nodes import BATCH, Nodes
 from rlprune_jax.graph.program import Equation, Literal, Program
 from rlprune_jax.graph.reductions import Length, Lengths, Reduction, reduction
 from rlprune_jax.graph.rules import Axes, Context, fixed, fixed_axes, propagate
@@ -87,10 +87,18 @@ def variable_axes(context: Context, program: Program, count: int) -> list[Axes]:
 
 def walk_with(context: Context, program: Program, variables: Sequence[Axes]) -> Walk:
     """Walk a program on nodes given for its variables."""
-    rest = program.inputs[len(variables) :]
-    inputs = [*variables, *(fixed_axes(program.avals[slot].shape) for slot in rest)]
+    shapes = [program.avals[slot].shape for slot in program.inputs[len(variables) :]]
+    batch = shapes[0][0] if shapes and shapes[0] else None
+    inputs = [*variables, *(_given(shape, batch) for shape in shapes)]
     depends = [number >= len(variables) for number in range(len(inputs))]
     return _walk(context, program, inputs, depends, 1)
+
+
+def _given(shape: tuple[int, ...], batch: int | None) -> Axes:
+    """Return the axes of an input, whose first is the batch where it has that size."""
+    if not shape or shape[0] != batch:
+        return fixed_axes(shape)
+    return (np.full(shape[0], BATCH, np.int64), *fixed_axes(shape[1:]))
 
 
 def resolve(context: Context, walks: Sequence[Walk]) -> None:
@@ -256,8 +264,10 @@ def _while(
         [*range(conditions), *range(consts, len(operands))],
         [*range(conditions, consts), *range(consts, len(operands))],
     ]
+    # What the condition or the body reads, the carry depends on after one trip.
+    depends = [taint or (number >= consts and any(taints)) for number, taint in enumerate(taints)]
     walks = [
-        _walk(context, body, [operands[i] for i in group], [taints[i] for i in group], times)
+        _walk(context, body, [operands[i] for i in group], [depends[i] for i in group], times)
         for body, group in zip(equation.bodies, groups, strict=True)
     ]
     context.equation = equation

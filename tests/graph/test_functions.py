@@ -126,7 +126,7 @@ def param_as_weight_and_scale(v, x):
     return (h * v["b"][0]) @ v["b"] @ v["c"]
 
 
-@case({"b": 8}, {"a": draw(6, 5), "b": draw(5, 8), "c": draw(8, 2)})
+@case({"b": 8, "a": 5}, {"a": draw(6, 5), "b": draw(5, 8), "c": draw(8, 2)})
 def lowrank(v, x):
     return jnp.tanh(x @ (v["a"] @ v["b"])) @ v["c"]
 
@@ -422,3 +422,23 @@ def test_prunable_units_are_right(name):
     assert {group.name: group.size for group in graph.groups} == groups
     for seed in range(2):
         assert_masked_equals_slim(function, graph, variables, random_gates(graph, seed), x)
+
+
+def test_pruned_tokens_whose_exponentials_overflow_do_no_harm():
+    variables = {"z": draw(5, 8), "k": draw(6, 8), "c": draw(8, 2)}
+
+    def apply(v, x):
+        keys = x @ v["k"]
+        z = v["z"] + jax.nn.softmax(v["z"] @ keys.mT) @ keys
+        # Of a pruned row no key that is kept may be seen: all of it is far below what is pruned.
+        seen = jnp.tril(jnp.ones((5, 5), bool))
+        weights = jax.nn.softmax(jnp.where(seen, z @ z.mT, jnp.finfo(z.dtype).min))
+        return (weights @ z).mean(1) @ v["c"]
+
+    x = draw(2, 4, 6)
+    graph = trace_graph(apply, variables, x)
+    assert sorted(graph.sizes) == [5, 8]
+    gates = random_gates(graph, 0)
+    tokens = next(group.name for group in graph.groups if group.size == 5)
+    gates[tokens] = jnp.array([0.0, 0.0, 1.0, 1.0, 1.0])
+    assert_masked_equals_slim(apply, graph, variables, gates, x, gradient=False)

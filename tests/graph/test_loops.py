@@ -178,6 +178,14 @@ def test_macs_per_example_do_not_depend_on_the_batch_traced(batch):
 
     graph = trace_graph(adapted, variables, draw(batch, 6))
     assert count_macs(graph) == 6 * 2 * 8 + 6 * 8 + 8 * 5
+    assert dict(zip(graph.names, graph.sizes, strict=True)) == {"m": 8, "l": 2}
+
+    def from_zeros(v, x):
+        # The batch of a dot may come from a constant of its shape.
+        return jax.nn.relu(x @ v["a"] + jnp.zeros((len(x), 6)) @ v["a"]) @ v["c"]
+
+    graph = trace_graph(from_zeros, variables, draw(batch, 6))
+    assert count_macs(graph) == 2 * 6 * 8 + 8 * 5
 
 
 def test_layers_of_a_scan_are_units_where_asked():

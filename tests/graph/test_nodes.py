@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlprune_jax.graph.nodes import INPUT, Nodes
+from rlprune_jax.graph.nodes import BATCH, INPUT, Nodes
 
 COUNT = 12
 operations = st.lists(
@@ -20,9 +20,9 @@ operations = st.lists(
 @given(operations)
 def test_classes_and_freezes_are_those_of_naive_union_find(operations):
     nodes = Nodes()
-    nodes.fresh(COUNT)
+    nodes.fresh(COUNT - 1)
     classes = [{i} for i in range(COUNT + 1)]
-    frozen = {INPUT}
+    frozen = {INPUT, BATCH}
 
     def class_of(i):
         return next(each for each in classes if i in each)
@@ -72,7 +72,7 @@ def test_growth_keeps_what_was_tied():
     nodes.tie(first[:1], first[1:2])
     more = nodes.fresh(5000)
     nodes.tie(first[2:], more[-1:])
-    assert len(nodes) == 5004
+    assert len(nodes) == 5005
     assert nodes.find(first)[0] == nodes.find(first)[1] != nodes.find(first)[2]
     assert nodes.find(more)[-1] == nodes.find(first)[2]
 
@@ -85,3 +85,12 @@ def test_a_class_tied_to_an_input_says_what_tied_it_and_others_keep_the_first_ca
     nodes.freeze(np.array([b]), "mixed by 'sort'")
     nodes.tie(np.array([c]), np.array([a]), lambda: "'mul' at there")
     assert nodes.reason(c) == "mixed by 'sort'"
+
+
+def test_what_is_tied_to_the_batch_is_told_from_other_inputs():
+    nodes = Nodes()
+    rows, features, later = nodes.fresh(3)
+    nodes.tie(np.array([rows, features]), np.array([BATCH, INPUT]), lambda: "'add' at here")
+    nodes.tie(np.array([later]), np.array([rows]))
+    goes = [nodes.goes_with_batch(np.array([each])) for each in (rows, features, later)]
+    assert goes == [True, False, True]
