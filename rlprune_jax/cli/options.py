@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 import re
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -36,17 +36,39 @@ MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "mobilenet": ("width",),
     "densenet": ("width",),
     "vit_tiny": ("width",),
+    "convnext_tiny": ("widths", "width"),
+    "gpt": ("width",),
+    "llama": ("width",),
     "linear": (),
 }
 """Networks of the zoo, and which of the options ``widths``, ``width`` and ``pools`` each has."""
 
+LANGUAGE_MODELS = ("gpt", "llama")
+"""Networks of the zoo that read tokens; all others read images."""
+
+ADAM_MODELS = ("vit_tiny", "convnext_tiny", *LANGUAGE_MODELS)
+"""Networks of the zoo whose dense training is by Adam unless told."""
+
+DENSE_RATES = {"sgd": 0.1, "adam": 2e-3}
+"""Peak learning rate of the dense training unless told, by its rule."""
+
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
-"""The built-in data sets."""
+"""The built-in data sets of images."""
+
+TEXTS = ("text",)
+"""The built-in texts."""
+
+BUNDLED = ("digits", *TEXTS)
+"""Data sets that need no folder."""
 
 METRIC_NAMES = ("accuracy", "top5_accuracy", "token_accuracy", "negative_loss")
 """Metrics by name."""
 
-DEFAULT_STEPS = {"digits": (300, 60, 300), "mnist": (1000, 100, 1000)}
+DEFAULT_STEPS = {
+    "digits": (300, 60, 300),
+    "mnist": (1000, 100, 1000),
+    "text": (1500, 60, 600),
+}
 """Steps of the dense training, the short and the last finetune, where the data set is known."""
 
 OTHER_STEPS = (2000, 100, 1500)
@@ -58,7 +80,8 @@ class NetworkOptions:
     """Say which network is pruned."""
 
     model: str = "cnn"
-    """Any of the zoo: mlp, cnn, vgg16, resnet20, mobilenet, ...; an unknown name lists them all. Or
+    """Any of the zoo: mlp, cnn, vgg16, resnet20, vit_tiny, ... for images, gpt and llama for text;
+    an unknown name lists them all. Or
     a network of yours as package.module:function, which is called with those of task, example (a
     batch of inputs), num_classes and seed that it names, and returns a rlprune_jax.Network; a Linen
     module with its variables, (module, variables); a Linen module alone, which is initialised and
@@ -66,8 +89,8 @@ class NetworkOptions:
     count. Apart from a Linen module alone, what it returns is taken for trained: give --dense-steps
     to train it. The run is named by the code of the module, not by what it reads."""
     widths: tuple[int, ...] = ()
-    """Units per layer of mlp and cnn, channels of each convolution of a VGG; for a cnn on digits
-    32 64 128 256 unless told."""
+    """Units per layer of mlp and cnn, channels of each convolution of a VGG and of each stage of a
+    ConvNeXt; for a cnn on digits 32 64 128 256 unless told."""
     width: float | None = None
     """Multiplier of all widths, for VGG, ResNet and the other networks that have one."""
     pools: int | None = None
@@ -84,14 +107,16 @@ class DataOptions:
     """Say what the network does, and on which data."""
 
     dataset: str = "digits"
-    """digits (comes with scikit-learn), mnist, fashion_mnist, cifar10, cifar100. Or data of yours
+    """digits (comes with scikit-learn), mnist, fashion_mnist, cifar10, cifar100; text (comes with
+    Python), for gpt and llama, which are to predict its next character. Or data of yours
     as package.module:function, which is called with those of seed and data_dir that it names, and
     returns a rlprune_jax.Task or (train, held_out, test), each (inputs, labels)."""
     data_dir: str | None = None
-    """Folder of prepared TFDS data sets; else $TFDS_DATA_DIR. digits needs none."""
+    """Folder of prepared TFDS data sets; else $TFDS_DATA_DIR. digits and text need none."""
     metric: str | None = None
     """What is to be kept, higher is better: accuracy, top5_accuracy, token_accuracy, negative_loss,
-    or module:function of (outputs, batch). By default the task's own."""
+    or module:function of (outputs, batch). By default the task's own: accuracy of images, the
+    negative loss per token of text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +125,11 @@ class DenseOptions:
 
     dense_steps: int | None = None
     """Steps of training the dense network; by default a few epochs, by data set."""
+    dense_rule: Literal["sgd", "adam"] | None = None
+    """How it is trained, after a warm-up and along a cosine: sgd with momentum, or adam. By default
+    adam for vit_tiny, convnext_tiny and text, sgd for all else."""
     dense_rate: float | None = None
-    """Peak learning rate of that (SGD with momentum, cosine); 0.1 unless told."""
+    """Peak learning rate of that; 0.1 of sgd and 0.002 of adam unless told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +139,8 @@ class BudgetOptions:
     budget: Lines = ()
     """Limit as NAME=LIMIT, any number of times. As a fraction of the dense network (params=0.1,
     macs=30%), or absolute (params=5000, macs=1.5M, weight_bytes=100kB). Known are params, macs,
-    weight_bytes, activation_memory (peak, one example), tiled_macs (see --tile), and in ms
+    weight_bytes, activation_memory (peak, one example), tiled_macs (see --tile), kv_cache_bytes (of
+    a decoder, for each token of context; see --kv-layers), and in ms
     latency_table=2.5 (predicted from a network's pieces, each timed once on this device) and
     latency=2.5 (the slim network itself, timed again and again); of these latency=0.5x is a
     fraction of dense."""
@@ -169,6 +198,17 @@ class PruneOptions:
         """Steps of the dense training unless told."""
         return DEFAULT_STEPS.get(self.data.dataset, OTHER_STEPS)[0]
 
+    @property
+    def usual_dense_rule(self) -> Literal["sgd", "adam"]:
+        """Rule of the dense training unless told."""
+        by_adam = self.network.model in ADAM_MODELS or self.data.dataset in TEXTS
+        return "adam" if by_adam else "sgd"
+
+    @property
+    def usual_dense_rate(self) -> float:
+        """Rate of the dense training unless told."""
+        return DENSE_RATES[self.dense.dense_rule or self.usual_dense_rule]
+
     def replace(self, **changed: object) -> "PruneOptions":
         """Return the options with some changed by their names.
 
@@ -199,6 +239,7 @@ def resolved(options: PruneOptions) -> PruneOptions:
     """
     check_network(options.network)
     check_data_options(options.data)
+    check_pair(options.network.model, options.data.dataset)
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     check_dense(options.dense)
     check_methods(options.search.baselines, get_args(MethodName))
@@ -209,7 +250,11 @@ def resolved(options: PruneOptions) -> PruneOptions:
     usual: dict[str, object] = {"rerank_steps": rerank, "finetune_steps": finetune}
     # What of the user's own is trained already is known when it is there.
     if not is_own(options.network.model) and options.network.pretrained is None:
-        usual |= {"dense_steps": options.usual_dense_steps, "dense_rate": 0.1}
+        usual |= {
+            "dense_steps": options.usual_dense_steps,
+            "dense_rule": options.usual_dense_rule,
+            "dense_rate": options.usual_dense_rate,
+        }
     filled = {name: value for name, value in usual.items() if options.settings[name] is None}
     if options.search.calibration_images is None and options.data.dataset == "digits":
         filled["calibration_images"] = 256
@@ -278,14 +323,15 @@ def check_data_options(options: DataOptions) -> None:
     """
     if is_own(options.dataset):
         check_path("dataset", options.dataset)
-    elif options.dataset not in DATASETS:
+    elif options.dataset not in (*DATASETS, *TEXTS):
+        known = ", ".join((*DATASETS, *TEXTS))
         raise ValueError(
-            f"dataset={options.dataset!r} is unknown; choose from {', '.join(DATASETS)}, or give "
-            "data of your own as package.module:function"
+            f"dataset={options.dataset!r} is unknown; choose from {known}, or give data of your "
+            "own as package.module:function"
         )
     folder = options.data_dir
     if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
-        needless = "; digits need none" if options.dataset == "digits" else ""
+        needless = f"; {options.dataset} needs none" if options.dataset in BUNDLED else ""
         raise ValueError(f"data_dir={folder!r} is no folder{needless}")
     if options.metric is not None and is_own(options.metric):
         check_path("metric", options.metric)
@@ -293,6 +339,26 @@ def check_data_options(options: DataOptions) -> None:
         raise ValueError(
             f"metric={options.metric!r} is unknown; choose from {', '.join(METRIC_NAMES)}, or give "
             "a function of (outputs, batch) as module:function"
+        )
+
+
+def check_pair(model: str, dataset: str) -> None:
+    """Refuse a network of the zoo that does not read the data.
+
+    Raises:
+        ValueError: it reads tokens and the data are images, or the other way round.
+    """
+    if is_own(model) or is_own(dataset):
+        return
+    if model in LANGUAGE_MODELS and dataset not in TEXTS:
+        raise ValueError(
+            f"model={model!r} reads text and dataset={dataset!r} holds images; choose "
+            f"dataset={' or '.join(TEXTS)}"
+        )
+    if model not in LANGUAGE_MODELS and dataset in TEXTS:
+        raise ValueError(
+            f"model={model!r} reads images and dataset={dataset!r} is text; choose "
+            f"model={' or '.join(LANGUAGE_MODELS)}"
         )
 
 
@@ -335,6 +401,7 @@ def check_dense(options: DenseOptions) -> None:
 
 USED_BY = {
     "tile": ("tiled_macs",),
+    "kv_layers": ("kv_cache_bytes",),
     "latency_steps": ("latency",),
     "latency_programs": ("latency",),
 }

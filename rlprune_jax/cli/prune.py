@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlprune_jax.cli.common import run_command
-from rlprune_jax.cli.options import PruneOptions, resolved
+from rlprune_jax.cli.options import BUNDLED, PruneOptions, resolved
 from rlprune_jax.workflow.config import AGENT
 
 if TYPE_CHECKING:
@@ -164,16 +164,18 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]
         say(f"note: {note}")
     dense = options.dense
     if is_trained and dense.dense_steps is None:
-        if dense.dense_rate is not None:
-            raise ValueError(
-                f"dense_rate={dense.dense_rate} would do nothing: {options.network.model} is "
-                "trained already; give dense_steps to train it further"
-            )
+        for name in ("dense_rate", "dense_rule"):
+            if (value := getattr(dense, name)) is not None:
+                raise ValueError(
+                    f"{name}={value} would do nothing: {options.network.model} is trained already; "
+                    "give dense_steps to train it further"
+                )
         return task, network
     recipe = DenseRecipe(
         steps=dense.dense_steps or options.usual_dense_steps,
-        rate=dense.dense_rate or 0.1,
+        rate=dense.dense_rate or options.usual_dense_rate,
         batch_size=options.delivery.batch_size,
+        rule=dense.dense_rule or options.usual_dense_rule,
     )
     return task, train_dense(network, task, recipe, seed, run, options.run.save_seconds)
 
@@ -195,8 +197,10 @@ def notes(options: PruneOptions, task: "Task") -> list[str]:
         size = task.size(split)
         if size is not None and value is not None and value > size:
             found.append(f"{name}={value}: there are {size} examples, and all are taken")
-    if options.data.dataset == "digits" and options.data.data_dir is not None:
-        found.append(f"data_dir={options.data.data_dir!r} is not read: digits need none")
+    if options.data.dataset in BUNDLED and options.data.data_dir is not None:
+        found.append(
+            f"data_dir={options.data.data_dir!r} is not read: {options.data.dataset} needs none"
+        )
     return found
 
 

@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from rlprune_jax.models.checks import check_at_least_one, check_tokens
 from rlprune_jax.models.initializers import variance_scaling

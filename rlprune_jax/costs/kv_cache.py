@@ -1,0 +1,146 @@
+"""Bytes of keys and values that a decoder keeps for each token of its context.
+
+A decoder that writes token after token keeps what its attention reads of the tokens before: for
+each layer the keys and the values, whatever the weights that make them are called. The cache of a
+context of T tokens has T times so many bytes.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
+from rlprune_jax.costs.counts import count_products, products_ratio
+from rlprune_jax.costs.extents import Axes
+from rlprune_jax.costs.options import KV_LAYERS, CostOptions
+from rlprune_jax.graph.groups import Graph
+from rlprune_jax.types import Gates
+
+
+class KeysAndValues(NamedTuple):
+    """Hold the layers that make keys and values.
+
+    Attributes:
+        names: of the layers, as in ``Graph.layers``.
+        made: for each of them the axes that it makes, by the unit that owns each index.
+        weights: for each of them bytes of an entry, times the layers that are stacked in it.
+    """
+
+    names: tuple[str, ...]
+    made: tuple[Axes, ...]
+    weights: tuple[int, ...]
+
+
+def find_keys_and_values(graph: Graph, layers: str = KV_LAYERS) -> KeysAndValues:
+    """Find the layers that make keys and values.
+
+    Args:
+        graph: of the network.
+        layers: regular expression, searched for in the paths of the layers, without collection and
+            leaf name, as in ``"block1/attention/key"``.
+
+    Raises:
+        ValueError: no regular expression, or one that no layer with weights matches.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rlprune_jax import trace_graph
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["key"]) @ variables["out"]
+        >>> variables = {"key": jnp.ones((3, 5)), "out": jnp.ones((5, 2))}
+        >>> find_keys_and_values(trace_graph(apply, variables, jnp.ones((1, 3)))).names
+        ('key',)
+    """
+    try:
+        expression = re.compile(layers)
+    except re.error as error:
+        raise ValueError(f"kv_layers={layers!r} is no regular expression: {error}") from None
+    made = [layer for layer in graph.layers if layer.makes]
+    found = [layer for layer in made if expression.search(layer.name)]
+    if not found:
+        known = ", ".join(dict.fromkeys(layer.name for layer in made))
+        raise ValueError(
+            f"kv_layers={layers!r} matches no layer, so there is nothing to count for "
+            f"kv_cache_bytes; layers are {known}; name those that make keys and values by a "
+            "regular expression"
+        )
+    uses = Counter(layer.name for layer in found)
+    weights = []
+    for layer in found:
+        variable = graph.variables[_weights_of(graph, layer.name)]
+        entries = math.prod(map(len, (*layer.reads, *layer.makes)))
+        # Stacked layers are one contraction in a loop, or as many as layers where it is unrolled;
+        # weights that are not stacked are cached wherever they are used.
+        stacked = max(1, variable.size // entries // uses[layer.name])
+        weights.append(variable.dtype.itemsize * stacked)
+    return KeysAndValues(
+        names=tuple(layer.name for layer in found),
+        made=tuple(layer.makes for layer in found),
+        weights=tuple(weights),
+    )
+
+
+def _weights_of(graph: Graph, name: str) -> str:
+    """Return the path of a layer's weights, the greatest variable below its name."""
+
+    def is_below(path: str) -> bool:
+        return f"{path.removeprefix('params/')}/".startswith(f"{name}/")
+
+    return max(filter(is_below, graph.variables), key=lambda path: graph.variables[path].size)
+
+
+def count_kv_cache_bytes(graph: Graph, gates: Gates | None = None, layers: str = KV_LAYERS) -> int:
+    """Count the bytes of keys and values of a token.
+
+    They are counted in the type of the weights that make them.
+
+    Args:
+        graph: of the network.
+        gates: group name -> f32[units], concrete; a unit counts as kept from 0.5. None keeps all.
+        layers: regular expression of the layers that make them.
+
+    Raises:
+        ValueError: the gates do not fit the graph, or no layer matches.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from rlprune_jax import trace_graph
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["key"]) @ variables["out"]
+        >>> variables = {"key": jnp.ones((3, 5)), "out": jnp.ones((5, 2))}
+        >>> graph = trace_graph(apply, variables, jnp.ones((1, 3)))
+        >>> gates = {"key": jnp.array([1.0, 0, 0, 0, 1])}
+        >>> count_kv_cache_bytes(graph), count_kv_cache_bytes(graph, gates)
+        (20, 8)
+    """
+    found = find_keys_and_values(graph, layers)
+    return count_products(graph, found.made, gates, found.weights)
+
+
+def kv_cache_bytes_ratio(graph: Graph, layers: str = KV_LAYERS) -> Callable[[Gates], jax.Array]:
+    """Return the traceable fraction of these bytes, gates -> f32[].
+
+    Args:
+        graph: of the network.
+        layers: regular expression of the layers that make keys and values.
+
+    Raises:
+        ValueError: no layer matches.
+    """
+    found = find_keys_and_values(graph, layers)
+    return products_ratio(graph, found.made, found.weights)
+
+
+def kv_cache_bytes_cost(network: NetworkLike, options: CostOptions) -> Cost:
+    """Return the cost of keys and values of a token."""
+    graph, layers = network.graph, options.kv_layers
+    return Cost(
+        unit="bytes",
+        dense=count_kv_cache_bytes(graph, None, layers),
+        estimate=kv_cache_bytes_ratio(graph, layers),
+        exact=lambda gates: without_noise(count_kv_cache_bytes(graph, gates, layers)),
+    )
