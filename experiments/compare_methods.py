@@ -121,8 +121,8 @@ def text_of(
         needed = row.get("evaluations_to_random")
         lines.append(
             f"| {method.replace('_', ' ')} | {metric_text(row[f'{name}_mean'], name)} ± "
-            f"{metric_text(row[f'{name}_std'], name.removeprefix(NEGATIVE))} | {row['reward_mean']:.4f} ± "
-            f"{row['reward_std']:.4f} | "
+            f"{metric_text(row[f'{name}_std'], name.removeprefix(NEGATIVE))} | "
+            f"{row['reward_mean']:.4f} ± {row['reward_std']:.4f} | "
             f"{'–' if needed is None else f'{needed:.0f}'} ({row.get('reached_random', '–')}) |"
         )
     return "\n".join(lines)
