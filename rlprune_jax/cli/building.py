@@ -137,7 +137,7 @@ def count_classes(task: Task) -> int | None:
 
 
 def count_tokens(task: Task) -> int | None:
-    """Count tokens from 0 to the last one in the data."""
+    """Count tokens up to the last one in the data."""
     if any(map(task.is_streamed, SPLITS)):
         return None
     return max(int(np.asarray(getattr(task, split)).max()) for split in SPLITS) + 1

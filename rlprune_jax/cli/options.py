@@ -331,7 +331,7 @@ def check_data_options(options: DataOptions) -> None:
         )
     folder = options.data_dir
     if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
-        needless = f"; {options.dataset} needs none" if options.dataset in BUNDLED else ""
+        needless = f"; none is needed for {options.dataset}" if options.dataset in BUNDLED else ""
         raise ValueError(f"data_dir={folder!r} is no folder{needless}")
     if options.metric is not None and is_own(options.metric):
         check_path("metric", options.metric)
@@ -343,7 +343,9 @@ def check_data_options(options: DataOptions) -> None:
 
 
 def check_pair(model: str, dataset: str) -> None:
-    """Refuse a network of the zoo that does not read the data.
+    """Refuse a network that does not read the data.
+
+    Both are ours; what the user brings is tried.
 
     Raises:
         ValueError: it reads tokens and the data are images, or the other way round.

@@ -199,7 +199,8 @@ def notes(options: PruneOptions, task: "Task") -> list[str]:
             found.append(f"{name}={value}: there are {size} examples, and all are taken")
     if options.data.dataset in BUNDLED and options.data.data_dir is not None:
         found.append(
-            f"data_dir={options.data.data_dir!r} is not read: {options.data.dataset} needs none"
+            f"data_dir={options.data.data_dir!r} is not read: none is needed for "
+            f"{options.data.dataset}"
         )
     return found
 

@@ -81,11 +81,13 @@ class Llama(nn.Module):
             raise ValueError(
                 f"head_width={self.head_width} must be even: channels are turned in pairs"
             )
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} must be above 0")
         check_tokens(tokens)
         channels = 2 * scaled(self.head_width // 2, self.width)
         size = self.heads * channels
         shape = (self.kv_heads, self.heads // self.kv_heads, channels)
-        hidden = scaled(size, self.mlp_ratio)
+        hidden = max(1, round(size * self.mlp_ratio))
         small = nn.initializers.normal(0.02)
         embed = nn.Embed(self.num_classes, size, embedding_init=small, name="embed")
         x = embed(tokens)
@@ -143,7 +145,7 @@ class _Layer(nn.Module):
 
 
 def rotate(x: jax.Array, base: float) -> jax.Array:
-    """Turn pairs of channels by angles that grow with the position.
+    """Turn pairs of channels by angles of the position.
 
     Channel ``i`` of the first half and channel ``i`` of the second are a pair, turned by
     ``position * base ** (-2 i / C)``. The dot of a turned query and a turned key depends on the

@@ -23,7 +23,7 @@ PARTS = 10
 
 
 class TextSource(NamedTuple):
-    """Hold what is known of a text before it is read.
+    """Hold what is known of a text beforehand.
 
     Attributes:
         vocabulary: how many tokens there are.

@@ -10,6 +10,7 @@ from networks import random_gates, random_like
 from numpy_evaluation import compiled, evaluate, traced_once
 
 from rlprune_jax import compact, count_macs, count_params, gated, respecialise, trace_graph
+from rlprune_jax.cli.options import LANGUAGE_MODELS
 from rlprune_jax.graph.primitives import CONVOLUTIONS, convolution_axes
 from rlprune_jax.graph.program import trace_program
 from rlprune_jax.models import create_model, model_functions, model_names
@@ -47,6 +48,28 @@ MATRIX = {
             **{f"block{i}/{part}": NORM for i in (1, 2) for part in ("attention/out", "mlp2")},
         },
     ),
+    "convnext_tiny": (
+        {"depths": (1, 1), "widths": (5, 7)},
+        2,
+        {
+            "head": OUTPUT,
+            **dict.fromkeys(("stem", "down2", "stage1_block1/mlp2", "stage2_block1/mlp2"), NORM),
+        },
+    ),
+    "gpt": (
+        {"depth": 2, "width": 1 / 8},
+        2 * 4,
+        {
+            "embed": NORM,
+            **{f"block{i}/{part}": NORM for i in (1, 2) for part in ("attention/out", "mlp2")},
+        },
+    ),
+    # Key-value heads, queries of each, pairs of channels of queries and keys, values, hidden units.
+    "llama": (
+        {"depth": 2, "width": 1 / 4, "scan": False},
+        2 * 5,
+        {"embed": NORM, **{f"layer{i}/{part}": NORM for i in (1, 2) for part in ("out", "down")}},
+    ),
 }
 # Too deep to run here, and of the same blocks.
 TRACED = {
@@ -64,6 +87,8 @@ TRACED = {
 def network_of(name, size=16, **options):
     functions = model_functions(create_model(name, 3, **options))
     x = jax.ShapeDtypeStruct((4, size, size, 3), jnp.float32)
+    if name in LANGUAGE_MODELS:
+        x = jax.ShapeDtypeStruct((4, 6), jnp.int32)
     return functions, x, jax.eval_shape(functions.init, jax.random.key(0), x)
 
 
@@ -76,7 +101,9 @@ def check_frozen(graph, expected):
     }
     assert reasons == expected
     for path, shape in graph.variables.items():
-        if len(shape.shape) > 1 and path.endswith("kernel"):
+        # A depthwise kernel makes no units; it goes with those that it reads.
+        makes = "depthwise" not in path
+        if len(shape.shape) > 1 and path.endswith("kernel") and makes:
             last = len(shape.shape) - 1
             assert ((graph.owners[path][last] >= 0).all()) != ((path, last) in frozen)
 
@@ -101,7 +128,11 @@ def test_masked_equals_slim(name):
     assert len(graph.groups) == groups
     check_frozen(graph, frozen)
 
-    x = np.random.default_rng(0).standard_normal(x.shape, np.float32)
+    generator = np.random.default_rng(0)
+    if name in LANGUAGE_MODELS:
+        x = generator.integers(0, 3, x.shape, np.int32)
+    else:
+        x = generator.standard_normal(x.shape, np.float32)
     for function in (functions.apply, functions.apply_train):
         network = traced_once(function, variables, x)
         masked = None
@@ -154,7 +185,7 @@ def macs_by_xla(function, *args):
 @pytest.mark.parametrize("name", MATRIX)
 def test_macs_are_half_the_flops_that_xla_counts(name):
     options, _, _ = MATRIX[name]
-    if name != "mlp":
+    if name != "mlp" and name not in LANGUAGE_MODELS:
         options = options | {"conv_general_dilated": jax.lax.conv_general_dilated}
     functions, x, variables = network_of(name, **options)
     graph = trace_graph(functions.apply, variables, x)
