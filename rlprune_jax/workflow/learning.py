@@ -24,6 +24,7 @@ from rlprune_jax.training.loops import (
 from rlprune_jax.training.optimizers import make_optimizer
 from rlprune_jax.training.task import Batch, Data, Objective, Task, count_examples
 from rlprune_jax.types import Gates, Variables
+from rlprune_jax.wording import NEGATIVE
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.network import Definition, Network
 from rlprune_jax.workflow.pruning import stage_key
@@ -271,10 +272,18 @@ def run_training(
         StageOptions(
             chunk=steps_at_once(training.steps),
             save_seconds=save_seconds,
-            note=lambda row: f"loss {row['loss']:.3f} {metric_name} {row[metric_name]:.3f}",
+            note=partial(_note, metric_name),
         ),
     )
     return state.variables
+
+
+def _note(metric_name: str, row: dict[str, float]) -> str:
+    """Say how far training is; a metric that is the loss with its sign turned is not repeated."""
+    loss = f"loss {row['loss']:.3f}"
+    if metric_name.startswith(NEGATIVE):
+        return loss
+    return f"{loss} {metric_name} {row[metric_name]:.3f}"
 
 
 def train_dense(
