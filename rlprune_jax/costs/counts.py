@@ -39,7 +39,7 @@ def count_params(graph: Graph, gates: Gates | None = None) -> int:
         >>> count_params(graph), count_params(graph, {"a": jnp.array([1.0, 0, 0, 0, 1])})
         (25, 10)
     """
-    return count_products(graph, [graph.owners[path] for path in graph.parameters], gates)
+    return _count(graph, [graph.owners[path] for path in graph.parameters], gates)
 
 
 def count_macs(graph: Graph, gates: Gates | None = None) -> int:
@@ -62,7 +62,7 @@ def count_macs(graph: Graph, gates: Gates | None = None) -> int:
         >>> count_macs(graph), count_macs(graph, {"a": jnp.array([1.0, 0, 0, 0, 1])})
         (25, 10)
     """
-    return count_products(graph, [layer.factors for layer in graph.layers], gates) // graph.batch
+    return _count(graph, [layer.factors for layer in graph.layers], gates) // graph.batch
 
 
 def count_weight_bytes(graph: Graph, gates: Gates | None = None) -> int:
@@ -86,22 +86,22 @@ def count_weight_bytes(graph: Graph, gates: Gates | None = None) -> int:
         >>> count_weight_bytes(graph), count_weight_bytes(graph, gates)
         (100, 40)
     """
-    return count_products(graph, list(graph.owners.values()), gates, _item_sizes(graph))
+    return _count(graph, list(graph.owners.values()), gates, _item_sizes(graph))
 
 
 def params_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
     """Return the traceable fraction of parameters, gates -> f32[]."""
-    return products_ratio(graph, [graph.owners[path] for path in graph.parameters])
+    return _ratio(graph, [graph.owners[path] for path in graph.parameters])
 
 
 def macs_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
     """Return the traceable fraction of MACs, gates -> f32[]."""
-    return products_ratio(graph, [layer.factors for layer in graph.layers])
+    return _ratio(graph, [layer.factors for layer in graph.layers])
 
 
 def weight_bytes_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
     """Return the traceable fraction of bytes, gates -> f32[]."""
-    return products_ratio(graph, list(graph.owners.values()), _item_sizes(graph))
+    return _ratio(graph, list(graph.owners.values()), _item_sizes(graph))
 
 
 def params_cost(network: NetworkLike, options: CostOptions) -> Cost:
@@ -137,40 +137,20 @@ def _item_sizes(graph: Graph) -> list[int]:
     return [graph.variables[path].dtype.itemsize for path in graph.owners]
 
 
-def count_products(
+def _count(
     graph: Graph,
     products: Sequence[Axes],
     gates: Gates | None,
     weights: Sequence[int] | None = None,
 ) -> int:
-    """Sum the products of axes that the gates leave.
-
-    Use it for a cost that is a sum of such products.
-
-    Args:
-        graph: of the network.
-        products: for each, the unit that owns each index of its axes.
-        gates: group name -> f32[units], concrete; None keeps all.
-        weights: of each product, 1 unless told.
-
-    Raises:
-        ValueError: the gates do not fit the graph.
-    """
     sizes = [math.prod(extents) for extents in exact_extents(graph, products, gates)]
     weights = [1] * len(sizes) if weights is None else weights
     return sum(weight * size for weight, size in zip(weights, sizes, strict=True))
 
 
-def products_ratio(
+def _ratio(
     graph: Graph, products: Sequence[Axes], weights: Sequence[int] | None = None
 ) -> Callable[[Gates], jax.Array]:
-    """Return the traceable fraction of a sum of products.
-
-    Args:
-        graph: of the network.
-        products: as in ``count_products``.
-        weights: of each product, 1 unless told.
-    """
     # Relative to the dense sizes every factor stays near one, so float32 neither overflows nor
     # loses the small terms.
     weights = [1] * len(products) if weights is None else weights

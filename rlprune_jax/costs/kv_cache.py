@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
-from rlprune_jax.costs.counts import count_products, products_ratio
-from rlprune_jax.costs.extents import Axes
+from rlprune_jax.costs.extents import Axes, exact_extents, traced_extents
 from rlprune_jax.costs.options import KV_LAYERS, CostOptions
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.types import Gates
@@ -118,7 +118,8 @@ def count_kv_cache_bytes(graph: Graph, gates: Gates | None = None, layers: str =
         (20, 8)
     """
     found = find_keys_and_values(graph, layers)
-    return count_products(graph, found.made, gates, found.weights)
+    sizes = [math.prod(extents) for extents in exact_extents(graph, found.made, gates)]
+    return sum(weight * size for weight, size in zip(found.weights, sizes, strict=True))
 
 
 def kv_cache_bytes_ratio(graph: Graph, layers: str = KV_LAYERS) -> Callable[[Gates], jax.Array]:
@@ -132,7 +133,11 @@ def kv_cache_bytes_ratio(graph: Graph, layers: str = KV_LAYERS) -> Callable[[Gat
         ValueError: no layer matches.
     """
     found = find_keys_and_values(graph, layers)
-    return products_ratio(graph, found.made, found.weights)
+    extents = traced_extents(graph, found.made)
+    dense = jnp.asarray([math.prod(map(len, axes)) for axes in found.made], jnp.float32)
+    bytes_of = dense * jnp.asarray(found.weights, jnp.float32)
+    fractions = bytes_of / bytes_of.sum()
+    return lambda gates: jnp.sum(fractions * jnp.prod(extents(gates), axis=-1) / dense)
 
 
 def kv_cache_bytes_cost(network: NetworkLike, options: CostOptions) -> Cost:
