@@ -59,6 +59,10 @@ QUICK: dict[str, dict[str, PyTree]] = {
 }
 
 
+SINGLE = ("query(#2)?$=1",)
+"""Of key-value heads and of the queries of each a single one may be left; of all else two."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EndToEndOptions:
     """Options of the benchmark."""
@@ -168,6 +172,7 @@ def run(case: Case) -> dict[str, PyTree]:
         rerank_steps=max(options.finetune_steps // 10, 1),
         finetune_steps=options.finetune_steps,
         batch_size=options.batch_size,
+        min_keep_of=SINGLE,
     )
     dense = network.graph.sizes
     rows = {
