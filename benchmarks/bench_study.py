@@ -95,7 +95,7 @@ def study_of(config: StudyBenchmark, count: int) -> SearchStudy:
 
 def train_once(study: SearchStudy, saved: Path) -> None:
     """Train the network that all parts search in."""
-    network, task = build(study)
+    (network, _, _), task = build(study)
     assert study.dense_steps is not None
     trained = train_dense(network, task, DenseRecipe(steps=study.dense_steps), study.seed)
     saved.write_bytes(pickle.dumps(jax.tree.map(np.asarray, trained.variables)))
@@ -103,10 +103,9 @@ def train_once(study: SearchStudy, saved: Path) -> None:
 
 def prepared_job(study: SearchStudy, saved: Path) -> StudyJob:
     """Return the job of one search in the trained network."""
-    network, task = build(study)
+    (network, _, _), task = build(study)
     network = network.replace(jax.tree.map(jax.numpy.asarray, pickle.loads(saved.read_bytes())))
-    config = study.prune_config(evaluations=study.evaluations, candidates=study.candidates)
-    return study.job_on(make_pruning(network, task, [study.budget], config))
+    return study.job_on(make_pruning(network, task, [study.budget], study.prune_config()))
 
 
 def part(config: StudyBenchmark) -> Line:

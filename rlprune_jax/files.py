@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -17,6 +17,32 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 class UnwritableError(OSError):
     """Say why a path cannot be written."""
+
+
+class Closing:
+    """Close something at the end of a ``with`` block.
+
+    Use it as the base of what holds a file, a lock or a library's manager open.
+
+    Example:
+        >>> class Door(Closing):
+        ...     def close(self):
+        ...         print("closed")
+        >>> with Door():
+        ...     print("open")
+        open
+        closed
+    """
+
+    def close(self) -> None:
+        """Free what is held open."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def to_json(value: Any, *, keep_nonfinite: bool = False) -> Any:

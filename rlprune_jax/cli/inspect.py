@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Annotated
 
 from rlprune_jax.checks import refuse_unless
 from rlprune_jax.cli.common import run_command
-from rlprune_jax.cli.options import (
+from rlprune_jax.cli.options import Flat, check_unit_options
+from rlprune_jax.workflow.config import PruneConfig, UnitConfig, overrides
+from rlprune_jax.workflow.sources import (
     DATASETS,
     LANGUAGE_MODELS,
     TEXTS,
-    Flat,
     NetworkOptions,
     check_network,
     check_pair,
     check_path,
-    check_unit_options,
     is_own,
+    with_usual_widths,
 )
-from rlprune_jax.workflow.config import PruneConfig, UnitConfig, overrides
 
 if TYPE_CHECKING:
-    from rlprune_jax.cli.building import Wanted
     from rlprune_jax.graph.groups import Graph
     from rlprune_jax.types import PyTree
+    from rlprune_jax.workflow.building import Wanted
     from rlprune_jax.workflow.network import Network
 
 COUNTED = ("params", "macs", "weight_bytes", "tiled_macs", "activation_memory")
@@ -81,7 +81,7 @@ def inspect(options: InspectOptions) -> str:
         ValueError: an option is wrong, or the network does not take the input.
     """
     check_options(options)
-    from rlprune_jax.cli.building import build_network
+    from rlprune_jax.workflow.building import build_network
 
     network = build_network(usual_widths(options), wanted_of_options(options)).network
     found = summary(network, options.units)
@@ -117,21 +117,19 @@ def check_options(options: InspectOptions) -> None:
 
 def usual_widths(options: InspectOptions) -> NetworkOptions:
     """Fill in the widths that ``prune`` takes for digits."""
-    network, inputs = options.network, options.inputs
-    is_digits = inputs.input_shape is None and inputs.dataset in (None, "digits")
-    if network.model == "cnn" and is_digits and not network.widths:
-        return dataclasses.replace(network, widths=(32, 64, 128, 256))
-    return network
+    inputs = options.inputs
+    dataset = "" if inputs.input_shape is not None else inputs.dataset or "digits"
+    return with_usual_widths(options.network, dataset)
 
 
 def wanted_of_options(options: InspectOptions) -> "Wanted":
     """Return what the network has to fit."""
     import jax.numpy as jnp
 
-    from rlprune_jax.cli.building import Wanted, build_task, wanted_of
-    from rlprune_jax.cli.options import DataOptions
     from rlprune_jax.training import data
     from rlprune_jax.training.text import VOCABULARY, describe_text
+    from rlprune_jax.workflow.building import Wanted, build_task, wanted_of
+    from rlprune_jax.workflow.sources import DataOptions
 
     inputs = options.inputs
     reads_tokens = options.network.model in LANGUAGE_MODELS

@@ -62,10 +62,10 @@ def predict(options: PredictOptions) -> "dict[str, PyTree]":
         settings = settings.replace(data_dir=options.data_dir)
     settings = resolved(settings)
     # After the options, which are answered before JAX is imported.
-    from rlprune_jax.cli.building import build_network, build_task, wanted_of
     from rlprune_jax.cli.prune import identity
     from rlprune_jax.costs import count_params
     from rlprune_jax.export import STABLEHLO
+    from rlprune_jax.workflow.building import build_network, build_task, wanted_of
     from rlprune_jax.workflow.delivery import evaluate_network
     from rlprune_jax.workflow.results import PruneResult
 

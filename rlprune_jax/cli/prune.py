@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlprune_jax.cli.common import run_command
-from rlprune_jax.cli.options import BUNDLED, PruneOptions, resolved
+from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.workflow.config import AGENT
+from rlprune_jax.workflow.sources import BUNDLED
 
 if TYPE_CHECKING:
     from rlprune_jax.runs import Json, RunDirectory
-    from rlprune_jax.training.task import Task
-    from rlprune_jax.workflow.network import Network
+    from rlprune_jax.workflow.pruning import Problem
     from rlprune_jax.workflow.results import PruneResult
 
 EXPERIMENT = "prune_rl"
@@ -83,8 +83,8 @@ def identity(options: PruneOptions) -> dict[str, object]:
 
     These are its options, and the code and weights of the user's.
     """
-    from rlprune_jax.cli.building import digest_of, own_code
     from rlprune_jax.costs import parse_budgets
+    from rlprune_jax.workflow.building import digest_of, own_code
 
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     data, network = options.data, options.network
@@ -129,13 +129,10 @@ def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, ob
 
 def execute(run: "RunDirectory", options: PruneOptions) -> None:
     """Do the whole run in its directory."""
-    from rlprune_jax.costs import parse_budgets
     from rlprune_jax.workflow.pipeline import run_pruning
 
     began = time.perf_counter()
-    task, network = prepare(run, options)
-    budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
-    result = run_pruning(network, task, budgets, options.config, run, path=run.path)
+    result = run_pruning(prepare(run, options), run, path=run.path)
     labels = {"dataset": options.data.dataset, "model": options.network.model}
     for record in run.metrics("extends"):
         labels["extends"] = record["run"]
@@ -144,24 +141,28 @@ def execute(run: "RunDirectory", options: PruneOptions) -> None:
     say(str(result))
 
 
-def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]":
-    """Return the task and the trained network.
+def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
+    """Return the problem, its network trained.
 
     A budget that cannot be met is refused before any training.
     """
-    from rlprune_jax.cli.building import build_network, build_task, wanted_of
     from rlprune_jax.costs import parse_budgets
+    from rlprune_jax.workflow.building import build_network, build_task, wanted_of
     from rlprune_jax.workflow.learning import DenseRecipe, train_dense
-    from rlprune_jax.workflow.pruning import bind_budgets, check_fit
+    from rlprune_jax.workflow.notes import notes
+    from rlprune_jax.workflow.pruning import check_problem
 
     seed, config = options.run.seed, options.config
     task = build_task(options.data, seed)
     network, is_trained, _ = build_network(options.network, wanted_of(task, seed))
-    check_fit(network, task, config)
     say(str(network.graph))
-    bind_budgets(network, parse_budgets(options.budgets.budget, options.budgets.budget_fn), config)
-    for note in notes(options, task):
+    budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
+    problem = check_problem(network, task, budgets, config)
+    for note in notes(config, task).values():
         say(f"note: {note}")
+    dataset, folder = options.data.dataset, options.data.data_dir
+    if dataset in BUNDLED and folder is not None:
+        say(f"note: data_dir={folder!r} is not read: none is needed for {dataset}")
     dense = options.dense
     if is_trained and dense.dense_steps is None:
         for name in ("dense_rate", "dense_rule"):
@@ -170,39 +171,15 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "tuple[Task, Network]
                     f"{name}={value} would do nothing: {options.network.model} is trained already; "
                     "give dense_steps to train it further"
                 )
-        return task, network
+        return problem
     recipe = DenseRecipe(
         steps=dense.dense_steps or options.usual_dense_steps,
         rate=dense.dense_rate or options.usual_dense_rate,
         batch_size=options.delivery.batch_size,
         rule=dense.dense_rule or options.usual_dense_rule,
     )
-    return task, train_dense(network, task, recipe, seed, run, options.run.save_seconds)
-
-
-def notes(options: PruneOptions, task: "Task") -> list[str]:
-    """Return what is done otherwise than the options say."""
-    found = []
-    evaluations, candidates = options.search.evaluations, options.search.candidates
-    if evaluations % candidates:
-        found.append(
-            f"evaluations={evaluations} is no multiple of candidates={candidates}; "
-            f"{evaluations // candidates * candidates} are done"
-        )
-    for name, value, split in (
-        ("reward_images", options.search.reward_images, "held_out"),
-        ("calibration_images", options.search.calibration_images, "train"),
-        ("batch_size", options.delivery.batch_size, "train"),
-    ):
-        size = task.size(split)
-        if size is not None and value is not None and value > size:
-            found.append(f"{name}={value}: there are {size} examples, and all are taken")
-    if options.data.dataset in BUNDLED and options.data.data_dir is not None:
-        found.append(
-            f"data_dir={options.data.data_dir!r} is not read: none is needed for "
-            f"{options.data.dataset}"
-        )
-    return found
+    network = train_dense(network, task, recipe, seed, run, options.run.save_seconds)
+    return problem._replace(network=network)
 
 
 def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:

@@ -15,37 +15,31 @@ result says how many.
 """
 
 import dataclasses
-import re
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rlprune_jax.cli.common import run_command
-from rlprune_jax.cli.options import (
-    DataOptions,
-    Flat,
-    NetworkOptions,
-    PlaceOptions,
-    check_data_options,
-    check_network,
-    check_pair,
-    check_place,
-    is_own,
-)
-from rlprune_jax.workflow.config import Lines
+from rlprune_jax.cli.options import Flat, PlaceOptions, check_place
 from rlprune_jax.workflow.sap_config import (
     PrunersConfig,
     RetrainingConfig,
     SapConfig,
+    SapNetworkOptions,
     SeedsConfig,
     check_batch,
     resolve_sap,
 )
+from rlprune_jax.workflow.sources import (
+    DataOptions,
+    check_data_options,
+    check_network,
+    check_pair,
+    is_own,
+)
 
 if TYPE_CHECKING:
-    import jax
-
     from rlprune_jax.runs import RunDirectory
     from rlprune_jax.training.task import Task
 
@@ -69,35 +63,15 @@ EXAMPLES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class SapNetworkOptions(NetworkOptions):
-    """Say which network is pruned."""
-
-    model: str = "mlp"
-    """linear, mlp, cnn and every other network of the zoo; an unknown name lists them all. Or a
-    network of yours as package.module:function, which is called with those of task, example (a
-    batch of inputs), num_classes and seed that it names, and returns a rlprune_jax.Network; a Linen
-    module with its variables, (module, variables); a Linen module alone; an NNX module; an Equinox
-    module, or (module, state). Modules of the working directory count. Seeds of the zoo's networks
-    and of a Linen module alone are initialised each for itself; those of all others start from the
-    weights that the function returns."""
-    widths: tuple[int, ...] = ()
-    """Units per layer of mlp and cnn, channels of each convolution of a VGG, where not the
-    paper's."""
-    pretrained: str | None = None
-    """Weights that every seed starts from and goes back to: a safetensors file, or the folder of an
-    Orbax checkpoint. Paths and shapes must be those of the network."""
-    ignore: Lines = ()
-    """REGEX, any number of times: parameters whose paths it is found in are never pruned."""
-
-
-@dataclasses.dataclass(frozen=True)
 class SapOptions:
     """Hold the options of a run.
 
     All but the directories decide its name.
     """
 
-    network: Annotated[SapNetworkOptions, Flat] = SapNetworkOptions()
+    network: Annotated[SapNetworkOptions, Flat] = dataclasses.field(
+        default_factory=SapNetworkOptions
+    )
     data: Annotated[DataOptions, Flat] = dataclasses.field(default_factory=DataOptions)
     pruners: Annotated[PrunersConfig, Flat] = dataclasses.field(default_factory=PrunersConfig)
     training: Annotated[RetrainingConfig, Flat] = dataclasses.field(
@@ -186,7 +160,7 @@ def identity(options: SapOptions) -> dict[str, object]:
 
     Its options, and the code and weights of the user's.
     """
-    from rlprune_jax.cli.building import digest_of, own_code
+    from rlprune_jax.workflow.building import digest_of, own_code
 
     paths = {
         "model": options.network.model,
@@ -206,11 +180,11 @@ def execute(run: "RunDirectory", options: SapOptions) -> None:
 
     The result is written last, since it ends the run.
     """
-    from rlprune_jax.cli.building import build_network, wanted_of
     from rlprune_jax.files import to_json
     from rlprune_jax.report.sap_page import write_sap_page
+    from rlprune_jax.workflow.building import build_network, wanted_of
     from rlprune_jax.workflow.curves import count_training
-    from rlprune_jax.workflow.sap import compare_pruners
+    from rlprune_jax.workflow.sap import compare_pruners, prunable_of
 
     began = time.perf_counter()
     config = options.config
@@ -237,36 +211,10 @@ def execute(run: "RunDirectory", options: SapOptions) -> None:
 
 def paper_task(options: SapOptions, seed: int) -> "Task":
     """Return the task, built-in data with the paper's augmentation."""
-    from rlprune_jax.cli.building import build_task
+    from rlprune_jax.workflow.building import build_task
     from rlprune_jax.workflow.sap import PAPER_AUGMENTATION
 
     task = build_task(options.data, seed)
     if is_own(options.data.dataset):
         return task
     return dataclasses.replace(task, augment=PAPER_AUGMENTATION.get(options.data.dataset))
-
-
-class NotIgnored:
-    """Choose the usual parameters but for some.
-
-    Args:
-        ignore: regular expressions of paths that are left alone.
-    """
-
-    def __init__(self, ignore: tuple[str, ...]) -> None:
-        self.ignore = ignore
-
-    def __call__(self, path: str, leaf: "jax.Array") -> bool:
-        """Return whether a parameter is pruned."""
-        import jax.numpy as jnp
-
-        usual = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 1
-        return usual and not any(re.search(expression, path) for expression in self.ignore)
-
-    def __repr__(self) -> str:
-        return f"all kernels but ignore={self.ignore}"
-
-
-def prunable_of(ignore: tuple[str, ...]) -> NotIgnored | None:
-    """Return the choice of parameters, None for the usual one."""
-    return NotIgnored(ignore) if ignore else None

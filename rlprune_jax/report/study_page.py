@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from rlprune_jax.files import to_json
-from rlprune_jax.report.page import Table, percent, render_report, write_report
+from rlprune_jax.report.page import Table, metric_text, render_report, write_report
 from rlprune_jax.report.study_figures import correlation_figure, effects_figure, front_figure
 
 Values = Sequence[bool | int | float | str]
@@ -92,11 +92,12 @@ def headline(page: StudyPage) -> dict[str, object]:
     count, seeds = page.metrics[metric].shape
     best = int(np.argmin(page.summary["rank"]))
     low, mean, high = (float(page.summary[name][best]) for name in ("low", "mean", "high"))
+    name, dense = str(page.result["task_metric"]), _number(page.result["dense_accuracy"])
     note = f"{low:.4f} to {high:.4f}" if seeds > 1 else "one seed"
     return {
         "settings × seeds": f"{count} × {seeds}",
         f"best {metric}": (f"{mean:.4f}", note),
-        "dense test accuracy": percent(_number(page.result["dense_accuracy"]), 2),
+        f"dense test {name.replace('_', ' ')}": metric_text(dense, name),
     }
 
 

@@ -12,15 +12,13 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rlprune_jax.files import unwritable
+from rlprune_jax.files import Closing, unwritable
 from rlprune_jax.pytree import flatten_with_paths, host_array, is_key
 from rlprune_jax.runs.run import Json
 from rlprune_jax.types import PyTree
@@ -32,7 +30,7 @@ class CheckpointError(RuntimeError):
     """Say which checkpoint is missing or damaged."""
 
 
-class Checkpointer:
+class Checkpointer(Closing):
     """Save pytrees under increasing steps and keep the newest.
 
     Use it for a state that takes long to compute; `run_stage` does so for the parts of a run. A
@@ -176,17 +174,6 @@ class Checkpointer:
         """
         with _quiet():
             self._manager.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _damaged(self, step: int, reason: str) -> CheckpointError:
         return CheckpointError(

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
-from rlprune_jax.files import to_json
+from rlprune_jax.files import Closing, to_json
 
 Json = dict[str, Any]
 """A JSON object: text as keys; null, booleans, numbers, text, lists and objects as values."""
@@ -81,7 +80,7 @@ class Run(Protocol):
         """Free what the run holds open."""
 
 
-class MemoryRun:
+class MemoryRun(Closing):
     """Keep a run in memory and write nothing.
 
     Use it where results are wanted and no directory: stages make no checkpoints.
@@ -138,17 +137,6 @@ class MemoryRun:
 
     def close(self) -> None:
         """Do nothing, since nothing is open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def metrics_line(stage: str, step: int, values: Values) -> str:

@@ -9,12 +9,11 @@ import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from filelock import BaseFileLock
 
-from rlprune_jax.files import to_json, try_lock, unwritable, write_atomically
+from rlprune_jax.files import Closing, to_json, try_lock, unwritable, write_atomically
 from rlprune_jax.runs.run import Json, Values, is_past, metrics_line
 
 COSMETIC = ("runs_dir", "data_dir", "quiet", "verbose", "progress")
@@ -41,7 +40,7 @@ class Extension(NamedTuple):
 _NOTHING_MORE = Extension(settings=())
 
 
-class RunDirectory:
+class RunDirectory(Closing):
     """Hold the files of one run, locked until `close`.
 
     ``config.json`` the configuration; ``metrics.jsonl`` one line per step; ``checkpoints/``;
@@ -157,17 +156,6 @@ class RunDirectory:
         self._metrics.close()
         if self._lock.is_locked:
             _free(self.path, self._lock)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_run(

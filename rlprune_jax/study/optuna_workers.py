@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import rlprune_jax
 from rlprune_jax.checks import require_count
-from rlprune_jax.files import try_lock
+from rlprune_jax.files import Closing, try_lock
 from rlprune_jax.study.blocks import Programs, StudyTick
 from rlprune_jax.study.program import Job, job_name
 from rlprune_jax.study.results import StudyResult
@@ -174,7 +174,7 @@ class StudyObjective(NamedTuple):
     limits: Mapping[str, float]
 
 
-class Worker:
+class Worker(Closing):
     """Hold open what shows that a process lives.
 
     One process among those that work on one storage.
@@ -202,10 +202,8 @@ class Worker:
         self._locks.mkdir(exist_ok=True)
         self._lock = try_lock(self._locks / self.name)
 
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Let others see that the process has ended."""
         if self._lock is not None and self._locks is not None:
             self._lock.release()
             self._lock = None

@@ -15,13 +15,11 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from filelock import BaseFileLock
 
-from rlprune_jax.files import to_json, try_lock, unwritable, write_atomically
+from rlprune_jax.files import Closing, to_json, try_lock, unwritable, write_atomically
 from rlprune_jax.types import PyTree
 
 Chunk = dict[str, np.ndarray]
@@ -42,7 +40,7 @@ class CorruptChunkWarning(UserWarning):
     """
 
 
-class Store:
+class Store(Closing):
     """Hold the directory of one study, locked.
 
     A context manager.
@@ -178,17 +176,6 @@ class Store:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _digest(content: bytes) -> str:

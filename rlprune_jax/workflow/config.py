@@ -103,7 +103,7 @@ class DeliveryConfig:
     finetune_rate: float = 1e-3
     """Its peak learning rate (Adam, cosine)."""
     batch_size: int = 128
-    """Examples a step, in training and finetuning."""
+    """Examples a step, in training and finetuning; at most 64 in the finetune before a reward."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rlprune_jax.runs.run import Json, Values
 from rlprune_jax.sparsity.masks import Prunable
 from rlprune_jax.sparsity.pruners import Pruner
 from rlprune_jax.training.optimizers import make_optimizer
-from rlprune_jax.training.task import SPLITS, Task, TaskError, count_examples
+from rlprune_jax.training.task import Task, count_examples
 from rlprune_jax.types import Mask, PyTree, Variables
 from rlprune_jax.workflow.config import PruneConfig
 from rlprune_jax.workflow.iterative import (
@@ -35,7 +35,7 @@ from rlprune_jax.workflow.iterative import (
     over_seeds,
 )
 from rlprune_jax.workflow.network import Network
-from rlprune_jax.workflow.pruning import check_fit
+from rlprune_jax.workflow.pruning import check_arrays, check_fit
 from rlprune_jax.workflow.sap_config import check_batch
 from rlprune_jax.workflow.tuning import training_data
 
@@ -282,12 +282,7 @@ def count_training(task: Task, wanted: int | None = None) -> int:
         TaskError: they come batch by batch.
         ValueError: more are wanted than there are.
     """
-    for split in SPLITS:
-        if task.is_streamed(split):
-            raise TaskError(
-                f"{split} comes batch by batch, which iterative pruning does not take; give it as "
-                "arrays"
-            )
+    check_arrays(task, "iterative pruning does")
     there = count_examples(task.train) + count_examples(task.held_out)
     if wanted is None:
         return there
@@ -300,18 +295,28 @@ def make_loop(
     network: Network, task: Task, pruner: Pruner, schedule: Schedule, options: IterativeOptions
 ) -> IterativePruning:
     """Make the loop over all seeds of one pruner."""
-    definition, variables = network.definition, network.variables
-    functions = ModelFunctions(
-        init=(lambda key, *inputs: variables) if options.init is None else options.init,
-        apply=definition.apply,
-        apply_train=definition.training_mode,
-    )
+    functions = functions_of(network, options.init)
     optimizer = options.optimizer or paper_optimizer(schedule.num_steps)
     loop = iterative_pruning(
         functions, task.objective, optimizer, pruner, schedule, options.prunable
     )
-    dense = all(np.ndim(leaf) <= 2 for leaf in jax.tree.leaves(variables))
+    dense = all(np.ndim(leaf) <= 2 for leaf in jax.tree.leaves(network.variables))
     return over_seeds(loop, options.batching or ("vmap" if dense else "map"))
+
+
+def functions_of(network: Network, init: Initialise | None) -> ModelFunctions:
+    """Return the functions of a network that seeds start anew.
+
+    Args:
+        network: whose variables all seeds start from where there is no ``init``.
+        init: ``(key, *inputs) -> variables``, or None.
+    """
+    variables = network.variables
+    return ModelFunctions(
+        init=(lambda key, *inputs: variables) if init is None else init,
+        apply=network.definition.apply,
+        apply_train=network.definition.training_mode,
+    )
 
 
 def paper_optimizer(

@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from rlprune_jax.workflow.config import AGENT, PruneConfig, check_methods
 from rlprune_jax.workflow.delivery import Delivered, deliver, evaluate_network
 from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Network
-from rlprune_jax.workflow.pruning import Budgets, Pruning, check_problem, make_pruning
+from rlprune_jax.workflow.notes import notes
+from rlprune_jax.workflow.pruning import Budgets, Problem, Pruning, check_problem, pose
 from rlprune_jax.workflow.results import NetworkResult, PruneResult, of_latencies
 from rlprune_jax.workflow.searches import Search, search
 from rlprune_jax.workflow.shipping import BATCHES, Shipped, ship
@@ -68,6 +70,9 @@ def prune(
         RunDirectoryError: ``run_dir`` holds another run.
         TypeError: a setting that there is not, or what is no ``Network`` or ``Task``.
 
+    Warns:
+        UserWarning: a setting given by name that is cut to what there is.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from rlprune_jax import Network, prune, regression
@@ -88,14 +93,17 @@ def prune(
     check_methods(config.baselines, METHODS)
     given = parse_budgets(budgets)
     # Before anything is written: a directory of a run that cannot be would refuse the right one.
-    check_problem(network, task, given, config)
+    problem = check_problem(network, task, given, config)
+    for name, note in notes(config, task).items():
+        if name in settings:
+            warnings.warn(note, stacklevel=2)
     if run_dir is None:
-        return run_pruning(network, task, given, config, MemoryRun(), finetune)
+        return run_pruning(problem, MemoryRun(), finetune)
     settings_of_run = identity(network, task, given, config)
     with open_run_at(run_dir, settings_of_run, extension=extension(run_dir, config)) as run:
         if run.is_finished:
             return read_finished(network, run.path)
-        result = run_pruning(network, task, given, config, run, finetune, run.path)
+        result = run_pruning(problem, run, finetune, run.path)
         run.write_result(result.to_json())
         return result
 
@@ -178,10 +186,7 @@ def read_finished(network: Network, path: os.PathLike) -> PruneResult:
 
 
 def run_pruning(
-    network: Network,
-    task: Task,
-    budgets: Budgets,
-    config: PruneConfig,
+    problem: Problem,
     run: Run,
     finetune: Finetune | None = None,
     path: os.PathLike | None = None,
@@ -189,9 +194,15 @@ def run_pruning(
     """Search, deliver and ship in an open run.
 
     See ``prune``.
+
+    Args:
+        problem: checked, its network trained.
+        run: where checkpoints and metrics go.
+        finetune: training of the user's own.
+        path: of the run's folder; None writes nothing.
     """
     began = time.perf_counter()
-    pruning = make_pruning(network, task, budgets, config)
+    pruning = pose(problem)
     searches: dict[str, Search] = {}
     delivered: dict[str, Delivered] = {}
     for method in (AGENT, *pruning.config.baselines):

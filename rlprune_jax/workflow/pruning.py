@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,21 +152,43 @@ def make_pruning(
         ValueError: a setting that cannot be, or budgets that cannot be met.
     """
     config = PruneConfig() if config is None else config
-    constraints = check_problem(network, task, budgets, config)
-    config = resolve(config, any(each.is_measured for each in constraints))
-    task = task.on_device()
+    return pose(check_problem(network, task, budgets, config))
+
+
+class Problem(NamedTuple):
+    """Hold what can be pruned, before its units are scored.
+
+    Attributes:
+        network: trained, or yet to be.
+        task: what it is to do.
+        constraints: the budgets, bound to the network.
+        config: all defaults filled in.
+    """
+
+    network: Network
+    task: Task
+    constraints: tuple[Constraint, ...]
+    config: PruneConfig
+
+
+def pose(problem: Problem) -> Pruning:
+    """Make the problem of a checked one, its network trained.
+
+    Use it where training comes between the check and the search.
+
+    Raises:
+        NetworkError: weights that are not finite.
+    """
+    network, _, constraints, config = problem
+    check_weights(network.variables)
+    task = problem.task.on_device()
     scores = score_units(network, task, config)
     env = search_environment(network.graph, constraints, scores, config)
     return Pruning(network=network, task=task, constraints=constraints, env=env, config=config)
 
 
-def check_problem(
-    network: Network,
-    task: Task,
-    budgets: Budgets,
-    config: PruneConfig,
-) -> tuple[Constraint, ...]:
-    """Refuse what cannot be pruned, and return the bound budgets.
+def check_problem(network: Network, task: Task, budgets: Budgets, config: PruneConfig) -> Problem:
+    """Refuse what cannot be pruned.
 
     Nothing is trained or written here, so that a wrong argument costs seconds.
 
@@ -186,10 +209,13 @@ def check_problem(
             f"task is a {type(task).__name__}, not a Task; make one by classification, "
             "regression, next_token or Task(loss, metric, train, held_out, test)"
         )
-    config = resolve(config)
+    filled = resolve(config)
     check_weights(network.variables)
-    check_fit(network, task, config)
-    return bind_budgets(network, budgets, config)
+    check_fit(network, task, filled)
+    constraints = bind_budgets(network, budgets, filled)
+    # What is measured has another default, so the options as given are filled in again.
+    config = resolve(config, any(each.is_measured for each in constraints))
+    return Problem(network=network, task=task, constraints=constraints, config=config)
 
 
 TAKEN_NAMES = ("loss", "stage", "step", "params", "macs", "kept", "latency_ms", "evaluations")
@@ -275,6 +301,23 @@ def _check_alike(task: Task) -> None:
             f"train and held_out hold examples of different kinds, {_text(task.sample('train', 1))}"
             f" and {_text(task.sample('held_out', 1))}; the last finetune uses both"
         )
+
+
+def check_arrays(task: Task, reader: str) -> None:
+    """Refuse data that come batch by batch.
+
+    Args:
+        task: whose data.
+        reader: what does not take them, with its verb: ``"iterative pruning does"``.
+
+    Raises:
+        TaskError: naming the split.
+    """
+    for split in SPLITS:
+        if task.is_streamed(split):
+            raise TaskError(
+                f"{split} comes batch by batch, which {reader} not take; give it as arrays"
+            )
 
 
 def _text(tree: PyTree) -> str:

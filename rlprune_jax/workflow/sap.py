@@ -1,6 +1,9 @@
 """Compare pruning by the PQ Index with its rivals, by the paper's recipe."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 
 from rlprune_jax.runs import Run
 from rlprune_jax.sparsity.masks import Prunable
@@ -96,3 +99,27 @@ def sap_pruners(config: SapConfig) -> dict[str, Pruner]:
             # One mask for all seeds; weights and batches differ.
             found["random"] = random_pruning(rate, scope, key=jax.random.key(config.seed))
     return found
+
+
+class NotIgnored:
+    """Choose the usual parameters but for some.
+
+    Args:
+        ignore: regular expressions of paths that are left alone.
+    """
+
+    def __init__(self, ignore: tuple[str, ...]) -> None:
+        self.ignore = ignore
+
+    def __call__(self, path: str, leaf: jax.Array) -> bool:
+        """Return whether a parameter is pruned."""
+        usual = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 1
+        return usual and not any(re.search(expression, path) for expression in self.ignore)
+
+    def __repr__(self) -> str:
+        return f"all kernels but ignore={self.ignore}"
+
+
+def prunable_of(ignore: tuple[str, ...]) -> NotIgnored | None:
+    """Return the choice of parameters, None for the usual one."""
+    return NotIgnored(ignore) if ignore else None

@@ -5,12 +5,35 @@ import math
 from typing import Literal, get_args
 
 from rlprune_jax.checks import refuse_unless, require_choice
-from rlprune_jax.workflow.config import check_choices
+from rlprune_jax.workflow.config import Lines, check_choices
+from rlprune_jax.workflow.sources import NetworkOptions
 
 PrunerName = Literal["sap", "lottery_ticket", "one_shot", "random"]
 ScopeName = Literal["global", "layer", "neuron"]
 Decayed = Literal["all", "kernels"]
 BatchStatistics = Literal["keep", "rewind"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SapNetworkOptions(NetworkOptions):
+    """Say which network is pruned."""
+
+    model: str = "mlp"
+    """linear, mlp, cnn and every other network of the zoo; an unknown name lists them all. Or a
+    network of yours as package.module:function, which is called with those of task, example (a
+    batch of inputs), num_classes and seed that it names, and returns a rlprune_jax.Network; a Linen
+    module with its variables, (module, variables); a Linen module alone; an NNX module; an Equinox
+    module, or (module, state). Modules of the working directory count. Seeds of the zoo's networks
+    and of a Linen module alone are initialised each for itself; those of all others start from the
+    weights that the function returns."""
+    widths: tuple[int, ...] = ()
+    """Units per layer of mlp and cnn, channels of each convolution of a VGG, where not the
+    paper's."""
+    pretrained: str | None = None
+    """Weights that every seed starts from and goes back to: a safetensors file, or the folder of an
+    Orbax checkpoint. Paths and shapes must be those of the network."""
+    ignore: Lines = ()
+    """REGEX, any number of times: parameters whose paths it is found in are never pruned."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from rlprune_jax.cli.inspect import COUNTED, InputOptions, InspectOptions, OutputOptions, inspect
-from rlprune_jax.cli.options import NetworkOptions
 from rlprune_jax.workflow.config import UnitConfig
+from rlprune_jax.workflow.sources import NetworkOptions
 
 
 def inspected(**groups):

@@ -2,19 +2,18 @@
 
 import pytest
 
-from rlprune_jax.cli.options import (
+from rlprune_jax.cli.options import PruneOptions, resolved
+from rlprune_jax.models import _MODELS, _option_names
+from rlprune_jax.training.data import dataset_names
+from rlprune_jax.training.metrics import METRICS
+from rlprune_jax.training.text import text_names
+from rlprune_jax.workflow.sources import (
     ADAM_MODELS,
     DATASETS,
     METRIC_NAMES,
     MODEL_OPTIONS,
     TEXTS,
-    PruneOptions,
-    resolved,
 )
-from rlprune_jax.models import _MODELS, _option_names
-from rlprune_jax.training.data import dataset_names
-from rlprune_jax.training.metrics import METRICS
-from rlprune_jax.training.text import text_names
 
 
 def options(**changed):

@@ -387,19 +387,3 @@ def test_a_dense_network_that_diverges_does_not_poison_the_next_start(tmp_path):
         with pytest.raises(RuntimeError, match="stage 'dense' diverged"):
             prune(options)
     assert not list(tmp_path.glob("*/checkpoints/dense/[0-9]*"))
-
-
-def test_what_is_clamped_is_told():
-    task = command_task()
-    found = command.notes(tiny("runs", evaluations=36, reward_images=1000, batch_size=5000), task)
-    assert found[0] == "evaluations=36 is no multiple of candidates=8; 32 are done"
-    assert found[1] == "reward_images=1000: there are 287 examples, and all are taken"
-    assert found[2] == "batch_size=5000: there are 1150 examples, and all are taken"
-    assert command.notes(tiny("runs"), task) == []
-
-
-def command_task():
-    from rlprune_jax.cli.building import build_task
-    from rlprune_jax.cli.options import DataOptions
-
-    return build_task(DataOptions(), seed=0)

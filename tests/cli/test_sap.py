@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from rlprune_jax.cli.options import MODEL_OPTIONS
-from rlprune_jax.cli.sap import EXAMPLES, NotIgnored, SapOptions, main, prune_weights, resolved
+from rlprune_jax.cli.sap import EXAMPLES, SapOptions, main, prune_weights, resolved
 from rlprune_jax.training import data
+from rlprune_jax.workflow.sources import MODEL_OPTIONS
 
 OWN = """
 import jax, jax.numpy as jnp
@@ -112,10 +112,3 @@ def test_help_groups_the_options(capsys):
     for option in ("--model", "--method", "--p ", "--rewind-epoch", "--batch-statistics"):
         assert option in text
     assert "dense-steps" not in text
-
-
-def test_ignored_parameters_are_not_pruned():
-    chosen = NotIgnored(("head",))
-    kernel = np.ones((2, 2), np.float32)
-    assert chosen("body/kernel", kernel) and not chosen("head/kernel", kernel)
-    assert not chosen("body/bias", np.ones(2, np.float32))

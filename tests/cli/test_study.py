@@ -64,12 +64,25 @@ def command(monkeypatch, capsys, tmp_path):
         ("search --candidates 1", "candidates=1 must be at least 2"),
         ("search --vary sharpness candidates --evaluations 24", "below the 32 candidates that"),
         ("search --seeds 0", "seeds=0 must be at least 1"),
-        ("search --dataset imagenet", "dataset=imagenet must be one of digits"),
-        ("search --widths 8 0", "widths=(8, 0) must be at least 1 each"),
+        ("search --dataset imagenet", "dataset='imagenet' is unknown; choose from digits"),
+        ("search --widths 8 0", "widths=(8, 0) must be above 0"),
+        ("search --model resnet19", "model='resnet19' is unknown; choose from mlp"),
+        ("proxy --model resnet20 --widths 4", "resnet20 has no such option; it has width"),
+        ("sap --model no_such_package:f", "model='no_such_package:f' cannot be imported"),
+        ("search --dataset json:", "not of the form package.module:function"),
+        ("search --pretrained nowhere", "pretrained='nowhere' does not exist"),
+        ("search --data-dir nowhere", "data_dir='nowhere' is no folder"),
+        ("search --ignore (", "is no regular expression"),
         ("search --dense-steps 0", "dense_steps=0 must be at least 1"),
         ("search --optuna nodb://x/y", "optuna='nodb://x/y' cannot be opened"),
         ("search --optuna sqlite:////nonexistent/dir/x.db", "cannot be opened"),
         ("search --optuna /proc/nope/x", "optuna='/proc/nope/x' cannot be opened"),
+        ("search --trials 9", "trials=9 is read with optuna alone; leave it out"),
+        ("search --batch 4", "batch=4 is read with optuna alone"),
+        ("search --worker 1", "worker=1 is read with optuna alone"),
+        ("search --optuna journal --chunk 4", "chunk=4 is not read with optuna; give batch"),
+        ("search --optuna journal --settings 9", "settings=9 is not read with optuna, which"),
+        ("sap --optuna journal --p 0.3", "p=(0.3,) is not read with optuna, which draws"),
         ("search --worker -1", "worker=-1 must be at least 0"),
         ("search --optuna journal --trials 0", "trials=0 must be at least 1"),
         ("budgets --limits", "limits=() is empty"),
@@ -124,5 +137,9 @@ def test_help_and_refusals_come_without_jax():
     assert seconds < 2.0  # measured: 0.4
     done, _ = in_a_fresh_process("--help")
     assert all(word in done.stdout for word in ("search", "budgets", "sap", "proxy"))
+    done, _ = in_a_fresh_process("sap", "--help")
+    assert all(f"--{option} " in done.stdout for option in ("gamma", "model", "pretrained"))
+    unread = ("budget", "dense-steps", "reward-images", "granularity", "constraint", "evaluations")
+    assert not any(f"--{option} " in done.stdout for option in unread)
     done, _ = in_a_fresh_process("sap", "--beta", "2")
     assert done.returncode == 2 and done.stderr.startswith("error: beta=(2.0,)"), done.stderr

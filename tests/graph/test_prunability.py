@@ -10,10 +10,10 @@ from networks import random_gates, random_like
 from numpy_evaluation import compiled, evaluate, traced_once
 
 from rlprune_jax import compact, count_macs, count_params, gated, respecialise, trace_graph
-from rlprune_jax.cli.options import LANGUAGE_MODELS
 from rlprune_jax.graph.primitives import CONVOLUTIONS, convolution_axes
 from rlprune_jax.graph.program import trace_program
 from rlprune_jax.models import create_model, model_functions, model_names
+from rlprune_jax.workflow.sources import LANGUAGE_MODELS
 
 OUTPUT = "an output of the function"
 NORM = "read whole by 'reduce_sum', as by a norm, softmax or mean"

@@ -8,8 +8,8 @@ import pytest
 from numpy_evaluation import evaluate
 from published import PUBLISHED
 
-from rlprune_jax.cli.options import LANGUAGE_MODELS
 from rlprune_jax.models import create_model, model_functions
+from rlprune_jax.workflow.sources import LANGUAGE_MODELS
 
 
 def shapes_of(name, size=32, num_classes=10, channels=3, **options):

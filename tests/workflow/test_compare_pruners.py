@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlprune_jax import Network, classification
-from rlprune_jax.workflow.sap import compare_pruners, sap_pruners
+from rlprune_jax.workflow.sap import NotIgnored, compare_pruners, sap_pruners
 from rlprune_jax.workflow.sap_config import SapConfig, resolve_sap
 
 X = jax.random.normal(jax.random.key(0), (60, 4))
@@ -90,3 +90,10 @@ def test_more_examples_than_there_are_are_refused():
         compare_pruners(NETWORK, TASK, SapConfig())
     with pytest.raises(ValueError, match="train_images=500 is above the 120 there are"):
         compare_pruners(NETWORK, TASK, SapConfig(train_images=500))
+
+
+def test_ignored_parameters_are_not_pruned():
+    chosen = NotIgnored(("head",))
+    kernel = np.ones((2, 2), np.float32)
+    assert chosen("body/kernel", kernel) and not chosen("head/kernel", kernel)
+    assert not chosen("body/bias", np.ones(2, np.float32))

@@ -13,7 +13,7 @@ from rlprune_jax.costs import COSTS
 from rlprune_jax.costs.cost import Cost, without_noise
 from rlprune_jax.runs import RunDirectoryError
 from rlprune_jax.search import EmptyArchiveError
-from rlprune_jax.workflow import learning, pipeline, searches
+from rlprune_jax.workflow import learning, pipeline, pruning, searches
 from rlprune_jax.workflow.methods import METHODS, random
 from rlprune_jax.workflow.network import NetworkError
 from rlprune_jax.workflow.results import PruneResult
@@ -66,6 +66,20 @@ def test_one_call_leaves_the_network_smaller_and_nothing_on_disk(tmp_path, monke
     assert set(result.delivered) == set(result.searches) == set(result.methods)
     jax.tree.map(np.testing.assert_array_equal, NETWORK.variables, before)
     assert "agent" in str(result) and "budget params" in str(result)
+
+
+def test_arguments_are_checked_once(tmp_path, monkeypatch):
+    bound = []
+    original = pruning.bind_budgets
+
+    def counted(*arguments):
+        bound.append(arguments[1])
+        assert not list(tmp_path.iterdir())  # before anything is written
+        return original(*arguments)
+
+    monkeypatch.setattr(pruning, "bind_budgets", counted)
+    rp.prune(NETWORK, TASK, "params=0.5", run_dir=tmp_path / "run", **ALONE)
+    assert len(bound) == 1
 
 
 def test_a_second_call_compiles_nothing_and_other_limits_the_slim_network_alone():

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from rlprune_jax.checks import refuse_unless
-from rlprune_jax.workflow.config import (
-    ConstraintHandling,
-    Granularity,
-    PruneConfig,
-    check_choices,
+from rlprune_jax.workflow.config import check_choices
+from rlprune_jax.workflow.sources import (
+    DatasetOptions,
+    NetworkOptions,
+    check_dataset,
+    check_network,
+    check_pair,
+    is_own,
 )
 from rlprune_jax.workflow.studies.storage import check_storage, hide_password
 
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
 
 Strategy = Literal["auto", "vmap", "map"]
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
-"""The built-in data sets."""
-
 EXTENDS = ("num_settings", "trials")
 """Options of which more extend a study that is there: its directory does not depend on them."""
 
@@ -36,6 +36,15 @@ PLACE = ("coordinator", "num_processes", "process_id", "worker")
 
 HOW = ("strategy", "chunk", "batch")
 """Options that decide how settings are run, but not what one of them gives."""
+
+BY_CONTENT = ("pretrained",)
+"""Options whose files count by their content, not by where they lie."""
+
+SHOWN = {"num_settings": "settings"}
+"""Names on the command line where they are others."""
+
+OF_OPTUNA = ("trials", "batch", "worker")
+"""Options that only a study by Optuna reads."""
 
 
 class StudyJob(NamedTuple):
@@ -49,6 +58,8 @@ class StudyJob(NamedTuple):
         static: those of them that shape the program.
         cost: name of the budget, "" where there is none.
         dense_accuracy: of the dense network on the test data, NaN where it is not known before.
+        task_metric: name of the task's metric, which rewards and accuracies are in.
+        notes: what is done otherwise than the options say.
     """
 
     job: "Job"
@@ -57,10 +68,12 @@ class StudyJob(NamedTuple):
     static: tuple[str, ...] = ()
     cost: str = ""
     dense_accuracy: float = math.nan
+    task_metric: str = "accuracy"
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Study(abc.ABC):
+class Study(NetworkOptions, DatasetOptions, abc.ABC):
     """Hold the options of every study.
 
     Each kind says what it does with them. Use a subclass; ``conduct`` runs it. The first lines of
@@ -71,36 +84,24 @@ class Study(abc.ABC):
     """Its name on the command line."""
     log_axes: ClassVar[tuple[str, ...]] = ()
     """Hyper-parameters that are drawn on logarithmic axes."""
+    drawn_by_optuna: ClassVar[tuple[str, ...]] = ()
+    """Options that Optuna takes the place of."""
 
-    dataset: str = "digits"
-    """digits (embedded), mnist, fashion_mnist, cifar10, cifar100."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets; else $TFDS_DATA_DIR. digits needs none."""
     model: str = "mlp"
-    """Any of the zoo: mlp, cnn, vgg16, resnet20, mobilenet ...; an unknown name lists them all."""
-    widths: tuple[int, ...] = ()
-    """Units per layer of mlp and cnn; the model's own unless told."""
+    """Any of the zoo: mlp, cnn, vgg16, resnet20, mobilenet, ...; an unknown name lists them all. Or
+    a network of yours as package.module:function, see rlprune prune --help. Apart from a Linen
+    module alone, what it returns is taken for trained. The study is named by the code of the
+    module, not by what it reads."""
     seed: int = 0
     """Of data split and dense training; searches have seeds 0, 1, ..."""
     runs_dir: Path = Path("runs")
     """Where run directories go."""
     seeds: int = 4
     """S, seeds of every setting."""
-    budget: str = "params=0.1"
-    """Limit as NAME=FRACTION of the dense network. Measured latency and functions are not
-    traceable, so a study cannot have them."""
-    dense_steps: int | None = None
-    """Steps of training the dense network; by default a few epochs, by data set."""
-    reward_images: int = 256
-    """Held-out images a candidate is rewarded on."""
-    granularity: Granularity = "fine"
-    """coarse: a keep ratio per group; fine: every unit by itself."""
-    constraint: ConstraintHandling = "projection"
-    """multiplier, projection, both."""
     strategy: Strategy = "auto"
     """vmap, map (one cell after the other), or auto: the faster, measured once."""
     chunk: int | None = None
-    """Settings at once; by default as memory allows."""
+    """Settings at once; by default as memory allows. With --optuna give --batch."""
     optuna: str | None = None
     """A file, or a database's address: take settings from Optuna, shared with other workers."""
     trials: int = 64
@@ -133,27 +134,36 @@ class Study(abc.ABC):
             ValueError: naming the option, its value and the way out.
         """
         check_choices(self)
-        refuse_unless(
-            "dataset", self.dataset, self.dataset in DATASETS, f"must be one of {names(DATASETS)}"
-        )
-        for option in ("seeds", "trials", "batch", "reward_images"):
+        check_network(self)
+        check_dataset(self)
+        check_pair(self.model, self.dataset)
+        for option in ("seeds", "trials", "batch", "chunk"):
             self.at_least(option, 1)
-        for option in ("dense_steps", "chunk"):
-            if getattr(self, option) is not None:
-                self.at_least(option, 1)
         self.at_least("worker", 0)
-        refuse_unless(
-            "widths", self.widths, min(self.widths, default=1) >= 1, "must be at least 1 each"
-        )
         refuse_unless("seed", self.seed, 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
-        check_budget(self.budget)
-        if self.optuna is not None:
+        if self.optuna is None:
+            self.refuse_given(OF_OPTUNA, "is read with optuna alone; leave it out")
+        else:
             check_storage(self.optuna)
+            self.refuse_given(("chunk",), "is not read with optuna; give batch")
+            text = "is not read with optuna, which draws settings itself; leave it out"
+            self.refuse_given(self.drawn_by_optuna, text)
 
     def at_least(self, option: str, least: int) -> None:
-        """Refuse an option below its least value."""
+        """Refuse an option below its least value.
+
+        None is one that was not given.
+        """
         value = getattr(self, option)
-        refuse_unless(option, value, value >= least, f"must be at least {least}")
+        good = value is None or value >= least
+        refuse_unless(option, value, good, f"must be at least {least}")
+
+    def refuse_given(self, options: tuple[str, ...], wanted: str) -> None:
+        """Refuse options that differ from their defaults."""
+        for field in dataclasses.fields(self):
+            if field.name in options:
+                name, value = SHOWN.get(field.name, field.name), getattr(self, field.name)
+                refuse_unless(name, value, value == field.default, wanted)
 
     @abc.abstractmethod
     def settings(self, cost: str) -> "StudySettings":
@@ -232,47 +242,29 @@ class Study(abc.ABC):
     def record(self) -> dict[str, object]:
         """Return the options as kept on disk.
 
-        Without a database's password.
+        Without a database's password, and with digests of the user's code and weights.
         """
         options = dataclasses.asdict(self)
-        return options | {"optuna": self.optuna and hide_password(self.optuna)}
+        return options | self.digests() | {"optuna": self.optuna and hide_password(self.optuna)}
+
+    def digests(self) -> dict[str, object]:
+        """Return digests of the user's code and weights."""
+        own = {"model": self.model, "dataset": self.dataset}
+        if self.pretrained is None and not any(map(is_own, own.values())):
+            return {}
+        from rlprune_jax.workflow.building import digest_of, own_code
+
+        found: dict[str, object] = {}
+        if code := own_code(own):
+            found["code"] = code
+        if self.pretrained is not None:
+            found["pretrained_digest"] = digest_of(self.pretrained)
+        return found
 
     def identity(self) -> dict[str, str]:
         """Return the options that decide what a setting gives."""
-        left_out = {*PLACE, *HOW, *EXTENDS, "optuna", "runs_dir", "data_dir"}
+        left_out = {*PLACE, *HOW, *EXTENDS, *BY_CONTENT, "optuna", "runs_dir", "data_dir"}
         return {name: str(value) for name, value in self.record().items() if name not in left_out}
-
-    def prune_config(self, **others: int) -> PruneConfig:
-        """Return the options as settings of a pruning."""
-        few = min(self.reward_images, 256) if self.dataset == "digits" else self.reward_images
-        return PruneConfig(
-            seed=self.seed,
-            granularity=self.granularity,
-            constraint=self.constraint,
-            reward_images=self.reward_images,
-            calibration_images=few,
-            **others,  # type: ignore[arg-type]
-        )
-
-
-def check_budget(text: str) -> None:
-    """Refuse a budget that a study cannot take.
-
-    It has a limit, and its cost is not measured on the host. Whether the name is known and the
-    limit can be met is asked once JAX is there.
-
-    Raises:
-        ValueError: naming the budget and the way out.
-    """
-    name, found, limit = text.rpartition("=")
-    refuse_unless("budget", repr(text), bool(found and name and limit), "must be NAME=LIMIT")
-    refuse_unless(
-        "budget",
-        repr(text),
-        name != "latency" and ":" not in name,
-        "is measured on the host, which one program of many searches cannot do; use latency_table, "
-        "params, macs or another traceable cost, or rlprune prune",
-    )
 
 
 def names(choices: Mapping | tuple[object, ...]) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rlprune_jax.checks import refuse_unless
 from rlprune_jax.workflow.config import MethodName
-from rlprune_jax.workflow.studies.base import Study, StudyJob, require_each
-from rlprune_jax.workflow.studies.search import check_search
+from rlprune_jax.workflow.studies.base import StudyJob, require_each
+from rlprune_jax.workflow.studies.trained import SearchingStudy
 
 if TYPE_CHECKING:
     from rlprune_jax.report.study_page import Drawing
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class BudgetStudy(Study):
+class BudgetStudy(SearchingStudy):
     """The front of accuracy against cost, the agent beside baselines."""
 
     kind: ClassVar[str] = "budgets"
@@ -31,10 +31,6 @@ class BudgetStudy(Study):
         "cross_entropy",
     )
     """What searches."""
-    evaluations: int = 256
-    """Candidates of each search."""
-    candidates: int = 16
-    """Candidates an iteration."""
     finetune_steps: int = 0
     """Finetune the best candidate of each search so long and read its test accuracy."""
     metric: Literal["reward", "accuracy"] = "reward"
@@ -55,7 +51,6 @@ class BudgetStudy(Study):
         text = "must be finite and above 0 each"
         require_each("limits", self.limits, lambda limit: 0 < float(str(limit)) < math.inf, text)
         require_each("methods", self.methods, bool, "")
-        check_search(self.evaluations, self.candidates)
         self.at_least("finetune_steps", 0)
         tuned = self.metric != "accuracy" or self.finetune_steps > 0
         text = "is read after finetuning; give finetune_steps of at least 1"
@@ -85,8 +80,7 @@ class BudgetStudy(Study):
         from rlprune_jax.workflow.studies.problem import prepare
         from rlprune_jax.workflow.studies.search_job import search_study_job
 
-        config = self.prune_config(evaluations=self.evaluations, candidates=self.candidates)
-        pruning = prepare(self, self.budgets, config, run)
+        pruning = prepare(self, self.budgets, run, finetune=self.finetune_steps > 0)
         return search_study_job(pruning, ("method",), self.finetune_steps)
 
     def draw(

@@ -10,9 +10,16 @@ import jax
 from rlprune_jax.runs import COSMETIC, Extension, config_hash, open_run, show_progress
 from rlprune_jax.study import StudyResult, initialize, run_study
 from rlprune_jax.study.results import write_table
-from rlprune_jax.workflow.studies.base import EXTENDS, HOW, PLACE, Study, StudyJob
+from rlprune_jax.workflow.studies.base import (
+    BY_CONTENT,
+    EXTENDS,
+    HOW,
+    PLACE,
+    Study,
+    StudyJob,
+)
 
-NOT_HASHED = (*COSMETIC, *PLACE, *HOW)
+NOT_HASHED = (*COSMETIC, *PLACE, *HOW, *BY_CONTENT)
 """Options that do not make another run."""
 
 MORE = Extension(settings=EXTENDS, stages=("dense",))
@@ -53,16 +60,37 @@ def conduct(study: Study) -> Path:
             return run.path
         began = time.perf_counter()
         job = study.job(run)
+        for note in (*job.notes, *clamped(study, job.cost)):
+            print(f"note: {note}", file=sys.stderr)
         found = run_settings(study, job, home / "study")
         if process:
             return home
         found.write(run.path)
         write_table(run.path, "summary", found.summary(study.metric_name))
         result = study.conclude(found, job.dense_accuracy)
+        result["task_metric"] = job.task_metric
         result["seconds"] = time.perf_counter() - began
         write_page(study, found, result, job.cost, run.path)
         run.write_result(result)
         return run.path
+
+
+def clamped(study: Study, cost: str) -> list[str]:
+    """Tell which options are above what there is.
+
+    They are those of how settings are run.
+
+    Args:
+        study: its options.
+        cost: name of the budget.
+    """
+    if study.optuna is not None:
+        name, value, kind, there = "batch", study.batch, "trials", study.trials
+    elif study.chunk is not None:
+        name, value, kind, there = "chunk", study.chunk, "settings", len(study.settings(cost))
+    else:
+        return []
+    return [f"{name}={value}: there are {there} {kind}, and all are taken"] if value > there else []
 
 
 def own_folder(study: Study, process: int) -> Path:

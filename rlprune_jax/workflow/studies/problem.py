@@ -2,78 +2,51 @@
 
 from collections.abc import Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rlprune_jax.costs import parse_budgets
-from rlprune_jax.models import create_model, model_functions
 from rlprune_jax.runs import Run
-from rlprune_jax.training import data
-from rlprune_jax.training.image_task import image_task
 from rlprune_jax.training.loops import init_train_state, make_train_step, train
 from rlprune_jax.training.task import Batch, Task, count_examples
 from rlprune_jax.types import Gates, PyTree, Variables
+from rlprune_jax.workflow.building import Built, build_network, build_task, wanted_of
 from rlprune_jax.workflow.candidates import masked_training
-from rlprune_jax.workflow.config import PruneConfig
 from rlprune_jax.workflow.delivery import evaluate_masked, evaluate_network
 from rlprune_jax.workflow.learning import (
     DenseRecipe,
     FinetuneRecipe,
     train_dense,
 )
-from rlprune_jax.workflow.network import Network
 from rlprune_jax.workflow.pruning import (
     Pruning,
     bind_budgets,
     candidate_data,
-    make_pruning,
-    stage_key,
+    check_arrays,
+    check_problem,
+    pose,
 )
+from rlprune_jax.workflow.sources import DataOptions, usual_steps, with_usual_widths
 from rlprune_jax.workflow.studies.base import Study
+from rlprune_jax.workflow.studies.trained import TrainedStudy
 from rlprune_jax.workflow.tuning import training_data
 
-DENSE_STEPS = {"digits": 300, "mnist": 1000}
-"""Steps of the dense training where the data set is known."""
 
-MANY_STEPS = 2000
-"""Steps of the dense training otherwise."""
-
-
-def build_module(study: Study) -> tuple[nn.Module, Task]:
-    """Load data and make the module of a network.
+def build(study: Study) -> tuple[Built, Task]:
+    """Load the data of a study and make its network.
 
     Raises:
-        ValueError: an unknown model, or options that it does not have.
+        ValueError: a function of the user's that cannot be imported, raises, or returns something
+            else; options or weights that do not fit.
         OSError: the data are missing.
     """
-    dataset = data.load(study.dataset, study.data_dir, seed=study.seed)
-    widths = study.widths
-    if not widths and (study.dataset, study.model) == ("digits", "cnn"):
-        widths = (32, 64, 128, 256)
-    options: dict[str, PyTree] = {"widths": widths} if widths else {}
-    try:
-        module = create_model(study.model, dataset.num_classes, **options)
-    except TypeError as error:
-        raise ValueError(f"widths={widths}: {error}") from None
-    return module, image_task(dataset)
-
-
-def build(study: Study) -> tuple[Network, Task]:
-    """Load the data of a study and initialise its network.
-
-    Raises:
-        ValueError: an unknown model, or options that it does not have.
-        OSError: the data are missing.
-    """
-    module, task = build_module(study)
-    example = task.objective.network_inputs(task.sample("train", 2))
-    variables = model_functions(module).init(stage_key(study.seed, "init"), *example)
-    return Network.from_linen(module, variables, example), task
+    task = build_task(DataOptions(dataset=study.dataset, data_dir=study.data_dir), study.seed)
+    network = with_usual_widths(study, study.dataset)
+    return build_network(network, wanted_of(task, study.seed)), task
 
 
 def prepare(
-    study: Study, budgets: Sequence[str], config: PruneConfig, run: Run | None = None
+    study: TrainedStudy, budgets: Sequence[str], run: Run | None = None, *, finetune: bool = False
 ) -> Pruning:
     """Train the dense network and make the problem.
 
@@ -82,11 +55,12 @@ def prepare(
     Args:
         study: whose data and network count.
         budgets: limits of one cost, each of which a setting may have; the problem has the first.
-        config: of the pruning.
         run: where checkpoints of the training go; None keeps them in memory.
+        finetune: whether settings are finetuned, for which all data have to be arrays.
 
     Raises:
         ValueError: a budget that is not understood or cannot be met; nothing is trained then.
+        TaskError: the network does not fit the data, or they come batch by batch.
     """
     parsed = [parse_budgets([text])[0] for text in budgets]
     if len({budget.relative for budget in parsed}) > 1:
@@ -94,12 +68,17 @@ def prepare(
             f"limits={[budget.limit for budget in parsed]} mix fractions of dense and absolute "
             "numbers; give one kind"
         )
-    network, task = build(study)
-    for budget in parsed:
+    config = study.prune_config()
+    (network, is_trained, _), task = build(study)
+    if finetune:
+        check_arrays(task, "a study that finetunes does")
+    problem = check_problem(network, task, parsed[:1], config)
+    for budget in parsed[1:]:
         bind_budgets(network, [budget], config)
-    steps = study.dense_steps or DENSE_STEPS.get(study.dataset, MANY_STEPS)
-    network = train_dense(network, task, DenseRecipe(steps=steps), study.seed, run)
-    return make_pruning(network, task, parsed[:1], config)
+    if not is_trained or study.dense_steps is not None:
+        steps = study.dense_steps or usual_steps(study.dataset)[0]
+        network = train_dense(network, task, DenseRecipe(steps=steps), study.seed, run)
+    return pose(problem._replace(network=network))
 
 
 def dense_accuracy(pruning: Pruning) -> float:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rlprune_jax.checks import refuse_unless
-from rlprune_jax.workflow.studies.base import Study, StudyJob
+from rlprune_jax.workflow.studies.base import StudyJob
+from rlprune_jax.workflow.studies.trained import TrainedStudy
 
 if TYPE_CHECKING:
     from rlprune_jax.report.study_page import Drawing
@@ -26,7 +27,7 @@ MOST_CANDIDATES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class ProxyStudy(Study):
+class ProxyStudy(TrainedStudy):
     """Correlate rewards with the finetuned accuracy.
 
     By rank, over random candidates.
@@ -76,7 +77,7 @@ class ProxyStudy(Study):
         from rlprune_jax.workflow.studies.problem import prepare
         from rlprune_jax.workflow.studies.proxy_job import proxy_study_job
 
-        pruning = prepare(self, (self.budget,), self.prune_config(), run)
+        pruning = prepare(self, (self.budget,), run, finetune=True)
         return proxy_study_job(pruning, self.candidates, self.finetune_steps)
 
     def conclude(self, found: "StudyResult", dense_accuracy: float) -> dict[str, object]:

@@ -10,6 +10,7 @@ from rlprune_jax.search import masks_to_gates, random_search, search_method
 from rlprune_jax.study import Job
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.candidates import Evaluator, evaluate_candidate
+from rlprune_jax.workflow.notes import notes
 from rlprune_jax.workflow.pruning import Pruning, stage_key
 from rlprune_jax.workflow.studies.base import StudyJob
 from rlprune_jax.workflow.studies.problem import (
@@ -40,6 +41,8 @@ def proxy_study_job(pruning: Pruning, candidates: int, finetune_steps: int) -> S
         known=("candidate",),
         cost=pruning.constraints[0].budget.name,
         dense_accuracy=dense_accuracy(pruning),
+        task_metric=pruning.task.objective.metric_name,
+        notes=tuple(notes(pruning.config, pruning.task).values()),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rlprune_jax.checks import refuse_unless
+from rlprune_jax.workflow.sap_config import SapNetworkOptions
 from rlprune_jax.workflow.studies.base import Study, StudyJob, require_each
 
 if TYPE_CHECKING:
@@ -19,13 +20,14 @@ NUMBERS = ("p", "q", "eta_r", "gamma", "beta")
 
 
 @dataclasses.dataclass(frozen=True)
-class SapStudy(Study):
+class SapStudy(SapNetworkOptions, Study):
     """Vary the numbers of adaptive pruning.
 
     A grid of them, or ranges with --optuna.
     """
 
     kind: ClassVar[str] = "sap"
+    drawn_by_optuna: ClassVar[tuple[str, ...]] = NUMBERS
 
     p: tuple[float, ...] = (0.5, 1.0)
     """Norms above; combinations with p >= q are left out."""
@@ -46,7 +48,8 @@ class SapStudy(Study):
     batch_size: int = 250
     """Images a step."""
     metric: Literal["kept_sparsity", "accuracy"] = "kept_sparsity"
-    """kept_sparsity: largest sparsity within a point of dense accuracy; accuracy: the last."""
+    """kept_sparsity: largest sparsity whose accuracy is within 0.01 of dense; accuracy: the last.
+    The accuracy of a task of yours is its metric."""
 
     def check(self) -> None:
         """Refuse options that cannot be."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 import tyro
 
 from rlprune_jax.checks import refuse_unless
-from rlprune_jax.workflow.studies.base import Study, StudyJob, names, require_each
+from rlprune_jax.workflow.studies.base import StudyJob, names, require_each
+from rlprune_jax.workflow.studies.trained import SearchingStudy
 
 if TYPE_CHECKING:
     from rlprune_jax.runs import Run
@@ -53,7 +54,7 @@ CHOICES: dict[str, tuple[int, ...] | tuple[str, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchStudy(Study):
+class SearchStudy(SearchingStudy):
     """Vary the hyper-parameters of the agent.
 
     Setting 0 is the defaults.
@@ -61,14 +62,11 @@ class SearchStudy(Study):
 
     kind: ClassVar[str] = "search"
     log_axes: ClassVar[tuple[str, ...]] = tuple(name for name, span in RANGES.items() if span.log)
+    drawn_by_optuna: ClassVar[tuple[str, ...]] = ("num_settings",)
 
     num_settings: Annotated[int, tyro.conf.arg(name="settings")] = 64
     """H, of which all but the first are drawn at random; with more of them, the study goes on where
     it ended."""
-    evaluations: int = 256
-    """Candidates of each search."""
-    candidates: int = 16
-    """Candidates an iteration."""
     vary: tuple[str, ...] = ("unit_learning_rate", "clip_epsilon", "target_kl", "sharpness")
     """What is varied; of the agent's numbers, those with a range. epochs, candidates and shaping
     make a program for each of their values, and need a number beside them."""
@@ -76,6 +74,12 @@ class SearchStudy(Study):
     """Draw each number within this factor of its default; the whole range where that is 0."""
     metric: Literal["area", "reward"] = "area"
     """What is optimised: area (under the best-so-far curve) or reward (at the end)."""
+
+    @property
+    def most_candidates(self) -> int:
+        """Candidates an iteration that a setting may have."""
+        sizes = CHOICES["candidates"] if "candidates" in self.vary else ()
+        return max(map(int, sizes), default=self.candidates)
 
     def check(self) -> None:
         """Refuse options that cannot be."""
@@ -89,8 +93,6 @@ class SearchStudy(Study):
         varied = set(self.vary) & set(RANGES)
         text = f"shapes the program alone; vary a number too, one of {names(RANGES)}"
         refuse_unless("vary", self.vary, bool(varied), text)
-        sizes = CHOICES["candidates"] if "candidates" in self.vary else ()
-        check_search(self.evaluations, self.candidates, max(map(int, sizes), default=0))
         if self.around is not None:
             holds = self.around > 1 and math.isfinite(self.around)
             refuse_unless("around", self.around, holds, "must be a finite factor above 1")
@@ -145,8 +147,7 @@ class SearchStudy(Study):
         """Train the network and make the job of one search."""
         from rlprune_jax.workflow.studies.problem import prepare
 
-        config = self.prune_config(evaluations=self.evaluations, candidates=self.candidates)
-        return self.job_on(prepare(self, (self.budget,), config, run))
+        return self.job_on(prepare(self, (self.budget,), run))
 
     def job_on(self, pruning: "Pruning") -> StudyJob:
         """Make the job of one search on a problem."""
@@ -163,25 +164,3 @@ class SearchStudy(Study):
         gain = values[found.best(self.metric)] - values[0]
         mean = float(gain.mean())
         return result | {"gain_over_defaults": {"mean": mean, "by_seed": gain.tolist()}}
-
-
-def check_search(evaluations: int, candidates: int, most: int = 0) -> None:
-    """Refuse a search that is too small.
-
-    It needs a whole iteration, and two candidates in each.
-
-    Args:
-        evaluations: of a search.
-        candidates: an iteration.
-        most: candidates an iteration that a setting may have.
-
-    Raises:
-        ValueError: naming the option, its value and the way out.
-    """
-    refuse_unless("evaluations", evaluations, evaluations >= 1, "must be at least 1")
-    text = "must be at least 2; the agent compares the candidates of an iteration"
-    refuse_unless("candidates", candidates, candidates >= 2, text)
-    text = f"an iteration exceed evaluations={evaluations}; lower candidates or raise evaluations"
-    refuse_unless("candidates", candidates, candidates <= evaluations, text)
-    text = f"is below the {most} candidates that a setting may have; raise evaluations"
-    refuse_unless("evaluations", evaluations, most <= evaluations, text)

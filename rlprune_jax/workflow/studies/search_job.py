@@ -22,6 +22,7 @@ from rlprune_jax.types import PyTree
 from rlprune_jax.workflow.candidates import Evaluator, evaluate_candidates
 from rlprune_jax.workflow.config import AGENT
 from rlprune_jax.workflow.methods import METHODS, Strategy
+from rlprune_jax.workflow.notes import notes
 from rlprune_jax.workflow.pruning import Pruning
 from rlprune_jax.workflow.studies.base import StudyJob
 from rlprune_jax.workflow.studies.problem import (
@@ -61,6 +62,8 @@ def search_study_job(
         static=tuple(static),
         cost=cost,
         dense_accuracy=dense_accuracy(pruning),
+        task_metric=pruning.task.objective.metric_name,
+        notes=tuple(notes(pruning.config, pruning.task).values()),
     )
 
 
@@ -69,9 +72,9 @@ def search_job(pruning: Pruning, finetune_steps: int = 0) -> Job:
 
     It is ``(hparams, key, shared, **structure) -> metrics``. Hyper-parameters are the agent's
     numbers and, by the name of the first budget, its limit. Metrics: ``reward``, the best held-out
-    accuracy within the budget; ``area``, the mean over evaluations of the best so far, 0 before
-    there is one; ``feasible_fraction``; ``cost`` of the best; with ``finetune_steps`` also
-    ``accuracy`` on the test data after finetuning.
+    metric within the budget; ``area``, the mean over evaluations of the best so far, before there
+    is one 0 or the worst reward below it; ``feasible_fraction``; ``cost`` of the best; with
+    ``finetune_steps`` also ``accuracy``, the metric on the test data after finetuning.
 
     Args:
         pruning: the problem.
@@ -115,7 +118,9 @@ def search_job(pruning: Pruning, finetune_steps: int = 0) -> Job:
         rewards = found.history.rewards.reshape(-1)
         costs = found.history.costs.reshape(-1, env.num_budgets)
         good = feasible(costs, env.limits) & jnp.isfinite(rewards)
-        curve = jax.lax.cummax(jnp.where(good, rewards, 0.0))
+        # Before there is one within the budget: 0, or the worst where rewards are below 0.
+        least = jnp.min(rewards, initial=0.0, where=jnp.isfinite(rewards))
+        curve = jax.lax.cummax(jnp.where(good, rewards, least))
         best = archive_best(found.archive)
         metrics = {
             "reward": jnp.where(best.valid, best.rewards, jnp.nan),

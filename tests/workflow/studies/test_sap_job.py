@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlprune_jax.models import model_functions
+from rlprune_jax.models import create_model, model_functions
 from rlprune_jax.sparsity.pruners import sap
 from rlprune_jax.training.optimizers import make_optimizer
 from rlprune_jax.workflow.iterative import Schedule, iterative_pruning
 from rlprune_jax.workflow.studies import SapStudy
-from rlprune_jax.workflow.studies.problem import build_module
+from rlprune_jax.workflow.studies.problem import build
 from rlprune_jax.workflow.studies.sap_job import sap_study_job
 
 TINY = SapStudy(widths=(6,), iterations=2, epochs=1)
@@ -23,7 +23,8 @@ def test_the_scan_is_the_loop():
     numbers = {"p": 0.5, "q": 2.0, "eta_r": 0.1, "gamma": 1.0, "beta": 0.6}
     hparams = {name: jnp.float32(value) for name, value in numbers.items()}
     found = jax.jit(job.job, static_argnums=3)(hparams, jax.random.key(3), job.shared, "layer")
-    module, task = build_module(TINY)
+    task = build(TINY)[1]
+    module = create_model("mlp", 10, widths=(6,))
     optimizer = make_optimizer(
         "sgd",
         learning_rate=0.1,

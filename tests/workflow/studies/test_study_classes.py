@@ -6,7 +6,6 @@ import pytest
 from rlprune_jax.costs import COSTS
 from rlprune_jax.search import AgentConfig, HParams
 from rlprune_jax.study import Choice, LogUniform, Uniform
-from rlprune_jax.training.data import dataset_names
 from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.studies import (
     STUDIES,
@@ -15,13 +14,11 @@ from rlprune_jax.workflow.studies import (
     SapStudy,
     SearchStudy,
 )
-from rlprune_jax.workflow.studies.base import DATASETS
 from rlprune_jax.workflow.studies.search import CHOICES, RANGES
 
 
 def test_names_are_those_of_their_homes():
     assert list(STUDIES) == ["search", "budgets", "sap", "proxy"]
-    assert dataset_names() == DATASETS
     assert set(RANGES) <= set(HParams._fields)
     assert all(hasattr(AgentConfig(), name) for name in CHOICES)
     BudgetStudy(methods=tuple(METHODS)).check()

@@ -8,11 +8,17 @@ import pytest
 
 import rlprune_jax as rp
 from rlprune_jax import Network, Task
-from rlprune_jax.cli.building import Wanted, build_network, build_task, wanted_of, with_weights
-from rlprune_jax.cli.options import DataOptions, NetworkOptions
 from rlprune_jax.export import save_weights
 from rlprune_jax.runs import Checkpointer
 from rlprune_jax.training.loops import init_train_state
+from rlprune_jax.workflow.building import (
+    Wanted,
+    build_network,
+    build_task,
+    wanted_of,
+    with_weights,
+)
+from rlprune_jax.workflow.sources import DataOptions, NetworkOptions
 
 MODULE = """
 import equinox as eqx

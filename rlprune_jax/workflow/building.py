@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.cli.options import LANGUAGE_MODELS, DataOptions, NetworkOptions, is_own
 from rlprune_jax.costs import import_function, source_digest
 from rlprune_jax.export.weights import read_leaves
 from rlprune_jax.models import create_model
@@ -26,6 +25,7 @@ from rlprune_jax.training.task import SPLITS, Task, classification
 from rlprune_jax.training.text import load_text, text_names, text_task
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.network import Network, check_weights
+from rlprune_jax.workflow.sources import LANGUAGE_MODELS, DataOptions, NetworkOptions, is_own
 
 
 class Wanted(NamedTuple):
