@@ -11,9 +11,10 @@ its loss per token in nats, lower is better. Networks for images are told by the
 parameters and MACs. ``global_threshold`` is the first-order Taylor importance of Molchanov et al.
 over all groups, ``uniform`` the same fraction of every group by that importance.
 
-Per network and seed a table is printed with the loss (or accuracy) on the test data of the dense
-network, of each method's network as pruned and after the finetune, what each budget came to, and
-the widths that are left. Last comes JSON: means over seeds, and every run.
+Per network and seed a table is printed with the loss (or accuracy) on the test data: of the dense
+network; of each method's network as pruned, repaired by least squares without labels, and finetuned
+(from the pruned one); what each budget came to, and the widths that are left. Last comes JSON:
+means and deviations over seeds, and every run.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from rlprune_jax.models import create_model
 from rlprune_jax.training import data, load_text, text_task
 from rlprune_jax.training.image_task import image_task
 from rlprune_jax.types import PyTree
+from rlprune_jax.units import repair
 from rlprune_jax.wording import metric_text, metric_title
 from rlprune_jax.workflow.config import MethodName
 from rlprune_jax.workflow.delivery import Delivered, evaluate_masked
@@ -61,6 +63,13 @@ QUICK: dict[str, dict[str, PyTree]] = {
 
 SINGLE = ("query(#2)?$=1",)
 """Of key-value heads and of the queries of each a single one may be left; of all else two."""
+
+
+STAGES = ("pruned", "repaired", "finetuned")
+"""What a method's network is evaluated as."""
+
+REPAIR_EXAMPLES = 256
+"""Training examples, without their labels, that a network is repaired on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,11 +202,15 @@ def run(case: Case) -> dict[str, PyTree]:
 
 
 def row_of(network: rp.Network, task: rp.Task, delivered: Delivered) -> dict[str, PyTree]:
-    """Return what a method delivered, as pruned and after the finetune."""
+    """Return what a method delivered, as pruned, repaired and finetuned."""
     gates, objective = delivered.gates, task.objective
-    pruned = evaluate_masked(network, objective, network.variables, gates, task.test)
+    examples = objective.network_inputs(task.sample("train", REPAIR_EXAMPLES))
+    repaired = repair(network.apply, network.graph, network.variables, gates, examples)
+    before = evaluate_masked(network, objective, network.variables, gates, task.test)
+    after = evaluate_masked(network, objective, repaired, gates, task.test)
     return {
-        "pruned": float(pruned.metric),
+        "pruned": float(before.metric),
+        "repaired": float(after.metric),
         "finetuned": delivered.metric,
         "kept": delivered.kept,
         **{row["name"]: row["achieved"] for row in delivered.budget_rows()},
@@ -212,12 +225,12 @@ def text_of(found: Mapping[str, PyTree]) -> str:
         f"{found['model']}, seed {found['seed']}: {found['params']:,} parameters, "
         f"{found['macs']:,} MACs, {title} {metric_text(found['dense'], metric)} "
         f"({found['seconds']} s)",
-        f"  {'':<18}{'pruned':>10}{'finetuned':>11}" + "".join(f"{n:>16}" for n in budgets),
+        f"  {'':<18}" + "".join(f"{name:>16}" for name in (*STAGES, *budgets)),
     ]
     for method, row in found["methods"].items():
         values = "".join(f"{row[name]:>16.3f}" for name in budgets)
-        before, after = (metric_text(row[name], metric) for name in ("pruned", "finetuned"))
-        lines.append(f"  {method:<18}{before:>10}{after:>11}{values}")
+        stages = "".join(f"{metric_text(row[stage], metric):>16}" for stage in STAGES)
+        lines.append(f"  {method:<18}{stages}{values}")
     lines.append("  units left of each group, in that order of methods:")
     for group, units in found["units"].items():
         left = " ".join(f"{row['kept'][group]:>5}" for row in found["methods"].values())
@@ -227,7 +240,7 @@ def text_of(found: Mapping[str, PyTree]) -> str:
 
 def budget_names(found: Mapping[str, PyTree]) -> list[str]:
     """Return the names of the budgets of a run."""
-    told = ("pruned", "finetuned", "kept")
+    told = (*STAGES, "kept")
     return [name for name in next(iter(found["methods"].values())) if name not in told]
 
 
@@ -242,8 +255,7 @@ def means_of(runs: Sequence[Mapping[str, PyTree]]) -> dict[str, PyTree]:
         }
         for method in own[0]["methods"]:
             table[model][method] = {
-                stage: spread([each["methods"][method][stage] for each in own])
-                for stage in ("pruned", "finetuned")
+                stage: spread([each["methods"][method][stage] for each in own]) for stage in STAGES
             }
     return table
 
