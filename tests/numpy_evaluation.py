@@ -167,6 +167,31 @@ def _shape(equation: Any) -> tuple[int, ...]:
     return equation.outvars[0].aval.shape
 
 
+@rule("scan")
+def _scan(equation, *operands):
+    params = equation.params
+    consts, carries, length = params["num_consts"], params["num_carry"], params["length"]
+    carry, rows = list(operands[consts : consts + carries]), []
+    order = range(length)[::-1] if params["reverse"] else range(length)
+    for i in order:
+        step = [each[i] for each in operands[consts + carries :]]
+        outputs = _run(params["jaxpr"], [*operands[:consts], *carry, *step])
+        carry = outputs[:carries]
+        rows.append(outputs[carries:])
+    rows = rows[::-1] if params["reverse"] else rows
+    return [*carry, *(np.stack(each) for each in zip(*rows, strict=True))]
+
+
+@rule("cond")
+def _cond(equation, which, *operands):
+    return _run(equation.params["branches"][int(which)], list(operands))
+
+
+@rule("tile")
+def _tile(equation, x):
+    return np.tile(x, equation.params["reps"])
+
+
 @rule("integer_pow")
 def _integer_pow(equation, x):
     return x ** float(equation.params["y"])

@@ -39,7 +39,7 @@ def count_params(graph: Graph, gates: Gates | None = None) -> int:
         >>> count_params(graph), count_params(graph, {"a": jnp.array([1.0, 0, 0, 0, 1])})
         (25, 10)
     """
-    return _count(graph, [graph.owners[path] for path in graph.parameters], gates)
+    return _count(graph, *_params(graph), gates)
 
 
 def count_macs(graph: Graph, gates: Gates | None = None) -> int:
@@ -62,7 +62,7 @@ def count_macs(graph: Graph, gates: Gates | None = None) -> int:
         >>> count_macs(graph), count_macs(graph, {"a": jnp.array([1.0, 0, 0, 0, 1])})
         (25, 10)
     """
-    return _count(graph, [layer.factors for layer in graph.layers], gates) // graph.batch
+    return _count(graph, *_macs(graph), gates) // graph.batch
 
 
 def count_weight_bytes(graph: Graph, gates: Gates | None = None) -> int:
@@ -86,22 +86,22 @@ def count_weight_bytes(graph: Graph, gates: Gates | None = None) -> int:
         >>> count_weight_bytes(graph), count_weight_bytes(graph, gates)
         (100, 40)
     """
-    return _count(graph, list(graph.owners.values()), gates, _item_sizes(graph))
+    return _count(graph, *_bytes(graph), gates)
 
 
 def params_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
     """Return the traceable fraction of parameters, gates -> f32[]."""
-    return _ratio(graph, [graph.owners[path] for path in graph.parameters])
+    return _ratio(graph, *_params(graph))
 
 
 def macs_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
     """Return the traceable fraction of MACs, gates -> f32[]."""
-    return _ratio(graph, [layer.factors for layer in graph.layers])
+    return _ratio(graph, *_macs(graph))
 
 
 def weight_bytes_ratio(graph: Graph) -> Callable[[Gates], jax.Array]:
     """Return the traceable fraction of bytes, gates -> f32[]."""
-    return _ratio(graph, list(graph.owners.values()), _item_sizes(graph))
+    return _ratio(graph, *_bytes(graph))
 
 
 def params_cost(network: NetworkLike, options: CostOptions) -> Cost:
@@ -133,27 +133,35 @@ def _cost(
     )
 
 
-def _item_sizes(graph: Graph) -> list[int]:
-    return [graph.variables[path].dtype.itemsize for path in graph.owners]
+Products = tuple[list[Axes], list[int]]
+"""Axes whose sizes are multiplied, and what each product counts."""
+
+
+def _params(graph: Graph) -> Products:
+    return [graph.owners[path] for path in graph.parameters], [1] * len(graph.parameters)
+
+
+def _macs(graph: Graph) -> Products:
+    return [layer.factors for layer in graph.layers], [layer.runs for layer in graph.layers]
+
+
+def _bytes(graph: Graph) -> Products:
+    sizes = [graph.variables[path].dtype.itemsize for path in graph.owners]
+    return list(graph.owners.values()), sizes
 
 
 def _count(
-    graph: Graph,
-    products: Sequence[Axes],
-    gates: Gates | None,
-    weights: Sequence[int] | None = None,
+    graph: Graph, products: Sequence[Axes], weights: Sequence[int], gates: Gates | None
 ) -> int:
     sizes = [math.prod(extents) for extents in exact_extents(graph, products, gates)]
-    weights = [1] * len(sizes) if weights is None else weights
     return sum(weight * size for weight, size in zip(weights, sizes, strict=True))
 
 
 def _ratio(
-    graph: Graph, products: Sequence[Axes], weights: Sequence[int] | None = None
+    graph: Graph, products: Sequence[Axes], weights: Sequence[int]
 ) -> Callable[[Gates], jax.Array]:
     # Relative to the dense sizes every factor stays near one, so float32 neither overflows nor
     # loses the small terms.
-    weights = [1] * len(products) if weights is None else weights
     pairs = [
         (axes, each) for axes, each in zip(products, weights, strict=True) if all(map(len, axes))
     ]

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from rlprune_jax.graph import primitives
+from rlprune_jax.graph.cutting import Alive, cut
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.matching import Matched
 from rlprune_jax.graph.program import Equation, Literal, Program
-from rlprune_jax.graph.specialise import Alive, cut, specialise
+from rlprune_jax.graph.slim import SlimStep
 from rlprune_jax.types import PyTree
 
 _CONTRACTING = frozenset(["dot_general", *primitives.CONVOLUTIONS])
@@ -214,12 +215,7 @@ def runnable(matched: Matched, segment: Segment, kept: np.ndarray) -> Callable[.
         segment: of it.
         kept: bool[units + 1], which units remain; the last entry is True.
     """
-    program = matched.program
-
-    def alive(atom: Any) -> Alive:
-        if isinstance(atom, Literal):
-            return ()
-        return tuple(kept[units] for units in matched.units[atom])
+    program, step = matched.program, SlimStep(matched, kept)
 
     def run(*operands: PyTree) -> list[PyTree]:
         values = dict(zip(segment.inputs, operands, strict=True))
@@ -228,17 +224,12 @@ def runnable(matched: Matched, segment: Segment, kept: np.ndarray) -> Callable[.
             if isinstance(atom, Literal):
                 return atom.value
             if atom not in values:
-                values[atom] = cut(program.constants[atom], alive(atom))
+                values[atom] = cut(program.constants[atom], step.alive[atom])
             return values[atom]
 
         for number in segment.equations:
             equation = program.equations[number]
-            results = specialise(
-                equation,
-                [read(atom) for atom in equation.inputs],
-                [alive(atom) for atom in equation.inputs],
-                [alive(slot) for slot in equation.outputs],
-            )
+            results = step(number, [read(atom) for atom in equation.inputs])
             values.update(zip(equation.outputs, results, strict=True))
         return [values[slot] for slot in segment.outputs]
 

@@ -44,9 +44,10 @@ def count_tiled_macs(graph: Graph, gates: Gates | None = None, tile: Tile = DEFA
     _check(tile)
     parts = [part for layer in graph.layers for part in _parts(layer)]
     sizes = [math.prod(extents) for extents in exact_extents(graph, parts, gates)]
+    runs = [layer.runs for layer in graph.layers]
     total = 0
-    for reads, makes, rest in zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True):
-        total += rest * _up(reads, tile.inputs) * _up(makes, tile.outputs)
+    for run, reads, makes, rest in zip(runs, sizes[::3], sizes[1::3], sizes[2::3], strict=True):
+        total += run * rest * _up(reads, tile.inputs) * _up(makes, tile.outputs)
     return total // graph.batch
 
 
@@ -66,7 +67,7 @@ def tiled_macs_ratio(graph: Graph, tile: Tile = DEFAULT_TILE) -> Callable[[Gates
     dense = np.array([math.prod(map(len, axes)) for axes in parts], np.float64).reshape(-1, 3)
     multiple = np.array([tile.inputs, tile.outputs, 1], np.float64)
     rounded = np.ceil(dense / multiple) * multiple
-    fractions = rounded.prod(-1)
+    fractions = rounded.prod(-1) * np.array([layer.runs for layer in graph.layers], np.float64)
     fractions32 = jnp.asarray(fractions / fractions.sum(), jnp.float32)
     multiple32, rounded32 = jnp.asarray(multiple, jnp.float32), jnp.asarray(rounded, jnp.float32)
 

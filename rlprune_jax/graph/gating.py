@@ -1,14 +1,21 @@
 """The masked network, whose consumers read their operands times the gates."""
 
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.graph.bodies import run_bodies
 from rlprune_jax.graph.groups import Graph, check_gates
 from rlprune_jax.graph.matching import Matched, flat_arguments, match
+from rlprune_jax.graph.primitives import READERS
 from rlprune_jax.graph.program import Call, Literal, Value, evaluate
+from rlprune_jax.graph.reductions import Length
+from rlprune_jax.kept import is_kept
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 
 
@@ -72,38 +79,145 @@ def flat_gates(graph: Graph, gates: Gates) -> jax.Array:
     return jnp.concatenate([*parts, jnp.ones(1, jnp.float32)])
 
 
+Change = Callable[[list[Value]], None]
+"""Change the operands of an equation in place."""
+
+
+Made = Mapping[bytes, jax.Array]
+"""Bytes of an axis' units -> f32[size], the gate of each index."""
+
+
 def _evaluate(matched: Matched, leaves: list[Value], gates: jax.Array) -> list[Value]:
+    # Made here, not where they are read, so that none belongs to the body of a loop or checkpoint.
+    axes = {units.tobytes(): units for units in _read_units(matched)}
+    return _masked(matched, {key: _gate_of(units, gates) for key, units in axes.items()}, leaves)
+
+
+def _read_units(matched: Matched) -> Iterator[np.ndarray]:
+    """Yield the units of every axis that is read or counted, in bodies too."""
+    for number, operand, axes in _reads(matched):
+        atom = matched.program.equations[number].inputs[operand]
+        if not isinstance(atom, Literal):
+            yield from (matched.units[atom][axis] for axis in axes)
+    for _, units in matched.lengths:
+        yield from units
+    for bodies in matched.bodies.values():
+        for body in bodies:
+            yield from _read_units(body)
+
+
+def _masked(matched: Matched, gates: Made, leaves: Sequence[Value]) -> list[Value]:
+    """Evaluate a program whose readers leave pruned units out."""
     program = matched.program
-    # Made here, not where they are read, so that none belongs to the body of a checkpoint.
-    made: dict[bytes, jax.Array] = {}
-    reads: dict[int, tuple[int, list[tuple[int, jax.Array]]]] = {}
-    for each in matched.contractions:
-        atom = program.equations[each.equation].inputs[each.operand]
-        if isinstance(atom, Literal):
-            continue
-        axes = []
-        for axis in each.axis:
-            units = matched.units[atom][axis]
-            if (units >= 0).any():
-                if units.tobytes() not in made:
-                    made[units.tobytes()] = _gate_of(units, gates)
-                axes.append((axis, made[units.tobytes()]))
-        if axes:
-            reads[each.equation] = (each.operand, axes)
+    changes: dict[int, list[Change]] = {}
+    for number, change in _changes(matched, gates):
+        changes.setdefault(number, []).append(change)
+    inside = {
+        number: bodies for number, bodies in matched.bodies.items() if any(map(_is_changed, bodies))
+    }
 
     def step(number: int, operands: list[Value]) -> list[Value]:
-        if number in reads:
-            position, axes = reads[number]
-            for axis, gate in axes:
-                operands[position] = _multiply(operands[position], axis, gate)
+        for change in changes.get(number, ()):
+            change(operands)
+        if number in inside:
+            runs = [partial(_masked, body, gates) for body in inside[number]]
+            return run_bodies(program.equations[number], runs, operands)
         return program.equations[number].bind(*operands)
 
     def call(item: Call, operands: list[Value]) -> list[Value] | None:
-        if any(number in reads for number in range(item.first, item.last)):
+        if any(number in changes or number in inside for number in range(item.first, item.last)):
             return None
         return item.equation.bind(*operands)
 
     return evaluate(program, leaves, program.constants, step, call)
+
+
+def _is_changed(matched: Matched) -> bool:
+    """Tell whether a program reads any unit."""
+    return any((units >= 0).any() for units in _read_units(matched))
+
+
+def _reads(matched: Matched) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Yield equation, operand and axes of what is summed over."""
+    for each in matched.contractions:
+        yield each.equation, each.operand, each.axis
+    for reduction in matched.reductions:
+        yield reduction.equation, 0, reduction.axes
+
+
+def _changes(matched: Matched, gates: Made) -> Iterator[tuple[int, Change]]:
+    program = matched.program
+    for number, operand, axes in _reads(matched):
+        atom = program.equations[number].inputs[operand]
+        if isinstance(atom, Literal):
+            continue
+        units = {axis: matched.units[atom][axis] for axis in axes}
+        held = [(axis, gates[each.tobytes()]) for axis, each in units.items() if (each >= 0).any()]
+        if held:
+            name = program.equations[number].name
+            yield number, partial(_leave_out, name, operand, held)
+    for length, units_of in matched.lengths:
+        counts = [gates[units.tobytes()] for units in units_of]
+        yield length.equation, partial(_count, length, counts)
+
+
+def _leave_out(
+    name: str, position: int, held: list[tuple[int, jax.Array]], operands: list[Value]
+) -> None:
+    """Multiply by the gates, or fill with what does not matter to a reduction."""
+    operand = operands[position]
+    if name not in READERS:
+        for axis, gate in held:
+            operand = _multiply(operand, axis, gate)
+    else:
+        for axis, gate in held:
+            operand = _fill(name, operand, axis, gate)
+    operands[position] = operand
+
+
+def _fill(name: str, operand: jax.Array, axis: int, gate: jax.Array) -> jax.Array:
+    shape = [1] * operand.ndim
+    shape[axis] = len(gate)
+    gate = gate.reshape(shape)
+    if name == "reduce_sum" and jnp.issubdtype(operand.dtype, jnp.inexact):
+        # What is pruned may have overflowed (an exponential), as nothing has bounded it.
+        gone = (gate == 0) & ~jnp.isfinite(operand)
+        return jnp.where(gone, jnp.zeros_like(operand), operand * gate.astype(operand.dtype))
+    # Where all are gone, nothing is: there is no maximum of no units.
+    kept = is_kept(gate)
+    return jnp.where(kept | ~kept.any(), operand, _neutral(name, operand.dtype))
+
+
+def _neutral(name: str, dtype: jnp.dtype) -> jax.Array:
+    """Return what a reduction takes for nothing."""
+    if name in ("reduce_max", "reduce_min"):
+        if jnp.issubdtype(dtype, jnp.inexact):
+            value: object = -jnp.inf if name == "reduce_max" else jnp.inf
+        elif dtype == jnp.bool_:
+            value = name == "reduce_min"
+        else:
+            bounds = jnp.iinfo(dtype)
+            value = bounds.min if name == "reduce_max" else bounds.max
+    elif name == "reduce_prod":
+        value = 1
+    elif name == "reduce_and":
+        value = True if dtype == jnp.bool_ else -1
+    else:
+        value = 0
+    return jnp.asarray(value).astype(dtype)
+
+
+def _count(length: Length, counts: list[jax.Array], operands: list[Value]) -> None:
+    """Let a constant count the units that are kept."""
+    operand = jnp.asarray(operands[length.operand])
+    whole = math.prod(len(gate) for gate in counts)
+    kept = jnp.ones((), jnp.float32)
+    for gate in counts:
+        kept = kept * jnp.sum(gate)
+    # Of none there is no mean; and gates of one give the constant itself.
+    kept = jnp.where(kept > 0, kept, whole)
+    factor = jnp.where(kept == whole, 1.0, (kept / whole) ** length.exponent)
+    operands[length.operand] = (operand * factor.astype(operand.dtype)).astype(operand.dtype)
 
 
 def _gate_of(units: np.ndarray, gates: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from rlprune_jax.graph.memo import Memo
 from rlprune_jax.kept import is_kept
 from rlprune_jax.types import Gates
+
+if TYPE_CHECKING:
+    from rlprune_jax.graph.report import GraphReport
 
 PRODUCER, FOLLOWER, CONSUMER = "producer", "follower", "consumer"
 
@@ -57,19 +61,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Hold an out-axis whose units cannot be pruned, and why.
+    """Hold an axis that no unit owns, and why.
 
     Attributes:
-        path: of the weights.
-        axis: of them.
-        size: how many of the axis' units are not pruned.
-        reason: the first that was met.
+        path: of the variable.
+        axis: of it.
+        size: how many indices of the axis no unit owns.
+        reason: the first that was met, with the primitive and the line of the user's code.
+        role: ``"producer"``, ``"consumer"`` or ``"follower"``, as of a `Slot`.
     """
 
     path: str
     axis: int
     size: int
     reason: str
+    role: str = PRODUCER
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +91,8 @@ class Layer:
         makes: units that the weights produce, as in ``factors``.
         space: output height and width of a convolution, ``()`` of a dot.
         kernel: kernel height and width of a convolution, ``()`` of a dot.
+        runs: how often it runs for the batch that was traced: the length of the loops around it;
+            what depends on no input is counted once for every example.
     """
 
     name: str
@@ -94,6 +102,7 @@ class Layer:
     makes: tuple[np.ndarray, ...]
     space: tuple[int, ...]
     kernel: tuple[int, ...]
+    runs: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +113,13 @@ class Graph:
 
     Attributes:
         groups: in depth order.
-        frozen: out-axes of weights that cannot be pruned, with the reason.
+        frozen: every axis longer than one of every variable that no unit owns, with the reason.
         layers: the contractions, in the order of the program.
         variables: path -> ``jax.ShapeDtypeStruct`` of each variable.
         owners: path -> for each axis int32[size], the unit that owns each index, -1 for none.
         parameters: paths of the variables that count as parameters.
         batch: number of examples that the network was traced with.
+        remarks: what else to know, as a loop whose MACs are counted for one trip.
         programs: functions of the variables that were matched with the graph, so that none is
             traced twice.
     """
@@ -121,6 +131,7 @@ class Graph:
     owners: dict[str, tuple[np.ndarray, ...]]
     parameters: tuple[str, ...]
     batch: int
+    remarks: tuple[str, ...] = ()
     programs: Memo = field(default_factory=Memo, repr=False)
 
     @cached_property
@@ -156,7 +167,8 @@ class Graph:
 
     def __str__(self) -> str:
         parameters = sum(math.prod(self.variables[path].shape) for path in self.parameters)
-        macs = sum(math.prod(map(len, layer.factors)) for layer in self.layers) // self.batch
+        macs = sum(layer.runs * math.prod(map(len, layer.factors)) for layer in self.layers)
+        macs //= self.batch
         lines = [
             f"{len(self.groups)} groups with {self.units} units; "
             f"{parameters:,} parameters, {macs:,} MACs per example"
@@ -173,11 +185,27 @@ class Graph:
                 if group.slots_of(role)
             )
             lines.append(f"  {group.name:<{width}} {group.size:>5} units  {owned}")
-        if self.frozen:
+        makers = [axis for axis in self.frozen if axis.role == PRODUCER]
+        if makers:
             lines.append("frozen:")
-        for axis in self.frozen:
+        for axis in makers:
             lines.append(f"  {_short(axis.path)}[{axis.axis}] {axis.size} units: {axis.reason}")
+        if others := len(self.frozen) - len(makers):
+            lines.append(f"  and {others} other axes; graph.report() says why of each")
+        lines += [f"note: {remark}" for remark in self.remarks]
         return "\n".join(lines)
+
+    def report(self) -> "GraphReport":
+        """Return a table of what is frozen and why.
+
+        Print it, or let a notebook show it.
+        """
+        from rlprune_jax.graph.report import report_graph
+
+        return report_graph(self)
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()
 
 
 def _slot_text(slot: Slot) -> str:

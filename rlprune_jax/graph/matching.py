@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.keywords import Keywords, split_keywords, with_keywords
 from rlprune_jax.graph.memo import call_key
+from rlprune_jax.graph.moving import Permutation
 from rlprune_jax.graph.program import Literal, Program, trace_program
-from rlprune_jax.graph.walk import Contraction, Walk, walk
+from rlprune_jax.graph.reductions import Length, Reduction
+from rlprune_jax.graph.rules import Axes, Context
+from rlprune_jax.graph.walk import Walk, resolve, variable_axes, walk_with
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, PyTree, Variables
 
@@ -26,12 +30,31 @@ class Matched(NamedTuple):
         out_shape: pytree of ``jax.ShapeDtypeStruct`` that the function returns.
         units: for each slot and axis int32[size], the unit of each index, -1 for none.
         contractions: where units are summed over.
+        reductions: where units are read by a sum, a maximum and the like.
+        lengths: constants that count units, with the units of each axis that they count.
+        known: slot -> value, of indices that constants tell.
+        bodies: number of an equation -> its bodies; their structure of outputs is None.
+        permutations: number of a reshape -> how it permutes an axis split before.
+        between: number of an equation whose value lies between such a split and the reshape, and is
+            no array once units are gone -> slot and axis that were split. Nothing else reads it.
     """
 
     program: Program
     out_shape: PyTree
     units: list[tuple[np.ndarray, ...]]
     contractions: list[Contraction]
+    reductions: list[Reduction]
+    lengths: list[tuple[Length, tuple[np.ndarray, ...]]]
+    known: dict[int, np.ndarray]
+    bodies: "dict[int, tuple[Matched, ...]]"
+    permutations: dict[int, Permutation]
+    between: dict[int, tuple[int, int]]
+
+    def holds_units(self) -> bool:
+        """Tell whether any axis of any value has a unit."""
+        return any((ids >= 0).any() for axes in self.units for ids in axes) or any(
+            body.holds_units() for bodies in self.bodies.values() for body in bodies
+        )
 
 
 def match(
@@ -73,7 +96,7 @@ def remember(
     apply: Apply,
     graph: Graph,
     arguments: tuple[Variables, Inputs],
-    traced: tuple[Program, PyTree, Walk],
+    traced: tuple[Program, PyTree, Walk, Context],
 ) -> None:
     """Let a graph remember its own function.
 
@@ -81,12 +104,11 @@ def remember(
         apply: ``(variables, *inputs) -> outputs``.
         graph: of the network.
         arguments: variables and inputs.
-        traced: the program, what it returns and the walk over it.
+        traced: the program, what it returns, the walk over it and what that wrote to.
     """
-    program, out_shape, found = traced
+    program, out_shape, found, context = traced
     slots = dict(zip(flatten_with_paths(arguments[0]), program.inputs, strict=False))
-    units = _units_of(graph, found, slots)
-    matched = Matched(program, out_shape, units, found.contractions)
+    matched = _matched(program, out_shape, found, (_unit_of(graph, found, slots), context))
     _remember(apply, graph, _key(*arguments, split_keywords({})), matched)
 
 
@@ -112,14 +134,67 @@ def _match(
 ) -> Matched:
     program, out_shape = trace_program(function, variables, inputs, keywords.arrays)
     paths = list(flatten_with_paths(variables))
-    arguments = (inputs, keywords.arrays)
-    found = walk(_with_sizes(program, function, variables, arguments), len(paths))
-    units = _units_of(graph, found, dict(zip(paths, program.inputs, strict=False)))
-    return Matched(program, out_shape, units, found.contractions)
+    sized = _with_sizes(program, function, variables, (inputs, keywords.arrays))
+    context = Context()
+    axes = variable_axes(context, sized, len(paths))
+    _tie_units(context, graph, dict(zip(paths, axes, strict=True)))
+    found = walk_with(context, sized, axes)
+    context.equation = None
+    resolve(context, [found])
+    unit_of = _unit_of(graph, found, dict(zip(paths, program.inputs, strict=False)))
+    return _matched(program, out_shape, found, (unit_of, context))
 
 
-def _units_of(graph: Graph, found: Walk, slots: dict[str, int]) -> list[tuple[np.ndarray, ...]]:
-    """Return the units of every axis of every value, by the variables that hold them.
+def _tie_units(context: Context, graph: Graph, axes: Mapping[str, Axes]) -> None:
+    """Tie what each unit owns, and freeze the rest."""
+    nodes = context.nodes
+    firsts = np.full(graph.units, -1)
+    for path, arrays in axes.items():
+        for axis, (ids, owners) in enumerate(zip(arrays, graph.owners[path], strict=True)):
+            owned = owners >= 0
+            units, held = owners[owned], ids[owned]
+            new = firsts[units] < 0
+            firsts[units[new][::-1]] = held[new][::-1]
+            nodes.tie(held, firsts[units])
+            reason = f"they go with axis {axis} of {path!r}, which the graph does not prune"
+            nodes.freeze(ids[~owned], reason)
+
+
+def _matched(
+    program: Program, out_shape: PyTree, found: Walk, result: tuple[np.ndarray, Context]
+) -> Matched:
+    unit_of, context = result
+    unsettled = [id(tie.flat) for tie in context.reshapes.unsettled]
+    return Matched(
+        program=program,
+        out_shape=out_shape,
+        units=[tuple(unit_of[ids] for ids in axes) for axes in found.axes],
+        contractions=found.contractions,
+        reductions=found.reductions,
+        lengths=[
+            (each, tuple(unit_of[ids] for ids in each.counted))
+            for each in found.lengths
+            if any((unit_of[ids] >= 0).any() for ids in each.counted)
+        ],
+        known=found.known,
+        bodies={
+            number: tuple(
+                _matched(body, None, inner, result)
+                for body, inner in zip(program.equations[number].bodies, bodies, strict=True)
+            )
+            for number, bodies in found.bodies.items()
+        },
+        permutations=found.moves.permutations,
+        between={
+            number: (each.source, each.axis)
+            for number, each in found.moves.between.items()
+            if id(each.tie.flat) in unsettled
+        },
+    )
+
+
+def _unit_of(graph: Graph, found: Walk, slots: dict[str, int]) -> np.ndarray:
+    """Return the unit of every node, -1 for none.
 
     Args:
         graph: of the network.
@@ -134,25 +209,29 @@ def _units_of(graph: Graph, found: Walk, slots: dict[str, int]) -> list[tuple[np
     ]
     for _, _, roots, owners in held:
         unit_of[roots[owners >= 0]] = owners[owners >= 0]
-    single = np.asarray(graph.sizes, np.int32)[graph.group_of_unit] == 1
     for path, ids, roots, owners in held:
-        if not np.array_equal(unit_of[roots], owners):
-            raise ValueError(
-                f"apply couples units of {path!r} that the graph holds for separate; "
-                "trace the graph with this function"
-            )
-        odd = (owners >= 0) & ~single[owners] & found.nodes.frozen(ids)
+        odd = (owners >= 0) & found.nodes.frozen(ids)
         if odd.any():
             raise ValueError(
                 f"apply does with units of {path!r} what the function that the graph was traced "
-                f"with does not: {found.nodes.reason(int(ids[odd][0]))}; trace the graph with this "
-                "function, or do this outside of it"
+                f"with does not: {found.nodes.reason(int(ids[odd][0]))}; {_WAY_OUT}"
             )
-    unit_of = unit_of[found.nodes.find(np.arange(len(found.nodes)))]
-    return [tuple(unit_of[ids] for ids in axes) for axes in found.axes]
+        if not np.array_equal(unit_of[roots], owners):
+            raise ValueError(
+                f"apply couples units of {path!r} that the graph holds for separate; {_WAY_OUT}"
+            )
+    return unit_of[found.nodes.find(np.arange(len(found.nodes)))]
+
+
+_WAY_OUT = (
+    "trace one graph for both functions, trace_graph(apply, variables, x, apply_train=this one), "
+    "or do this outside of the network"
+)
 
 
 def _holds_tracers(program: Program) -> bool:
+    if any(_holds_tracers(body) for equation in program.equations for body in equation.bodies):
+        return True
     values = list(program.constants.values())
     values += [
         atom.value
@@ -182,12 +261,16 @@ def _with_sizes(
     if all(a is b for a, b in pairs):
         return program
     traced, _ = trace_program(function, variables, *concrete)
-    if [each.name for each in traced.equations] != [each.name for each in program.equations]:
+    if _names(traced) != _names(program):
         raise ValueError(
             "apply does something else for a batch of unknown size than for one of 2; "
             "export it with a batch size of its own"
         )
     return traced
+
+
+def _names(program: Program) -> list[object]:
+    return [(each.name, *map(_names, each.bodies)) for each in program.equations]
 
 
 def check_variables(graph: Graph, variables: Variables) -> None:

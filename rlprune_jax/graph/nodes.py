@@ -1,5 +1,8 @@
 """Union-find over the indices of array axes, which tells what goes together."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 INPUT = 0
@@ -22,8 +25,9 @@ class Nodes:
     def __init__(self) -> None:
         self._parent = np.zeros(1024, np.int64)
         self._reason = np.full(1024, _FREE)
+        self._generated = np.zeros(1024, bool)
         self._size = 0
-        self._reasons: list[str] = []
+        self._reasons: dict[str, int] = {}
         self.fresh(1)
         self.freeze(np.zeros(1, np.int64), "an input of the function")
 
@@ -37,9 +41,16 @@ class Nodes:
             room = max(self._size, 2 * len(self._parent)) - len(self._parent)
             self._parent = np.concatenate([self._parent, np.zeros(room, np.int64)])
             self._reason = np.concatenate([self._reason, np.full(room, _FREE)])
+            self._generated = np.concatenate([self._generated, np.zeros(room, bool)])
         ids = np.arange(start, self._size)
         self._parent[ids] = ids
         self._reason[ids] = _FREE
+        return ids
+
+    def generate(self, count: int) -> np.ndarray:
+        """Make nodes of a made-up axis, as by a broadcast."""
+        ids = self.fresh(count)
+        self._generated[ids] = True
         return ids
 
     def find(self, ids: np.ndarray) -> np.ndarray:
@@ -53,22 +64,46 @@ class Nodes:
         self._parent[ids] = roots
         return roots
 
-    def tie(self, first: np.ndarray, second: np.ndarray) -> None:
-        """Merge the classes of ``first[i]`` and ``second[i]`` for every i."""
+    def tie(self, first: np.ndarray, second: np.ndarray, how: Callable[[], str] = str) -> None:
+        """Merge the classes of ``first[i]`` and ``second[i]`` for every i.
+
+        A class that is tied to a frozen one is frozen, but not merged with it, so that the reason
+        of each says what froze it first.
+
+        Args:
+            first: id array.
+            second: id array of the same length.
+            how: says what ties them, for the reason of classes tied to an input.
+        """
         if first is second or np.array_equal(first, second):
             return
-        before = self.find(np.concatenate([first, second]))
         while True:
             first, second = self.find(first), self.find(second)
-            differ = first != second
+            free = [self._reason[each] == _FREE for each in (first, second)]
+            if (mixed := free[0] != free[1]).any():
+                roots = np.where(free[0], first, second)[mixed]
+                causes = np.where(free[0], self._reason[second], self._reason[first])[mixed]
+                for cause in np.unique(causes)[::-1].tolist():
+                    self._reason[roots[causes == cause]] = self._passed_on(cause, how)
+                continue
+            differ = free[0] & (first != second)
             if not differ.any():
-                break
+                return
             # Where a class repeats, one assignment wins and the next round ties what is left.
             self._parent[np.maximum(first, second)[differ]] = np.minimum(first, second)[differ]
-        # Only now, as a class may have been absorbed through several others in one round.
-        np.minimum.at(self._reason, self.find(before), self._reason[before])
 
-    def freeze(self, ids: np.ndarray, reason: str) -> None:
+    def _passed_on(self, cause: int, how: Callable[[], str]) -> int:
+        """Return the number of the reason of what is tied to a frozen class."""
+        if cause or not (means := how()):
+            return cause
+        return self._number(f"{next(iter(self._reasons))}, to which {means} ties it")
+
+    def _number(self, reason: str) -> int:
+        if reason not in self._reasons:
+            self._reasons[reason] = len(self._reasons)
+        return self._reasons[reason]
+
+    def freeze(self, ids: np.ndarray, reason: str | Callable[[], str]) -> None:
         """Forbid the pruning of nodes, for a reason.
 
         Of a class's reasons the one that came up first is kept.
@@ -76,9 +111,7 @@ class Nodes:
         roots = np.unique(self.find(ids))
         roots = roots[self._reason[roots] == _FREE]
         if roots.size:
-            if reason not in self._reasons:
-                self._reasons.append(reason)
-            self._reason[roots] = self._reasons.index(reason)
+            self._reason[roots] = self._number(reason if isinstance(reason, str) else reason())
 
     def frozen(self, ids: np.ndarray) -> np.ndarray:
         """Tell which nodes must not be pruned, bool[len(ids)]."""
@@ -87,4 +120,30 @@ class Nodes:
     def reason(self, node: int) -> str:
         """Return why a node is frozen, or the empty string."""
         number = self._reason[self.find(np.asarray([node]))[0]]
-        return "" if number == _FREE else self._reasons[number]
+        return "" if number == _FREE else list(self._reasons)[number]
+
+    def census(self, marked: np.ndarray) -> "Census":
+        """Count the classes as they are now.
+
+        Args:
+            marked: float64[nodes], how much each node adds to `Census.marks`.
+        """
+        roots = self.find(np.arange(self._size))
+        counts = np.bincount(roots, minlength=self._size)
+        made_up = np.bincount(roots, weights=self._generated[: self._size], minlength=self._size)
+        marks = np.bincount(roots, weights=marked, minlength=self._size)
+        return Census(counts[roots], (made_up == counts)[roots], marks[roots])
+
+
+class Census(NamedTuple):
+    """Count what is in the class of each node.
+
+    Attributes:
+        sizes: int64[nodes], nodes in the class.
+        generated: bool[nodes], whether all of them were made up by broadcasts and the like.
+        marks: float64[nodes], sum of what was asked about.
+    """
+
+    sizes: np.ndarray
+    generated: np.ndarray
+    marks: np.ndarray

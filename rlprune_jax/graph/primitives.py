@@ -18,6 +18,15 @@ REDUCTIONS = frozenset(
 )
 """Read every index of ``axes`` and drop these axes."""
 
+READERS = REDUCTIONS - {"argmax", "argmin"}
+"""Reductions that leave pruned units out; the place of an extreme depends on all of them."""
+
+SCATTERS = frozenset(
+    """scatter scatter-add scatter_add scatter-sub scatter_sub scatter-mul scatter_mul scatter-min
+    scatter_min scatter-max scatter_max""".split()  # noqa: SIM905
+)
+"""Write windows of their last operand into the first, at the places in the second."""
+
 COLLECTIVES = frozenset(["psum", "pmax", "pmin"])
 """Reduce each operand over ``axes``, which a ``vmap`` over a named axis has made axes of arrays."""
 
@@ -31,6 +40,10 @@ WINDOWED = frozenset(
 
 CONVOLUTIONS = frozenset(["conv_general_dilated", "rlprune_convolution"])
 """Contract input channels with a kernel; ours is always NHWC, HWIO to NHWC."""
+
+
+RAGGED = frozenset(["ragged_dot", "ragged_dot_general"])
+"""Contract with the weights of the group that a row belongs to."""
 
 
 def convolution_axes(

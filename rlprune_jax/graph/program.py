@@ -1,6 +1,11 @@
 """A traced function as one flat list of equations, calls inlined."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -26,6 +31,8 @@ _KEPT = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
 """Calls that mean more than their body: what is stored for the gradient, or what it is."""
+_BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
+"""Where the bodies of loops and choices stand among the parameters."""
 
 
 Value: TypeAlias = Any
@@ -38,17 +45,44 @@ Aval: TypeAlias = Any
 """Shape and dtype of a value, as JAX keeps them."""
 
 
+_FRAMEWORKS = ("jax", "jaxlib", "flax", "equinox", "haiku", "keras", "jaxtyping", "numpy")
+_OWN = ("graph", "workflow", "costs", "units", "cli")
+
+
+@cache
+def _passed_over(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the beginnings of files whose lines are not the user's.
+
+    Those are of some libraries, of what traces here, and of what wraps functions.
+    """
+    libraries = [
+        os.path.dirname(spec.origin)
+        for name in names
+        if (spec := importlib.util.find_spec(name)) is not None and spec.origin
+    ]
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    own = [os.path.join(package, room) for room in _OWN]
+    standard = [contextlib.__file__, functools.__file__]
+    return (*(each + os.sep for each in [*libraries, *own]), *standard, "<")
+
+
 class Equation(NamedTuple):
     """Hold one application of a primitive.
 
-    Operands are value slots, or literals carried in place.
-
-    Without a source it is the identity, which gives values new slots.
+    Attributes:
+        source: equation of the jaxpr; None for the identity, which gives values new slots.
+        inputs: slots of values, or literals carried in place.
+        outputs: slots.
+        bodies: programs with slots of their own: the body of a ``scan``, condition and body of a
+            ``while``, the branches of a ``cond``.
+        callers: equations of the calls around it, the innermost last.
     """
 
     source: Any
     inputs: tuple[Atom, ...]
     outputs: tuple[int, ...]
+    bodies: "tuple[Program, ...]" = ()
+    callers: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,6 +93,23 @@ class Equation(NamedTuple):
     def params(self) -> dict[str, Any]:
         """Return the static parameters of the primitive."""
         return {} if self.source is None else self.source.params
+
+    @property
+    def place(self) -> str:
+        """Return file, line and function of the user's code.
+
+        It is "" where JAX keeps none."""
+        # What JAX' own functions are made of is told by where they are called, and a framework's
+        # layer by the user's line that calls it, where there is one.
+        sources = [source for source in (self.source, *reversed(self.callers)) if source]
+        tracebacks = [source.source_info.traceback for source in sources]
+        frames = [frame for each in tracebacks if each is not None for frame in each.frames]
+        for passed_over in (_passed_over(_FRAMEWORKS), _passed_over(_FRAMEWORKS[:2])):
+            for frame in frames:
+                if not frame.file_name.startswith(passed_over):
+                    file = os.path.basename(frame.file_name)
+                    return f"{file}:{frame.line_num} ({frame.function_name})"
+        return ""
 
     def bind(self, *operands: Value, **changed: object) -> list[Value]:
         """Apply the primitive, with some of its parameters changed."""
@@ -133,11 +184,15 @@ def trace_program(function: Callable[..., PyTree], *args: PyTree) -> tuple[Progr
         as a pytree of ``jax.ShapeDtypeStruct``.
     """
     closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    builder = _Builder()
+    return _program(closed), out_shape
+
+
+def _program(closed: jex_core.ClosedJaxpr, callers: tuple[Any, ...] = ()) -> Program:
+    builder = _Builder(callers)
     inputs = [builder.new_slot(var.aval) for var in closed.jaxpr.invars]
     body: list[int | Call] = []
     outputs = builder.inline(closed.jaxpr, closed.consts, list(inputs), body)
-    program = Program(
+    return Program(
         tuple(inputs),
         builder.constants,
         builder.equations,
@@ -145,11 +200,18 @@ def trace_program(function: Callable[..., PyTree], *args: PyTree) -> tuple[Progr
         builder.avals,
         tuple(body),
     )
-    return program, out_shape
+
+
+def _bodies(eqn: jex_core.JaxprEqn, callers: tuple[Any, ...]) -> tuple[Program, ...]:
+    """Return the programs that a loop or a choice runs."""
+    found = [eqn.params[each] for each in _BODIES.get(eqn.primitive.name, ())]
+    closed = [each for part in found for each in (part if isinstance(part, tuple) else (part,))]
+    return tuple(_program(each, (*callers, eqn)) for each in closed)
 
 
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, callers: tuple[Any, ...]) -> None:
+        self.callers = callers
         self.avals: list[Aval] = []
         self.constants: dict[int, Value] = {}
         self.equations: list[Equation] = []
@@ -190,21 +252,31 @@ class _Builder:
             inputs = [read(atom) for atom in eqn.invars]
             name = eqn.primitive.name
             if name in _INLINED:
-                outputs = self.inline(*_opened(eqn.params[_INLINED[name]]), inputs, body)
+                with self._inside(eqn):
+                    outputs = self.inline(*_opened(eqn.params[_INLINED[name]]), inputs, body)
             elif name in _KEPT:
                 outputs = self._call(eqn, inputs, body)
             else:
                 outputs = [self.new_slot(var.aval) for var in eqn.outvars]
-                self._add(Equation(eqn, tuple(inputs), tuple(outputs)), body)
+                bodies = _bodies(eqn, self.callers)
+                self._add(Equation(eqn, tuple(inputs), tuple(outputs), bodies, self.callers), body)
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    @contextlib.contextmanager
+    def _inside(self, eqn: jex_core.JaxprEqn) -> Iterator[None]:
+        """Name a call as the caller of what is added meanwhile."""
+        before, self.callers = self.callers, (*self.callers, eqn)
+        yield
+        self.callers = before
 
     def _call(
         self, eqn: jex_core.JaxprEqn, inputs: list[Atom], body: list[int | Call]
     ) -> list[Atom]:
         first = len(self.equations)
         inner: list[int | Call] = []
-        results = self.inline(*_opened(eqn.params[_KEPT[eqn.primitive.name]]), inputs, inner)
+        with self._inside(eqn):
+            results = self.inline(*_opened(eqn.params[_KEPT[eqn.primitive.name]]), inputs, inner)
         # Slots of its own, as a call may hand on an argument with another derivative.
         outputs = [self.new_slot(var.aval) for var in eqn.outvars]
         self._add(Equation(None, tuple(results), tuple(outputs)), inner)

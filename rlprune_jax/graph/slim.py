@@ -1,10 +1,16 @@
 """The slim network, its cut variables and any function of them."""
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.graph.bodies import run_bodies
+from rlprune_jax.graph.cutting import Alive, cut, is_cut, spread
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.matching import (
     Matched,
@@ -13,8 +19,11 @@ from rlprune_jax.graph.matching import (
     flat_arguments,
     match,
 )
-from rlprune_jax.graph.program import Atom, Call, Literal, Value, evaluate
-from rlprune_jax.graph.specialise import Alive, cut, is_cut, specialise, spread
+from rlprune_jax.graph.moving import Permutation
+from rlprune_jax.graph.program import Atom, Call, Equation, Literal, Program, Value, evaluate
+from rlprune_jax.graph.reductions import Length
+from rlprune_jax.graph.rules import Picked, picked
+from rlprune_jax.graph.specialise import pick, specialise
 from rlprune_jax.graph.widths import check_widths, kept_units, widths_to_kept
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
@@ -24,6 +33,11 @@ def compact(
     graph: Graph, variables: Variables, gates: Gates, *, opt_state: PyTree = None
 ) -> PyTree:
     """Cut every variable to the units that ``gates`` keep.
+
+    Arrays keep their dtype and their place. One under a ``NamedSharding`` is cut shard by shard and
+    never gathered on a device; the slim one has the same mesh and ``PartitionSpec``. An axis whose
+    slim size is no multiple of its number of parts is divided by fewer mesh axes, at worst by none;
+    widths rounded to a multiple (``units.round_gates``) stay divided.
 
     Args:
         graph: of the network.
@@ -43,7 +57,8 @@ def compact(
         ValueError: gates or variables do not fit the graph, a gate is neither 0 nor 1, a group
             would lose all its units, a leaf of ``opt_state`` goes with a variable that is cut but
             has another shape (factored moments), or one of two axes or more goes with no variable
-            (the state of another network).
+            (the state of another network). Or shards are held by other processes: cut inside of
+            ``jax.jit``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -144,19 +159,18 @@ def respecialise(apply: Apply, graph: Graph, gates: Gates | None = None) -> Appl
         kept = widths_to_kept(graph, variables) if gates is None else kept_units(graph, gates)
         check_widths(graph, variables, kept)
         matched = match(apply, graph, dense_variables(graph, variables), inputs, keywords)
-        alive = [tuple(kept[each] for each in units) for units in matched.units]
         if gates is None:
-            _check_places(matched, alive)
+            _check_places(matched, kept)
             _check_order(graph, matched, kept)
-        outputs = _evaluate(matched, flat_arguments(variables, inputs, keywords), alive)
+        outputs = _evaluate(matched, kept, flat_arguments(variables, inputs, keywords))
         return jax.tree.unflatten(jax.tree.structure(matched.out_shape), outputs)
 
     return slim_apply
 
 
-def _check_places(matched: Matched, alive: list[Alive]) -> None:
+def _check_places(matched: Matched, kept: np.ndarray) -> None:
     """Refuse programs that treat one unit otherwise than its neighbour."""
-    program = matched.program
+    program, alive = matched.program, alive_of(matched, kept)
     placed = [
         slot
         for equation in program.equations
@@ -170,6 +184,17 @@ def _check_places(matched: Matched, alive: list[Alive]) -> None:
             "apply holds a constant whose entries belong to single units; pass the gates: "
             "respecialise(apply, graph, gates)"
         )
+    for bodies in matched.bodies.values():
+        for body in bodies:
+            _check_places(body, kept)
+
+
+def _all_units(matched: Matched) -> Iterator[np.ndarray]:
+    """Yield the units of every axis, those inside of bodies too."""
+    yield from (axis for axes in matched.units for axis in axes)
+    for bodies in matched.bodies.values():
+        for body in bodies:
+            yield from _all_units(body)
 
 
 def _check_order(graph: Graph, matched: Matched, kept: np.ndarray) -> None:
@@ -180,7 +205,7 @@ def _check_order(graph: Graph, matched: Matched, kept: np.ndarray) -> None:
     """
     layouts = [_ranks(graph, choice) for choice in _choices(graph, kept)]
     seen = set()
-    for units in (axis for axes in matched.units for axis in axes):
+    for units in _all_units(matched):
         if len(units) < 2 or units.tobytes() in seen:
             continue
         seen.add(units.tobytes())
@@ -228,44 +253,138 @@ def _varies(value: Value, alive: Alive) -> bool:
     )
 
 
-def _evaluate(matched: Matched, leaves: list[Value], alive: list[Alive]) -> list[Value]:
-    program = matched.program
-    constants = {slot: cut(value, alive[slot]) for slot, value in program.constants.items()}
+def alive_of(matched: Matched, kept: np.ndarray) -> list[Alive]:
+    """Return for each slot and axis which indices are kept.
 
-    def alive_of(atoms: tuple[Atom, ...]) -> list[Alive]:
-        return [() if isinstance(atom, Literal) else alive[atom] for atom in atoms]
+    Args:
+        matched: the program.
+        kept: bool[units + 1], which units remain; the last entry is True.
+    """
+    return [tuple(kept[units] for units in axes) for axes in matched.units]
 
-    changed = [
-        any(map(is_cut, alive_of((*equation.inputs, *equation.outputs))))
-        for equation in program.equations
-    ]
-    contracting = {
-        each.equation
-        for each in matched.contractions
-        if any(map(is_cut, alive_of(program.equations[each.equation].inputs)))
-    }
 
-    def step(number: int, operands: list[Value]) -> list[Value]:
-        equation = program.equations[number]
-        if not changed[number]:
+class SlimStep:
+    """Evaluate one equation of a program on slim operands.
+
+    Args:
+        matched: the program.
+        kept: bool[units + 1], which units remain; the last entry is True.
+    """
+
+    def __init__(self, matched: Matched, kept: np.ndarray) -> None:
+        self._matched, self._kept = matched, kept
+        self.alive = alive_of(matched, kept)
+        self._permuted = {
+            number: each
+            for number, each in matched.permutations.items()
+            if not self.alive[each.source][each.axis].all()
+        }
+        self.program = _with_sources(matched.program, self._permuted)
+        self._between = {
+            number
+            for number, (slot, axis) in matched.between.items()
+            if not self.alive[slot][axis].all()
+        }
+        self._factors = {
+            length.equation: (length, _factor(length, units, kept))
+            for length, units in matched.lengths
+            if not all(kept[each].all() for each in units)
+        }
+        self.changed = [
+            number in self._factors
+            or any(map(is_cut, self._alive(equation.inputs) + self._alive(equation.outputs)))
+            for number, equation in enumerate(self.program.equations)
+        ]
+        readers = [each.equation for each in matched.contractions]
+        readers += [each.equation for each in matched.reductions]
+        self.mixing = {
+            number
+            for number in readers
+            if any(map(is_cut, self._alive(self.program.equations[number].inputs)))
+        } | set(self._factors)
+
+    def _alive(self, atoms: Sequence[Atom]) -> list[Alive]:
+        return [() if isinstance(atom, Literal) else self.alive[atom] for atom in atoms]
+
+    def __call__(self, number: int, operands: list[Value]) -> list[Value]:
+        """Return the slim outputs of equation ``number``."""
+        matched = self._matched
+        equation = self.program.equations[number]
+        if number in self._between:
+            return [None] * len(equation.outputs)
+        if number in self._permuted:
+            return [_permute(operands[0], self._permuted[number], self.alive)]
+        if not self.changed[number]:
             return equation.bind(*operands)
-        return specialise(equation, operands, alive_of(equation.inputs), alive_of(equation.outputs))
+        if number in self._factors:
+            length, factor = self._factors[number]
+            constant = jnp.asarray(operands[length.operand])
+            operands = list(operands)
+            operands[length.operand] = jnp.asarray(constant * factor, constant.dtype)
+        if equation.bodies:
+            runs = [partial(_evaluate, body, self._kept) for body in matched.bodies[number]]
+            return run_bodies(equation, runs, operands)
+        inputs, outputs = self._alive(equation.inputs), self._alive(equation.outputs)
+        if equation.name == "gather" and (places := self._places(equation, inputs)) is not None:
+            return [pick(equation, operands[0], *places, inputs[0])]
+        return specialise(equation, operands, inputs, outputs)
+
+    def _places(self, equation: Equation, inputs: list[Alive]) -> Picked | None:
+        known = {
+            position: self._matched.known[atom]
+            for position, atom in enumerate(equation.inputs)
+            if not isinstance(atom, Literal) and atom in self._matched.known
+        }
+        places = picked(equation, known, tuple(map(len, inputs[0])))
+        return places if places is not None and not inputs[0][places[0]].all() else None
+
+
+def _with_sources(program: Program, permuted: Mapping[int, Permutation]) -> Program:
+    """Return a program in which what permutes an axis reads the value it takes it from."""
+    if not permuted:
+        return program
+    equations = list(program.equations)
+    for number, each in permuted.items():
+        equations[number] = equations[number]._replace(inputs=(each.source,))
+    return program._replace(equations=equations)
+
+
+def _permute(value: Value, permutation: Permutation, alive: list[Alive]) -> Value:
+    """Take the kept units of a permuted axis from the value that has them in order."""
+    kept = alive[permutation.source][permutation.axis]
+    places = (np.cumsum(kept) - 1)[permutation.places][kept[permutation.places]]
+    return jnp.transpose(jnp.take(value, places, axis=permutation.axis), permutation.order)
+
+
+def _factor(length: Length, units: tuple[np.ndarray, ...], kept: np.ndarray) -> float:
+    """Return what a constant that counts units is multiplied by."""
+    shares = [kept[each].sum() / len(each) for each in units]
+    return float(math.prod(shares)) ** length.exponent
+
+
+def _evaluate(matched: Matched, kept: np.ndarray, leaves: Sequence[Value]) -> list[Value]:
+    step = SlimStep(matched, kept)
+    program = step.program
+    constants = {slot: cut(value, step.alive[slot]) for slot, value in program.constants.items()}
 
     def call(item: Call, operands: list[Value]) -> list[Value] | None:
         body = range(item.first, item.last)
-        if not any(changed[number] for number in body):
+        if not any(step.changed[number] for number in body):
             return item.equation.bind(*operands)
-        if item.is_remat or any(number in contracting for number in body):
+        if item.is_remat or any(number in step.mixing for number in body):
+            return None
+        if any(program.equations[number].bodies for number in body):
             return None
         if _is_relu(item):
             return [jax.nn.relu(operands[0])]
+
+        def alive(atoms: tuple[Atom, ...]) -> list[Alive]:
+            return [() if isinstance(atom, Literal) else step.alive[atom] for atom in atoms]
+
         # The rule of its gradient knows the dense shape alone; units do not mix here.
-        inputs = alive_of(item.equation.inputs)
-        dense = item.equation.bind(*map(spread, operands, inputs))
-        return [
-            cut(value, each)
-            for value, each in zip(dense, alive_of(item.equation.outputs), strict=True)
-        ]
+        dense = item.equation.bind(*map(spread, operands, alive(item.equation.inputs)))
+        outputs = alive(item.equation.outputs)
+        return [cut(value, each) for value, each in zip(dense, outputs, strict=True)]
 
     return evaluate(program, leaves, constants, step, call)
 

@@ -2,16 +2,13 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from rlprune_jax.graph import primitives
+from rlprune_jax.graph.cutting import Alive, cut, is_cut
 from rlprune_jax.graph.program import Equation, Value
-
-Alive = tuple[np.ndarray, ...]
-"""For each axis of the dense array bool[size]: which indices are still there."""
 
 Size = int
 """Of an axis; symbolic ones (``jax.export``) are handed on as they are."""
@@ -47,32 +44,6 @@ def specialise(
     return equation.bind(*operands)
 
 
-def is_cut(alive: Alive) -> bool:
-    """Return whether some index of some axis is gone."""
-    return any(not each.all() for each in alive)
-
-
-def cut(value: Value, alive: Alive) -> Value:
-    """Take the indices of an array that are still there."""
-    for axis, each in enumerate(alive):
-        if not each.all():
-            places = np.flatnonzero(each)
-            if isinstance(value, jax.core.Tracer):
-                value = jnp.take(value, places, axis=axis)
-            else:
-                # On the host, as XLA would compile one program for every shape.
-                value = np.take(np.asarray(value), places, axis=axis)
-    return value if isinstance(value, jax.core.Tracer) else jnp.asarray(value)
-
-
-def spread(value: Value, alive: Alive) -> Value:
-    """Undo a cut with kept indices in gone places."""
-    for axis, each in enumerate(alive):
-        if not each.all():
-            value = jnp.take(value, np.maximum(np.cumsum(each) - 1, 0), axis=axis)
-    return value
-
-
 def _sizes(alive: Alive, dense: tuple[Size, ...]) -> tuple[Size, ...]:
     """Return the sizes of a slim array.
 
@@ -103,7 +74,11 @@ def _broadcast(equation: Equation, operands: list, inputs: list, outputs: list) 
 
 @_register("reshape")
 def _reshape(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
-    return [lax.reshape(operands[0], _out_sizes(equation, outputs[0]))]
+    sizes = _out_sizes(equation, outputs[0])
+    if any(isinstance(size, int) and size == 0 for size in sizes):
+        # An axis of size one that the reshape adds, and whose one unit is gone.
+        return [jnp.zeros(sizes, operands[0].dtype)]
+    return [lax.reshape(operands[0], sizes)]
 
 
 @_register("iota")
@@ -176,6 +151,29 @@ def _gather(equation: Equation, operands: list, inputs: list, outputs: list) -> 
         for size, alive in zip(equation.params["slice_sizes"], inputs[0], strict=True)
     )
     return equation.bind(*operands, slice_sizes=sizes)
+
+
+def pick(equation: Equation, value: Value, axis: int, places: np.ndarray, alive: Alive) -> Value:
+    """Take places of one axis, of which some are gone.
+
+    Args:
+        equation: a ``gather`` that permutes or selects.
+        value: slim array.
+        axis: of it.
+        places: int[...], of the dense axis.
+        alive: which indices the array still has.
+    """
+    wanted = alive[axis][places]
+    ranks = (np.cumsum(alive[axis]) - 1)[places]
+    # What is gone of a block of places is gone along one of its axes.
+    others = [tuple(set(range(places.ndim)) - {i}) for i in range(places.ndim)]
+    shape = [int(wanted.any(each).sum()) for each in others]
+    taken = jnp.take(value, ranks[wanted].reshape(shape), axis=axis)
+    offsets = equation.params["dimension_numbers"].offset_dims
+    block = list(range(axis, axis + places.ndim))
+    rest = [i for i in range(taken.ndim) if i not in block]
+    order = [rest.pop(0) if i in offsets else block.pop(0) for i in range(taken.ndim)]
+    return jnp.transpose(taken, order)
 
 
 @_register("dynamic_slice")

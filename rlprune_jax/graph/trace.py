@@ -13,7 +13,8 @@ from rlprune_jax.graph.groups import CONSUMER, FOLLOWER, PRODUCER, Frozen, Graph
 from rlprune_jax.graph.matching import remember
 from rlprune_jax.graph.nodes import Nodes
 from rlprune_jax.graph.program import Literal, Program, trace_program
-from rlprune_jax.graph.walk import Walk, walk
+from rlprune_jax.graph.rules import Context
+from rlprune_jax.graph.walk import Walk, resolve, variable_axes, walk_with
 from rlprune_jax.pytree import flatten_with_paths, is_key
 from rlprune_jax.types import Apply, ApplyTrain, Variables
 
@@ -41,8 +42,9 @@ def trace_graph(
             batch size does: the graph holds for others.
         ignore: regular expressions; variables whose path one of them matches from some place on
             (``re.search``) keep their shapes, and all units that own a part of them stay.
-        apply_train: the same network in training mode. Needed where only training reads a variable,
-            such as the hidden averages of Haiku's batch norm; these are then cut along.
+        apply_train: the same network in training mode, so that the graph holds for both. Needed
+            where only training reads a variable, such as the hidden averages of Haiku's batch norm,
+            or reads units that evaluation does not.
 
     Returns:
         The graph; ``print`` shows groups, what they own, and what is frozen and why.
@@ -71,52 +73,30 @@ def trace_graph(
                 "apply put the rest back, as with equinox.partition or flax.nnx.split"
             )
     program, out_shape = trace_program(apply, variables, *inputs)
-    found = walk(program, len(structure))
+    context = Context()
+    shared = variable_axes(context, program, len(structure))
+    found = walk_with(context, program, shared)
+    context.equation = None
     for atom in program.outputs:
         if not isinstance(atom, Literal):
             for ids in found.axes[atom]:
                 found.nodes.freeze(ids, "an output of the function")
+    walks = [found]
     if apply_train is not None:
-        _tie_unread(program, found, apply_train, (variables, *inputs))
+        # On the same nodes: what training ties and reads counts as what evaluation does.
+        training, _ = trace_program(apply_train, variables, *inputs)
+        walks.append(walk_with(context, training, shared))
     for path, expression in _ignored(structure, ignore).items():
         for ids in found.axes[program.inputs[list(structure).index(path)]]:
             found.nodes.freeze(ids, f"ignored by {expression!r}")
+    resolve(context, walks)
     graph = _gather(program, found, structure, _batch_size(inputs))
     if not graph.groups:
         raise ValueError(
             "nothing in this network can be pruned: every axis is frozen\n" + str(graph)
         )
-    remember(apply, graph, (variables, inputs), (program, out_shape, found))
+    remember(apply, graph, (variables, inputs), (program, out_shape, found, context))
     return graph
-
-
-def _tie_unread(
-    program: Program, found: Walk, apply_train: ApplyTrain, arguments: tuple[Any, ...]
-) -> None:
-    """Tie variables that only training reads to the units that training ties them to."""
-    atoms = [*program.outputs, *(atom for each in program.equations for atom in each.inputs)]
-    read = {atom for atom in atoms if not isinstance(atom, Literal)}
-    count = len(jax.tree.leaves(arguments[0]))
-    unread = [slot for slot in program.inputs[:count] if slot not in read and found.axes[slot]]
-    if not unread:
-        return
-    training, _ = trace_program(apply_train, *arguments)
-    beside = walk(training, count)
-    node_of: dict[int, int] = {}
-    later: list[tuple[np.ndarray, np.ndarray]] = []
-    for slot, other in zip(program.inputs[:count], training.inputs[:count], strict=True):
-        for ids, others in zip(found.axes[slot], beside.axes[other], strict=True):
-            free = ~beside.nodes.frozen(others)
-            ids, roots = ids[free], beside.nodes.find(others)[free]
-            if slot in unread:
-                later.append((ids, roots))
-            else:
-                node_of.update(zip(roots.tolist(), ids.tolist(), strict=True))
-    for ids, roots in later:
-        known = np.asarray([root in node_of for root in roots.tolist()], bool)
-        if known.any():
-            nodes = np.asarray([node_of[root] for root in roots[known].tolist()])
-            found.nodes.tie(ids[known], nodes)
 
 
 def _ignored(structure: dict[str, Any], ignore: Sequence[str] | str) -> dict[str, str]:
@@ -145,7 +125,9 @@ def _batch_size(inputs: tuple[Any, ...]) -> int:
     return np.shape(leaves[0])[0]
 
 
-_UNREAD = "no convolution or dot reads it"
+_UNREAD = "no convolution, dot or reduction reads it"
+_UNMADE = "no convolution or dot makes it"
+_LONE = "one unit alone, and a group keeps at least one"
 
 Key = tuple[str, int]
 """Path and axis of a variable; for a factor of a contraction ``""`` and its number."""
@@ -159,19 +141,10 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
         for axis, ids in enumerate(found.axes[slot])
     }
     names = _names(structure)
-    marks = _Marks(found, axis_ids, names)
+    contractions = list(found.all_contractions())
+    marks = _Marks(found, contractions, axis_ids, names)
     holders = {int(ids[0]): names[path] for (path, _), ids in axis_ids.items() if len(ids)}
-    groups: list[Group] = []
-    unit_of = np.full(len(nodes), -1, np.int32)
-    first = 0
-    for roots, keys in _coupled(found, axis_ids):
-        unit_of[roots] = first + np.arange(len(roots))
-        slots = tuple(_slot(nodes, axis_ids[key], key, marks, unit_of, first) for key in keys)
-        name = marks.name(keys)
-        repeats = sum(each.name.split("#")[0] == name for each in groups)
-        name += f"#{repeats + 1}" if repeats else ""
-        groups.append(Group(name, len(roots), first, slots))
-        first += len(roots)
+    groups, unit_of = _groups(found, contractions, axis_ids, marks)
 
     def owners(ids: np.ndarray) -> np.ndarray:
         return unit_of[nodes.find(ids)]
@@ -183,22 +156,29 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
     return Graph(
         groups=tuple(groups),
         frozen=tuple(
-            Frozen(path, axis, len(kept), nodes.reason(int(kept[0])) or _UNREAD)
+            Frozen(
+                path=path,
+                axis=axis,
+                size=len(kept),
+                reason=nodes.reason(int(kept[0])) or _why_unowned((path, axis), marks),
+                role=marks.role((path, axis)),
+            )
             for (path, axis), ids in axis_ids.items()
-            if (path, axis) in marks.produced and len(kept := ids[owners(ids) < 0])
+            if len(ids) > 1 and len(kept := ids[owners(ids) < 0])
         ),
         layers=tuple(
             Layer(
-                name=_layer_name(program, each, holders, found),
+                name=_layer_name(each, holders),
                 kind=each.kind,
                 factors=tuple(map(owners, each.multiplied)),
                 reads=tuple(map(owners, each.consumed)),
                 makes=tuple(map(owners, each.produced)),
                 space=each.space,
                 kernel=each.kernel,
+                runs=each.times * (1 if each.depends else batch),
             )
-            for each in found.contractions
-            if each.multiplied
+            for each in contractions
+            if each.multiplied and each.times
         ),
         variables=shapes,
         owners={
@@ -207,7 +187,40 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
         },
         parameters=_parameters(shapes),
         batch=batch,
+        remarks=tuple(dict.fromkeys(found.all_remarks())),
     )
+
+
+def _groups(
+    found: Walk,
+    contractions: list[Contraction],
+    axis_ids: dict[Key, np.ndarray],
+    marks: "_Marks",
+) -> tuple[list[Group], np.ndarray]:
+    """Return the groups, and int32[nodes], the unit of each class, -1 for none.
+
+    A group of one unit, which nothing can prune, is frozen.
+    """
+    nodes = found.nodes
+    groups: list[Group] = []
+    unit_of = np.full(len(nodes), -1, np.int32)
+    first = 0
+    for roots, keys in _coupled(found, contractions, axis_ids):
+        if len(roots) == 1:
+            nodes.freeze(np.asarray(roots), _LONE)
+            continue
+        unit_of[roots] = first + np.arange(len(roots))
+        slots = tuple(_slot(nodes, axis_ids[key], key, marks, unit_of, first) for key in keys)
+        name = marks.name(keys)
+        repeats = sum(each.name.split("#")[0] == name for each in groups)
+        name += f"#{repeats + 1}" if repeats else ""
+        groups.append(Group(name, len(roots), first, slots))
+        first += len(roots)
+    return groups, unit_of
+
+
+def _why_unowned(key: Key, marks: "_Marks") -> str:
+    return _UNREAD if key in marks.produced else _UNMADE
 
 
 def _parameters(shapes: dict[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
@@ -226,14 +239,20 @@ class _Marks:
     Told by nodes, not classes: an axis keeps its own nodes through moves and casts.
     """
 
-    def __init__(self, found: Walk, axis_ids: dict[Key, np.ndarray], names: dict[str, str]) -> None:
+    def __init__(
+        self,
+        found: Walk,
+        contractions: list[Contraction],
+        axis_ids: dict[Key, np.ndarray],
+        names: dict[str, str],
+    ) -> None:
         self._names = names
-        never = len(found.contractions)
+        never = len(contractions)
         made, read = (np.full(len(found.nodes), never) for _ in range(2))
         for number in reversed(range(never)):
-            for ids in found.contractions[number].produced:
+            for ids in contractions[number].produced:
                 made[ids] = number
-            for ids in found.contractions[number].consumed:
+            for ids in contractions[number].consumed:
                 read[ids] = number
         firsts = {key: int(made[ids].min(initial=never)) for key, ids in axis_ids.items()}
         self.produced = {key: first for key, first in firsts.items() if first < never}
@@ -252,16 +271,18 @@ class _Marks:
         return self._names[path]
 
 
-def _coupled(found: Walk, axis_ids: dict[Key, np.ndarray]) -> list[tuple[list[int], list[Key]]]:
+def _coupled(
+    found: Walk, contractions: list[Contraction], axis_ids: dict[Key, np.ndarray]
+) -> list[tuple[list[int], list[Key]]]:
     """Group the prunable classes that hold the same axes; return their roots and those axes.
 
-    Prunable is what is not frozen, produced by one contraction and consumed by another. Factors of
-    contractions are compared too, so that all units of a group count alike.
+    Prunable is what is not frozen, produced by one contraction and consumed by another, or by a
+    reduction. Factors of contractions are compared too, so that all units of a group count alike.
     """
     nodes = found.nodes
-    produced = [ids for each in found.contractions for ids in each.produced]
-    consumed = [ids for each in found.contractions for ids in each.consumed]
-    factors = [ids for each in found.contractions for ids in each.multiplied]
+    produced = [ids for each in contractions for ids in each.produced]
+    consumed = [ids for axes in found.reads() for ids in axes]
+    factors = [ids for each in contractions for ids in each.multiplied]
     made = _roots(nodes, produced)
     prunable = np.zeros(len(nodes), bool)
     prunable[made] = True
@@ -332,20 +353,13 @@ def _names(structure: dict[str, Any]) -> dict[str, str]:
     return {path: name(path) for path in structure}
 
 
-def _layer_name(
-    program: Program, contraction: Contraction, holders: dict[int, str], found: Walk
-) -> str:
+def _layer_name(contraction: Contraction, holders: dict[int, str]) -> str:
     """Name a contraction by the variable whose nodes its weights carry.
 
     Args:
-        program: that the contraction is part of.
         contraction: to name.
         holders: first node of each axis of each variable -> name of the variable's layer.
-        found: the walk over the program.
     """
-    if contraction.weight is None:
-        return contraction.kind
-    atom = program.equations[contraction.equation].inputs[contraction.weight]
-    carried = sorted(int(ids[0]) for ids in found.axes[atom] if len(ids))
+    carried = sorted(int(ids[0]) for ids in contraction.carried if len(ids))
     shared = Counter(holders[node] for node in carried if node in holders)
     return shared.most_common(1)[0][0] if shared else contraction.kind

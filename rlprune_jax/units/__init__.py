@@ -1,4 +1,4 @@
-"""Gates, scores and descriptors of groups of units, and structured SAP.
+"""Gates, scores, descriptors and repair of groups of units, and structured SAP.
 
 Gates come from widths (``keep_first``), scores (``keep_best``) or other gates (``round_gates``);
 ``widths`` counts what they keep. A unit is kept where its gate is at least 0.5 (``is_kept``).
@@ -15,6 +15,7 @@ from rlprune_jax.units.gates import (
     smallest_gates,
     widths,
 )
+from rlprune_jax.units.repair import fold_means, repair
 from rlprune_jax.units.scores import (
     UNIT_SCORES,
     group_scores,
@@ -33,6 +34,7 @@ __all__ = [
     "FEATURES",
     "UNIT_SCORES",
     "GroupSparsity",
+    "fold_means",
     "group_scores",
     "group_sparsity",
     "is_kept",
@@ -43,6 +45,7 @@ __all__ = [
     "magnitude_scores",
     "random_scores",
     "rank",
+    "repair",
     "round_gates",
     "smallest_gates",
     "structured_sap",

@@ -33,8 +33,8 @@ def layer_descriptors(graph: Graph) -> np.ndarray:
         f32[G, 9], one row per group in depth order, one column per name in ``FEATURES``.
     """
     units = [np.arange(group.first, group.first + group.size) for group in graph.groups]
-    params = _fractions(graph, [graph.owners[path] for path in graph.parameters])
-    macs = _fractions(graph, [layer.factors for layer in graph.layers])
+    params = _fractions(graph, [(1, graph.owners[path]) for path in graph.parameters])
+    macs = _fractions(graph, [(layer.runs, layer.factors) for layer in graph.layers])
     rows = []
     for number, group in enumerate(graph.groups):
         makers = [
@@ -65,12 +65,14 @@ def layer_descriptors(graph: Graph) -> np.ndarray:
     return np.asarray(rows, np.float32)
 
 
-def _fractions(graph: Graph, products: list[tuple[np.ndarray, ...]]) -> np.ndarray:
-    total = sum(math.prod(map(len, axes)) for axes in products)
+def _fractions(graph: Graph, products: list[tuple[int, tuple[np.ndarray, ...]]]) -> np.ndarray:
+    total = sum(times * math.prod(map(len, axes)) for times, axes in products)
     fractions = []
     for group in graph.groups:
         alive = np.ones(graph.units + 1, bool)
         alive[group.first : group.first + group.size] = False
-        left = sum(math.prod(int(alive[axis].sum()) for axis in axes) for axes in products)
+        left = sum(
+            times * math.prod(int(alive[axis].sum()) for axis in axes) for times, axes in products
+        )
         fractions.append(1 - left / max(total, 1))
     return np.asarray(fractions)

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from hypothesis import strategies as st
 
 ACTIVATIONS = {
@@ -29,7 +30,12 @@ def _simple_steps() -> st.SearchStrategy[Step]:
         st.tuples(st.just("grouped"), st.tuples(st.sampled_from([2, 4]), st.integers(1, 3))),
         st.tuples(st.just("depthwise"), st.integers(1, 2)),
         st.tuples(st.just("activation"), st.sampled_from(sorted(ACTIVATIONS))),
-        st.tuples(st.just("norm"), st.sampled_from(["batch", "group", "layer", "instance"])),
+        st.tuples(
+            st.just("norm"),
+            st.sampled_from(
+                ["batch", "group", "layer", "instance", "rms", "unit", "softmax", "whole"]
+            ),
+        ),
         st.tuples(st.just("pool"), st.sampled_from(["max", "avg", "same"])),
         st.tuples(st.just("excite"), st.integers(1, 3)),
         st.tuples(st.just("gate"), st.none()),
@@ -40,6 +46,10 @@ def _simple_steps() -> st.SearchStrategy[Step]:
         st.tuples(st.just("scale"), st.none()),
         st.tuples(st.just("attention"), st.integers(1, 2)),
         st.tuples(st.just("mix"), st.integers(1, 2)),
+        st.tuples(st.just("heads"), st.sampled_from(["indexed", "repeated", "moved"])),
+        st.tuples(st.just("loop"), st.sampled_from(["scan", "recurrent", "map"])),
+        st.tuples(st.just("permute"), st.sampled_from(["gather", "reverse", "repeat", "depth"])),
+        st.tuples(st.just("branch"), st.booleans()),
         st.tuples(st.just("fold"), st.none()),
     )
 
@@ -101,8 +111,39 @@ def _run(step: Step, x: jax.Array, train: bool) -> jax.Array:
             return nn.GroupNorm(num_groups=2 if channels % 2 == 0 else 1)(x)
         case "norm" if option == "instance":
             return nn.GroupNorm(num_groups=None, group_size=1)(x)
+        case "norm" if option == "rms":
+            return nn.RMSNorm()(x)
+        case "norm" if option == "unit":
+            return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6) * channels**0.5
+        case "norm" if option == "softmax":
+            return nn.softmax(x, axis=-1) * channels
+        case "norm" if option == "whole":
+            return nn.GroupNorm(num_groups=1)(x)
         case "norm":
             return nn.LayerNorm()(x)
+        case "heads":
+            return _attend(option, x)
+        case "loop":
+            return _loop(option, x)
+        case "permute" if option == "gather":
+            return x[..., np.random.default_rng(channels).permutation(channels)]
+        case "permute" if option == "reverse":
+            return x[..., ::-1]
+        case "permute" if option == "repeat":
+            return jnp.repeat(x, 2, axis=-1)
+        case "permute" if channels % 4 == 0:
+            parts = x.reshape(*x.shape[:3], 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+            return parts.reshape(len(x), 2 * x.shape[1], 2 * x.shape[2], channels // 4)
+        case "branch":
+            first, second = (nn.Dense(channels)(x) for _ in range(2))
+            chosen = jax.lax.cond(
+                jnp.asarray(option),
+                lambda a, b: jnp.tanh(a),
+                lambda a, b: a + b.max(-1, keepdims=True),
+                first,
+                second,
+            )
+            return x + chosen
         case "pool":
             if option == "same":
                 return nn.max_pool(x, (3, 3), padding="SAME")
@@ -139,21 +180,63 @@ def _run(step: Step, x: jax.Array, train: bool) -> jax.Array:
             return parts.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, 4 * channels)
         case "residual":
             branch = _run_all(option, x, train)
+            if branch.shape[1] > x.shape[1]:
+                return branch
             if branch.shape != x.shape:
                 x = nn.Conv(branch.shape[-1], (1, 1))(_shrink(x, branch.shape))
             return x + branch
         case "product":
             branch = _run_all(option, x, train)
+            if branch.shape[1] > x.shape[1]:
+                return branch
             if branch.shape != x.shape:
                 x = nn.Conv(branch.shape[-1], (1, 1))(_shrink(x, branch.shape))
             return x * jnp.tanh(branch)
         case "concat":
             branch = _run_all(option, x, train)
+            if branch.shape[1] > x.shape[1]:
+                return branch
             return jnp.concatenate([_shrink(x, branch.shape), branch], axis=-1)
         case "remat":
             return nn.remat(_Body, static_argnums=(2,))(option)(x, train)
         case _:
             return x
+
+
+def _attend(kind: str, x: jax.Array) -> jax.Array:
+    """Attend with two heads of width two, written in one of the usual ways."""
+    positions = x.reshape(len(x), -1, x.shape[-1])
+    length = positions.shape[1]
+    if kind == "indexed":
+        parts = nn.Dense(12)(positions).reshape(len(x), length, 3, 2, 2)
+        query, key, value = (parts[:, :, i] for i in range(3))
+    else:
+        query = nn.Dense(4)(positions).reshape(len(x), length, 2, 2)
+        key, value = (nn.Dense(2)(positions).reshape(len(x), length, 1, 2) for _ in range(2))
+        if kind == "moved":
+            key, value = (nn.Dense(4)(positions).reshape(len(x), length, 2, 2) for _ in range(2))
+        else:
+            key, value = (jnp.repeat(each, 2, axis=2) for each in (key, value))
+    weights = nn.softmax(jnp.einsum("bthd,bshd->bhts", query, key) / 2**0.5, axis=-1)
+    read = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(len(x), length, 4)
+    return nn.Dense(x.shape[-1])(read).reshape(x.shape) + x
+
+
+class _Step(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
+        return x + nn.Dense(x.shape[-1])(jnp.tanh(nn.Dense(3)(nn.LayerNorm()(x)))), None
+
+
+def _loop(kind: str, x: jax.Array) -> jax.Array:
+    if kind == "scan":
+        options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 2}
+        return nn.scan(_Step, **options)()(x, None)[0]
+    if kind == "recurrent":
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        return x + nn.RNN(nn.GRUCell(x.shape[-1]))(rows).reshape(x.shape)
+    kernel = nn.Dense(3)(x)
+    return jnp.concatenate([x, jax.lax.map(lambda row: jnp.tanh(row) * row.max(), kernel)], -1)
 
 
 class _Body(nn.Module):

@@ -135,9 +135,9 @@ def test_equinox_heads_and_hidden_units():
     tokens = jnp.array([[1, 2, 3], [4, 5, 10]])
     graph = trace_graph(apply, variables, tokens)
     # A flat projection split into heads: a head goes as a whole.
-    assert groups_of(graph) == {"attention/query_proj": 2, "up": 5}
+    assert groups_of(graph) == {"attention/query_proj": 2, "embedding": 8, "up": 5}
     frozen = {each.path: each.reason for each in graph.frozen}
-    assert frozen["embedding/weight"].startswith("read whole by 'reduce_sum'")
+    assert frozen["embedding/weight"].startswith("looked up by 'gather'")
     gates = random_gates(graph, 0)
     slim = compact(graph, variables, gates)
     assert isinstance(slim, Attention)
@@ -152,12 +152,12 @@ class Convolutional(eqx.Module):
     def __init__(self, key):
         keys = jax.random.split(key, 5)
         self.layers = [
-            eqx.nn.Conv2d(2, 6, 3, padding=1, key=keys[0]),
-            eqx.nn.GroupNorm(3, 6),
-            eqx.nn.Conv2d(6, 6, 3, groups=6, padding=1, key=keys[1]),
+            eqx.nn.Conv2d(2, 12, 3, padding=1, key=keys[0]),
+            eqx.nn.GroupNorm(6, 12),
+            eqx.nn.Conv2d(12, 12, 3, groups=12, padding=1, key=keys[1]),
             eqx.nn.MaxPool2d(2, 2),
         ]
-        first, second = (eqx.nn.Linear(6, 6, key=key) for key in keys[2:4])
+        first, second = (eqx.nn.Linear(12, 12, key=key) for key in keys[2:4])
         self.shared = eqx.nn.Shared(
             (first, second), lambda pair: pair[1].weight, lambda pair: pair[0].weight
         )
@@ -180,6 +180,7 @@ def test_equinox_channels_first_with_shared_weights():
     graph = trace_graph(apply, variables, x)
     # Rows 0 to 2 of the shared weights make outputs, so the units they make and those read by the
     # weights (each of which is both) stay for these; norm groups hold two channels.
+    assert graph.sizes == (4,)
     for seed in range(3):
         gates = random_gates(graph, seed)
         slim = compact(graph, variables, gates)

@@ -47,7 +47,7 @@ def weight_norm(v, x):
     return jnp.tanh(x @ (v["a"] / jnp.linalg.norm(v["a"], axis=0))) @ v["c"]
 
 
-@case({}, {"a": draw(6, 8), "c": draw(8, 2)})
+@case({"a": 8}, {"a": draw(6, 8), "c": draw(8, 2)})
 def weight_norm_rows(v, x):
     scaled = v["a"] / jnp.linalg.norm(v["a"], axis=1, keepdims=True)
     return jnp.tanh(x @ scaled) @ v["c"]
@@ -73,12 +73,12 @@ def bilinear(v, x):
     return ((x @ v["a"]) @ (x @ v["b"]).T) @ (x @ v["c"])
 
 
-@case({}, {"a": draw(6, 4), "b": draw(6, 8), "c": draw(32, 2)})
+@case({"a": 4}, {"a": draw(6, 4), "b": draw(6, 8), "c": draw(32, 2)})
 def outer_flat(v, x):
     return ((x @ v["a"])[:, :, None] * (x @ v["b"])[:, None, :]).reshape(3, -1) @ v["c"]
 
 
-@case({"b": 4}, {"a": draw(6, 4), "b": draw(6, 4), "c": draw(4, 2)})
+@case({"a": 4, "b": 4}, {"a": draw(6, 4), "b": draw(6, 4), "c": draw(4, 2)})
 def outer_sum(v, x):
     return ((x @ v["a"])[:, :, None] * (x @ v["b"])[:, None, :]).sum(1) @ v["c"]
 
@@ -183,20 +183,20 @@ def tiled(v, x):
     return jnp.tile(h, (1, 2)) @ v["c"]
 
 
-@case({}, {"a": draw(6, 4), "c": draw(8, 2)})
+@case({"a": 4}, {"a": draw(6, 4), "c": draw(8, 2)})
 def repeated(v, x):
     h = jnp.tanh(x @ v["a"])
     return jnp.repeat(h, 2, axis=1) @ v["c"]
 
 
-@case({}, {"a": draw(6, 4), "c": draw(8, 2)})
+@case({"a": 2}, {"a": draw(6, 4), "c": draw(8, 2)})
 def unstacked(v, x):
     h = jnp.tanh(x @ v["a"]).reshape(3, 2, 2)
     a, b = jnp.unstack(h, axis=1)
     return jnp.concatenate([a, b, a, b], 1) @ v["c"]
 
 
-@case({"a": 1, "c": 8}, {"a": draw(6, 1), "c": draw(1, 8), "d": draw(8, 2)})
+@case({"c": 8}, {"a": draw(6, 1), "c": draw(1, 8), "d": draw(8, 2)})
 def size_one(v, x):
     return jnp.tanh((x @ v["a"]) @ v["c"]) @ v["d"]
 
@@ -262,7 +262,7 @@ def logsumexp(v, x):
     return (h - jax.nn.logsumexp(h, axis=0)) @ v["c"]
 
 
-@case({}, {"a": draw(6, 8), "c": draw(8, 2)})
+@case({"a": 8}, {"a": draw(6, 8), "c": draw(8, 2)})
 def softmax_units(v, x):
     return jax.nn.softmax(x @ v["a"]) @ v["c"]
 

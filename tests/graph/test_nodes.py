@@ -41,9 +41,12 @@ def test_classes_and_freezes_are_those_of_naive_union_find(operations):
     every = np.arange(COUNT + 1)
     roots = nodes.find(every)
     for i in range(COUNT + 1):
-        assert set(np.flatnonzero(roots == roots[i]).tolist()) == class_of(i)
         assert nodes.frozen(every)[i] == bool(class_of(i) & frozen)
         assert bool(nodes.reason(i)) == nodes.frozen(every)[i]
+        # What is frozen is not merged with what froze it.
+        if not nodes.frozen(every)[i]:
+            assert set(np.flatnonzero(roots == roots[i]).tolist()) == class_of(i)
+            assert nodes.census(np.ones(COUNT + 1)).sizes[i] == len(class_of(i))
 
 
 def test_a_freeze_reaches_a_class_absorbed_through_another_in_the_same_call():
@@ -72,3 +75,13 @@ def test_growth_keeps_what_was_tied():
     assert len(nodes) == 5004
     assert nodes.find(first)[0] == nodes.find(first)[1] != nodes.find(first)[2]
     assert nodes.find(more)[-1] == nodes.find(first)[2]
+
+
+def test_a_class_tied_to_an_input_says_what_tied_it_and_others_keep_the_first_cause():
+    nodes = Nodes()
+    a, b, c = nodes.fresh(3)
+    nodes.tie(np.array([INPUT, c]), np.array([a, b]), lambda: "'add' at here")
+    assert nodes.reason(a) == "an input of the function, to which 'add' at here ties it"
+    nodes.freeze(np.array([b]), "mixed by 'sort'")
+    nodes.tie(np.array([c]), np.array([a]), lambda: "'mul' at there")
+    assert nodes.reason(c) == "mixed by 'sort'"

@@ -1,0 +1,201 @@
+"""Repaired networks against least squares in float64, layer by layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import freeze
+from networks import (
+    DenseNetwork,
+    ResidualNetwork,
+    SeparableNetwork,
+    images,
+    random_gates,
+    random_like,
+    random_variables,
+)
+
+from rlprune_jax import compact, gated, ones_gates, respecialise, trace_graph
+from rlprune_jax.models import create_model, model_functions
+from rlprune_jax.units import fold_means, repair
+
+
+def mlp(variables, x):
+    x = jnp.tanh(x @ variables["a"] + variables["bias"])
+    x = jnp.tanh(x @ variables["b"] - variables["mean"])
+    return x @ variables["c"]
+
+
+SHAPES = {"a": (4, 8), "bias": (8,), "b": (8, 7), "mean": (7,), "c": (7, 3)}
+
+
+@pytest.fixture(scope="module")
+def small():
+    shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
+    variables = random_like(shapes)
+    x = jax.random.normal(jax.random.key(3), (60, 4))
+    graph = trace_graph(mlp, variables, x)
+    return graph, variables, x, random_gates(graph, 4)
+
+
+def least_squares(features, target, weights, ridge, with_bias):
+    """Weights and bias in float64, damped towards ``weights``."""
+    centre = features.mean(0) * with_bias
+    residual = target - features @ weights
+    damping = ridge * np.square(features - centre).sum(0)
+    damping = damping.sum() / max((np.square(features).sum(0) > 0).sum(), 1)
+    size = features.shape[1]
+    system = np.vstack([features - centre, np.sqrt(damping) * np.eye(size)])
+    wanted = residual - residual.mean(0) * with_bias
+    right = np.vstack([wanted, np.zeros((size, wanted.shape[1]))])
+    change = np.linalg.lstsq(system, right, rcond=None)[0]
+    return weights + change, (residual - features @ change).mean(0) * with_bias
+
+
+def test_layers_are_refitted_one_after_the_other(small):
+    graph, variables, x, gates = small
+    repaired = repair(mlp, graph, variables, gates, (x,), ridge=0.01)
+    v = {name: np.asarray(value, np.float64) for name, value in variables.items()}
+    a, b = (np.asarray(gates[name], np.float64) for name in "ab")
+    assert 0 < a.sum() < len(a) and 0 < b.sum() < len(b)
+    first = np.tanh(np.asarray(x, np.float64) @ v["a"] + v["bias"])
+    dense = first @ v["b"]
+    weights, bias = least_squares(first * a, dense, v["b"], 0.01, True)
+    np.testing.assert_allclose(repaired["b"], weights, atol=1e-4)
+    np.testing.assert_allclose(repaired["mean"], v["mean"] - bias, atol=1e-4)
+    second = np.tanh((first * a) @ weights + bias - v["mean"])
+    target = np.tanh(dense - v["mean"]) @ v["c"]
+    weights, _ = least_squares(second * b, target, v["c"], 0.01, False)
+    np.testing.assert_allclose(repaired["c"], weights, atol=2e-4)
+    # Before the first gate nothing changes; nor do weights that read what is gone.
+    for name in ("a", "bias"):
+        np.testing.assert_array_equal(repaired[name], variables[name])
+    np.testing.assert_array_equal(repaired["b"][a == 0], variables["b"][a == 0])
+    np.testing.assert_array_equal(repaired["c"][b == 0], variables["c"][b == 0])
+
+
+def test_folding_means_moves_biases_alone(small):
+    graph, variables, x, gates = small
+    folded = fold_means(mlp, graph, variables, gates, (x,))
+    first = jnp.tanh(x @ variables["a"] + variables["bias"])
+    gone = (first * (1 - gates["a"])) @ variables["b"]
+    np.testing.assert_allclose(folded["mean"], variables["mean"] - gone.mean(0), atol=1e-5)
+    for name in "abc":
+        np.testing.assert_array_equal(folded[name], variables[name])
+
+
+def test_with_all_gates_one_nothing_changes(small):
+    graph, variables, x, _ = small
+    for repaired in (
+        repair(mlp, graph, variables, ones_gates(graph), (x,)),
+        fold_means(mlp, graph, variables, ones_gates(graph), (x,)),
+    ):
+        for name in SHAPES:
+            np.testing.assert_allclose(repaired[name], variables[name], atol=1e-5)
+
+
+def test_many_gates_are_repaired_in_one_call(small):
+    graph, variables, x, _ = small
+    drawn = [random_gates(graph, seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *gates: jnp.stack(gates), *drawn)
+    one = jax.jit(lambda gates: repair(mlp, graph, variables, gates, (x,)))
+    together = jax.jit(jax.vmap(one))(stacked)
+    for number, gates in enumerate(drawn):
+        jax.tree.map(
+            lambda all_of, each, n=number: np.testing.assert_allclose(all_of[n], each, atol=1e-4),
+            together,
+            one(gates),
+        )
+
+
+def networks():
+    return [
+        create_model("cnn", 3, widths=(4, 5, 6)),
+        ResidualNetwork(),
+        DenseNetwork(),
+        SeparableNetwork(),
+    ]
+
+
+@pytest.mark.parametrize("module", networks(), ids=lambda module: type(module).__name__)
+def test_networks_come_closer_to_the_dense_one(module):
+    functions = model_functions(module)
+    x = images(24)
+    variables = random_variables(module, x)
+    graph = trace_graph(functions.apply, variables, x)
+    gates = random_gates(graph, 1)
+
+    @jax.jit
+    def errors(variables):
+        masked = gated(functions.apply, graph)
+        repaired = repair(functions.apply, graph, variables, gates, (x,))
+        folded = fold_means(functions.apply, graph, variables, gates, (x,))
+        dense = functions.apply(variables, x)
+        found = [
+            jnp.square(masked(each, gates, x) - dense).mean()
+            for each in (variables, folded, repaired)
+        ]
+        return found, repaired
+
+    (plain, folded, least), repaired = errors(variables)
+    assert least < 0.6 * plain and least < folded
+    assert jax.tree.map(np.shape, repaired) == jax.tree.map(np.shape, variables)
+    slim = compact(graph, repaired, gates)
+    thin = jax.jit(respecialise(functions.apply, graph, gates))(slim, x)
+    masked = jax.jit(gated(functions.apply, graph))(repaired, gates, x)
+    np.testing.assert_allclose(thin, masked, atol=1e-3)
+
+
+def test_a_tied_weight_stays_and_the_others_are_refitted():
+    def apply(variables, x):
+        hidden = jnp.tanh(jnp.tanh(x @ variables["tied"]) @ variables["free"])
+        return hidden @ variables["tied"].T
+
+    shapes = {"tied": (4, 6), "free": (6, 6)}
+    variables = random_like({k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()})
+    x = jax.random.normal(jax.random.key(0), (50, 4))
+    graph = trace_graph(apply, variables, x)
+    repaired = repair(apply, graph, variables, random_gates(graph, 0), (x,))
+    np.testing.assert_array_equal(repaired["tied"], variables["tied"])
+    assert np.abs(repaired["free"] - variables["free"]).max() > 1e-3
+
+
+def test_the_kind_of_the_variables_stays(small):
+    graph, variables, x, gates = small
+    low = freeze({name: leaf.astype(jnp.bfloat16) for name, leaf in variables.items()})
+    repaired = repair(mlp, graph, low, gates, (x.astype(jnp.bfloat16),))
+    assert type(repaired) is type(low)
+    assert {leaf.dtype for leaf in jax.tree.leaves(repaired)} == {jnp.dtype(jnp.bfloat16)}
+    exact = repair(mlp, graph, variables, gates, (x,))
+    assert np.abs(np.asarray(repaired["b"], np.float32) - exact["b"]).max() < 0.1
+
+
+def test_inputs_that_are_all_zero_change_nothing_but_stay_finite():
+    def apply(variables, x):
+        return jnp.tanh(x @ variables["a"]) @ variables["b"]
+
+    variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+    x = jnp.zeros((4, 3))
+    graph = trace_graph(apply, variables, x)
+    repaired = repair(apply, graph, variables, {"a": jnp.array([1.0, 0, 0, 1, 0])}, (x,), ridge=0)
+    jax.tree.map(np.testing.assert_array_equal, repaired, variables)
+
+
+@pytest.mark.parametrize("function", [repair, fold_means])
+def test_no_examples_are_refused(small, function):
+    graph, variables, x, gates = small
+    with pytest.raises(ValueError, match=r"inputs=\[\(0, 4\)\] must be arrays that hold examples"):
+        function(mlp, graph, variables, gates, (x[:0],))
+    with pytest.raises(ValueError, match=r"inputs=\[\] must be arrays that hold examples"):
+        function(mlp, graph, variables, gates, ())
+    with pytest.raises(ValueError, match=r"inputs=.* must be the tuple .*; pass \(x,\)"):
+        function(mlp, graph, variables, gates, x)
+
+
+def test_bad_gates_and_ridges_are_refused(small):
+    graph, variables, x, gates = small
+    for ridge in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="ridge="):
+            repair(mlp, graph, variables, gates, (x,), ridge=ridge)
+    with pytest.raises(ValueError, match=r"missing: \['b'\]"):
+        repair(mlp, graph, variables, {"a": gates["a"]}, (x,))
