@@ -20,7 +20,7 @@ class ConvNeXt(nn.Module):
 
     Use it to prune a convolutional network that has layer norms and layer scale. Patches, stages of
     blocks with a strided convolution between them, the mean over pixels, norm and a linear head.
-    The hidden units of the blocks are what pruning can remove.
+    The channels of each stage and the hidden units of each block are what pruning can remove.
 
     Attributes:
         num_classes: outputs of the head.

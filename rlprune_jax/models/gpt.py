@@ -15,8 +15,9 @@ class GPT(nn.Module):
 
     Use it to prune a language model. Embeddings of tokens and of learned positions, blocks of
     attention and MLP behind layer norms, a last norm, and the embedding of tokens once more to give
-    the logits. Heads, the width of queries and keys, that of values, and the hidden units of the
-    MLPs are axes of their own in the kernels, so each is a unit that pruning can remove.
+    the logits. The width of the embedding, heads, the width of queries and keys, that of values,
+    and the hidden units of the MLPs are axes of their own in the kernels, so each is a unit that
+    pruning can remove.
 
     Attributes:
         num_classes: tokens of the vocabulary.

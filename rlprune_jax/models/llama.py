@@ -16,9 +16,10 @@ class Llama(nn.Module):
 
     Use it to prune a language model as they are written now: RMS norms, rotary positions, several
     queries for each head of keys and values, a gated MLP, an embedding that also gives the logits,
-    and one program for all layers. Key-value heads, queries of each, the width of queries and
-    keys (by pairs, which are turned together), that of values, and the hidden units of the MLPs are
-    axes of their own in the kernels, so each is a unit that pruning can remove.
+    and one program for all layers. The width of the embedding, key-value heads, queries of each,
+    the width of queries and keys (by pairs, which are turned together), that of values, and the
+    hidden units of the MLPs are axes of their own in the kernels, so each is a unit that pruning
+    can remove. Layers in one program have one width.
 
     Attributes:
         num_classes: tokens of the vocabulary.

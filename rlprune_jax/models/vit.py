@@ -17,8 +17,8 @@ class VisionTransformer(nn.Module):
     """Classify images by attention between patches.
 
     Use it to prune attention. Patches, a class token, learned positions, blocks of attention and
-    MLP, norm and a linear head. Heads, the width of queries and keys, that of values, and hidden
-    units of the MLPs are what pruning can remove; the embedding is read whole by every layer norm.
+    MLP, norm and a linear head. The width of the embedding, heads, the width of queries and keys,
+    that of values, and hidden units of the MLPs are what pruning can remove.
 
     Attributes:
         num_classes: outputs of the head.
