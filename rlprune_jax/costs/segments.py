@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rlprune_jax.graph import primitives
-from rlprune_jax.graph.cutting import Alive, cut
+from rlprune_jax.graph.cutting import cut
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.matching import Matched
 from rlprune_jax.graph.program import Equation, Literal, Program

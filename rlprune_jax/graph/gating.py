@@ -88,9 +88,19 @@ Made = Mapping[bytes, jax.Array]
 
 
 def _evaluate(matched: Matched, leaves: list[Value], gates: jax.Array) -> list[Value]:
+    return _masked(masked_steps(matched, gates), leaves)
+
+
+def masked_steps(matched: Matched, gates: jax.Array) -> "MaskedSteps":
+    """Return the steps of the masked network.
+
+    Args:
+        matched: program of the network.
+        gates: f32[units + 1], as ``flat_gates`` gives them.
+    """
     # Made here, not where they are read, so that none belongs to the body of a loop or checkpoint.
     axes = {units.tobytes(): units for units in _read_units(matched)}
-    return _masked(matched, {key: _gate_of(units, gates) for key, units in axes.items()}, leaves)
+    return MaskedSteps(matched, {key: _gate_of(units, gates) for key, units in axes.items()})
 
 
 def _read_units(matched: Matched) -> Iterator[np.ndarray]:
@@ -106,26 +116,50 @@ def _read_units(matched: Matched) -> Iterator[np.ndarray]:
             yield from _read_units(body)
 
 
-def _masked(matched: Matched, gates: Made, leaves: Sequence[Value]) -> list[Value]:
+class MaskedSteps:
+    """Evaluate equations one by one, leaving pruned units out."""
+
+    def __init__(self, matched: Matched, gates: Made) -> None:
+        self.program = matched.program
+        self._gates = gates
+        self._changes: dict[int, list[Change]] = {}
+        for number, change in _changes(matched, gates):
+            self._changes.setdefault(number, []).append(change)
+        self._inside = {
+            number: bodies
+            for number, bodies in matched.bodies.items()
+            if any(map(_is_changed, bodies))
+        }
+
+    def is_changed(self, number: int) -> bool:
+        """Tell whether an equation reads units, or its bodies do."""
+        return number in self._changes or number in self._inside
+
+    def read(self, number: int, operands: list[Value]) -> list[Value]:
+        """Return the operands as the masked network reads them."""
+        operands = list(operands)
+        for change in self._changes.get(number, ()):
+            change(operands)
+        return operands
+
+    def bind(self, number: int, operands: list[Value]) -> list[Value]:
+        """Evaluate an equation on operands that ``read`` gave."""
+        equation = self.program.equations[number]
+        if number not in self._inside:
+            return equation.bind(*operands)
+        steps = [MaskedSteps(body, self._gates) for body in self._inside[number]]
+        return run_bodies(equation, [partial(_masked, each) for each in steps], operands)
+
+
+def _masked(steps: MaskedSteps, leaves: Sequence[Value]) -> list[Value]:
     """Evaluate a program whose readers leave pruned units out."""
-    program = matched.program
-    changes: dict[int, list[Change]] = {}
-    for number, change in _changes(matched, gates):
-        changes.setdefault(number, []).append(change)
-    inside = {
-        number: bodies for number, bodies in matched.bodies.items() if any(map(_is_changed, bodies))
-    }
+    program = steps.program
 
     def step(number: int, operands: list[Value]) -> list[Value]:
-        for change in changes.get(number, ()):
-            change(operands)
-        if number in inside:
-            runs = [partial(_masked, body, gates) for body in inside[number]]
-            return run_bodies(program.equations[number], runs, operands)
-        return program.equations[number].bind(*operands)
+        return steps.bind(number, steps.read(number, operands))
 
     def call(item: Call, operands: list[Value]) -> list[Value] | None:
-        if any(number in changes or number in inside for number in range(item.first, item.last)):
+        if any(map(steps.is_changed, range(item.first, item.last))):
             return None
         return item.equation.bind(*operands)
 

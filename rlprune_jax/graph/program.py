@@ -98,7 +98,8 @@ class Equation(NamedTuple):
     def place(self) -> str:
         """Return file, line and function of the user's code.
 
-        It is "" where JAX keeps none."""
+        It is "" where JAX keeps none.
+        """
         # What JAX' own functions are made of is told by where they are called, and a framework's
         # layer by the user's line that calls it, where there is one.
         sources = [source for source in (self.source, *reversed(self.callers)) if source]

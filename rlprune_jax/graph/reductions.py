@@ -57,7 +57,8 @@ class Sum(NamedTuple):
 def reduction(number: int, equation: Equation, operands: list[Axes]) -> Reduction | None:
     """Describe a reduction that leaves pruned units out.
 
-    Any other equation gives None."""
+    Any other equation gives None.
+    """
     if equation.name not in primitives.READERS:
         return None
     axes = tuple(equation.params["axes"])

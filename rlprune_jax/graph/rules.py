@@ -84,7 +84,8 @@ def fixed_axes(shape: tuple[int, ...]) -> Axes:
 def fixed_like(ids: np.ndarray, count: int) -> np.ndarray:
     """Return the ids of an axis of a frozen one.
 
-    It is fixed for the same reason."""
+    It is fixed for the same reason.
+    """
     return np.full(count, ids[0] if len(ids) else INPUT, np.int64)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.checks import require, require_range
-from rlprune_jax.graph.gating import flat_gates
+from rlprune_jax.graph.gating import flat_gates, masked_steps
 from rlprune_jax.graph.groups import Graph, check_gates
 from rlprune_jax.graph.matching import Inputs, Matched, flat_arguments, match
 from rlprune_jax.graph.program import Atom, Literal, Value
@@ -156,7 +156,7 @@ class _Run:
         self._dense: dict[int, Value] = dict(zip(self._program.inputs, arguments, strict=True))
         self._dense.update(self._program.constants)
         self._masked: dict[int, Value] = {}
-        self._steps = _MaskedSteps(matched, gates)
+        self._steps = masked_steps(matched, gates)
 
     def dense(self, atom: Atom) -> Value:
         return atom.value if isinstance(atom, Literal) else self._dense[atom]
@@ -202,40 +202,3 @@ class _Run:
                 equation = self._program.equations[each]
                 moved = equation.bind(self.masked(equation.inputs[0]))
                 self._masked.update(zip(equation.outputs, moved, strict=True))
-
-
-class _MaskedSteps:
-    """Evaluate single equations as the masked network does."""
-
-    def __init__(self, matched: Matched, gates: jax.Array) -> None:
-        self._matched = matched
-        self._gates = gates
-        self._reads: dict[int, tuple[int, list[tuple[int, np.ndarray]]]] = {}
-        for each in matched.contractions:
-            atom = matched.program.equations[each.equation].inputs[each.operand]
-            if isinstance(atom, Literal):
-                continue
-            units = [(axis, matched.units[atom][axis]) for axis in each.axis]
-            held = [(axis, ids) for axis, ids in units if (ids >= 0).any()]
-            if held:
-                self._reads[each.equation] = (each.operand, held)
-
-    def is_changed(self, number: int) -> bool:
-        """Tell whether an equation reads units."""
-        return number in self._reads
-
-    def read(self, number: int, operands: list[Value]) -> list[Value]:
-        """Return the operands as the masked network reads them."""
-        if number not in self._reads:
-            return operands
-        position, held = self._reads[number]
-        operand = operands[position]
-        for axis, units in held:
-            shape = [-1 if each == axis else 1 for each in range(operand.ndim)]
-            # The last gate, a 1, is of indices without a unit.
-            operand = operand * self._gates[units].reshape(shape).astype(operand.dtype)
-        return [*operands[:position], operand, *operands[position + 1 :]]
-
-    def bind(self, number: int, operands: list[Value]) -> list[Value]:
-        """Evaluate an equation on operands that ``read`` gave."""
-        return self._matched.program.equations[number].bind(*operands)
