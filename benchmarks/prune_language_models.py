@@ -48,15 +48,15 @@ TEXT_MODELS = ("gpt", "llama")
 OPTIONS: dict[str, dict[str, PyTree]] = {
     "gpt": {"depth": 3, "width": 0.5},
     "llama": {"depth": 3, "width": 0.5},
-    "vit_tiny": {"depth": 4, "width": 0.5, "patch": 4},
+    "vit_tiny": {"depth": 4, "width": 0.5, "patch": 2},
     "convnext_tiny": {"depths": (2, 2), "widths": (32, 64), "patch": 2},
 }
-"""Networks of some 150,000 parameters (the ViT has more), an embedding of 64 for text."""
+"""Networks of some 150,000 parameters (the ViT has 450,000), an embedding of 64 for text."""
 
 QUICK: dict[str, dict[str, PyTree]] = {
     "gpt": {"depth": 2, "width": 0.25},
     "llama": {"depth": 2, "width": 0.25},
-    "vit_tiny": {"depth": 1, "width": 0.25},
+    "vit_tiny": {"depth": 1, "width": 0.25, "patch": 4},
     "convnext_tiny": {"depths": (1, 1), "widths": (24, 48), "patch": 2},
 }
 
@@ -128,6 +128,8 @@ class Case(NamedTuple):
         chosen = dict((QUICK if self.options.quick else OPTIONS)[self.model])
         if self.model == "llama":
             chosen["scan"] = self.options.scan
+        if "patch" in chosen and self.options.dataset != "digits":
+            chosen["patch"] = 4  # those are for images of 8x8
         return chosen
 
 
