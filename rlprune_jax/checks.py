@@ -92,8 +92,8 @@ def require_range(
         0.95
     """
     bounds = {
-        (-math.inf, math.inf): "a finite number",
         (low, math.inf): f"a finite number of at least {low:g}",
+        (-math.inf, math.inf): "a finite number",
     }.get((low, high), f"a number from {low:g} to {high:g}")
     try:
         number = math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]

@@ -11,7 +11,9 @@ _owns_cache = "RLPRUNE_TEST_CACHE" not in os.environ
 if _owns_cache:
     os.environ["RLPRUNE_TEST_CACHE"] = tempfile.mkdtemp(prefix="rlprune-jax-cache-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["RLPRUNE_TEST_CACHE"]
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Small programs too: every process of a session, workers and subprocesses, compiles the same ones.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import chex  # noqa: E402
 import hypothesis  # noqa: E402

@@ -181,6 +181,8 @@ def summary(network: "Network", units: UnitConfig) -> "dict[str, PyTree]":
     return {
         "groups": dict(zip(graph.names, graph.sizes, strict=True)),
         "frozen": [dataclasses.asdict(axis) for axis in graph.frozen],
+        "owned": graph.report().fraction,
+        "remarks": list(graph.remarks),
         "params": costs["params"]["dense"],
         "macs": costs["macs"]["dense"],
         "costs": costs,
@@ -203,7 +205,7 @@ def makes_keys_and_values(graph: "Graph") -> bool:
 def text_of(graph: "Graph", found: "dict[str, PyTree]") -> str:
     """Return the graph and what budgets can reach."""
     title = f"{'cost':<18}{'dense':>16}{'least':>14} {'unit':<11}smallest budget"
-    lines = [str(graph), "", title]
+    lines = [str(graph), "", str(graph.report()), "", title]
     for name, cost in found["costs"].items():
         # Rounded up, so that what is printed can be met.
         fraction = -(-cost["least"] * 10_000 // max(cost["dense"], 1)) / 10_000

@@ -8,7 +8,9 @@ Commands: rlprune study search --settings 64 --seeds 4
 
 ``search`` varies the agent's hyper-parameters; ``budgets`` draws the front of accuracy and cost,
 with baselines beside; ``sap`` varies adaptive pruning; ``proxy`` asks how well rewards predict the
-finetuned accuracy. The run directory, printed last, holds study/ (chunks and the tidy table),
+finetuned accuracy. Networks and data may be yours, given as package.module:function like those of
+``rlprune prune``; rewards and accuracies are then the task's metric, whose name result.json tells
+as task_metric. The run directory, printed last, holds study/ (chunks and the tidy table),
 summary.csv, result.json and report.html. The same command resumes an interrupted study, or says
 that it is finished; one with more --settings or --trials extends it. Many hosts: add --coordinator
 HOST:PORT --num-processes N --process-id I, or set RLPRUNE_DISTRIBUTED=1 where the cluster tells JAX

@@ -138,7 +138,7 @@ Products = tuple[list[Axes], list[int]]
 
 
 def _params(graph: Graph) -> Products:
-    return [graph.owners[path] for path in graph.parameters], [1] * len(graph.parameters)
+    return [graph.extents(path) for path in graph.parameters], [1] * len(graph.parameters)
 
 
 def _macs(graph: Graph) -> Products:
@@ -147,7 +147,7 @@ def _macs(graph: Graph) -> Products:
 
 def _bytes(graph: Graph) -> Products:
     sizes = [graph.variables[path].dtype.itemsize for path in graph.owners]
-    return list(graph.owners.values()), sizes
+    return [graph.extents(path) for path in graph.owners], sizes
 
 
 def _count(

@@ -18,7 +18,8 @@ def run_bodies(equation: Equation, runs: Sequence[Run], operands: Sequence[Value
     Args:
         equation: a ``scan``, ``while`` or ``cond``.
         runs: in place of its bodies.
-        operands: of the equation.
+        operands: of the equation; of a ``scan`` further arrays may follow, of which the body gets a
+            slice a step.
 
     Returns:
         Its outputs.
@@ -40,7 +41,8 @@ def _scan(equation: Equation, runs: Sequence[Run], operands: Sequence[Value]) ->
         step,
         start,
         tuple(operands[consts + carries :]),
-        length=params["length"],
+        # A loop over layers has as many steps as there are layers left.
+        length=None if len(operands) > consts + carries else params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
     )

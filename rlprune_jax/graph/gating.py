@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.graph.bodies import run_bodies
+from rlprune_jax.graph.branches import Sum
 from rlprune_jax.graph.groups import Graph, check_gates
 from rlprune_jax.graph.matching import Matched, flat_arguments, match
 from rlprune_jax.graph.primitives import READERS
@@ -111,6 +112,10 @@ def _read_units(matched: Matched) -> Iterator[np.ndarray]:
             yield from (matched.units[atom][axis] for axis in axes)
     for _, units in matched.lengths:
         yield from units
+    for _, unit in matched.branches:
+        yield np.array([unit], np.int32)
+    for units, _ in matched.layers.values():
+        yield units
     for bodies in matched.bodies.values():
         for body in bodies:
             yield from _read_units(body)
@@ -119,16 +124,22 @@ def _read_units(matched: Matched) -> Iterator[np.ndarray]:
 class MaskedSteps:
     """Evaluate equations one by one, leaving pruned units out."""
 
-    def __init__(self, matched: Matched, gates: Made) -> None:
+    def __init__(
+        self, matched: Matched, gates: Made, layer: "tuple[list[Sum], jax.Array] | None" = None
+    ) -> None:
         self.program = matched.program
+        self._layers = matched.layers
         self._gates = gates
         self._changes: dict[int, list[Change]] = {}
         for number, change in _changes(matched, gates):
             self._changes.setdefault(number, []).append(change)
+        sums, gate = layer or ([], None)
+        for number, operand in sums:
+            self._changes.setdefault(number, []).append(partial(_weaken, operand, gate))
         self._inside = {
             number: bodies
             for number, bodies in matched.bodies.items()
-            if any(map(_is_changed, bodies))
+            if number in matched.layers or any(map(_is_changed, bodies))
         }
 
     def is_changed(self, number: int) -> bool:
@@ -147,8 +158,22 @@ class MaskedSteps:
         equation = self.program.equations[number]
         if number not in self._inside:
             return equation.bind(*operands)
+        if number in self._layers:
+            return self._bind_layers(number, operands)
         steps = [MaskedSteps(body, self._gates) for body in self._inside[number]]
         return run_bodies(equation, [partial(_masked, each) for each in steps], operands)
+
+    def _bind_layers(self, number: int, operands: list[Value]) -> list[Value]:
+        """Evaluate a loop over layers, each of which has a gate."""
+        units, sums = self._layers[number]
+        (body,) = self._inside[number]
+
+        def run(inputs: Sequence[Value]) -> list[Value]:
+            steps = MaskedSteps(body, self._gates, (sums, inputs[-1]))
+            return _masked(steps, inputs[:-1])
+
+        gates = self._gates[units.tobytes()]
+        return run_bodies(self.program.equations[number], [run], [*operands, gates])
 
 
 def _masked(steps: MaskedSteps, leaves: Sequence[Value]) -> list[Value]:
@@ -190,6 +215,9 @@ def _changes(matched: Matched, gates: Made) -> Iterator[tuple[int, Change]]:
         if held:
             name = program.equations[number].name
             yield number, partial(_leave_out, name, operand, held)
+    for branch, unit in matched.branches:
+        gate = gates[np.array([unit], np.int32).tobytes()]
+        yield branch.equation, partial(_weaken, branch.operand, gate)
     for length, units_of in matched.lengths:
         counts = [gates[units.tobytes()] for units in units_of]
         yield length.equation, partial(_count, length, counts)
@@ -207,6 +235,11 @@ def _leave_out(
         for axis, gate in held:
             operand = _fill(name, operand, axis, gate)
     operands[position] = operand
+
+
+def _weaken(position: int, gate: jax.Array, operands: list[Value]) -> None:
+    """Multiply a residual branch by its gate."""
+    operands[position] = operands[position] * gate.reshape(()).astype(operands[position].dtype)
 
 
 def _fill(name: str, operand: jax.Array, axis: int, gate: jax.Array) -> jax.Array:

@@ -47,12 +47,17 @@ class Group:
         size: number of units.
         first: number of the group's first unit when all units of a graph are counted through.
         slots: what the units own.
+        branches: for each unit of the group of residual branches the paths of the variables that
+            it owns whole; () of every other group.
+        are_layers: whether the units are the steps of a loop over residual layers.
     """
 
     name: str
     size: int
     first: int
     slots: tuple[Slot, ...] = field(repr=False)
+    branches: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    are_layers: bool = False
 
     def slots_of(self, role: str) -> tuple[Slot, ...]:
         """Return the slots with this role."""
@@ -154,6 +159,43 @@ class Graph:
         """Return int32[units], the number of each unit's group."""
         return np.repeat(np.arange(len(self.groups), dtype=np.int32), self.sizes)
 
+    @cached_property
+    def branch_of(self) -> dict[str, int]:
+        """Return for each variable of a residual branch the unit that is the branch."""
+        return {
+            path: group.first + number
+            for group in self.groups
+            for number, paths in enumerate(group.branches)
+            for path in paths
+        }
+
+    @cached_property
+    def layers_are_units(self) -> bool:
+        """Return whether the steps of some loop over layers are units."""
+        return any(group.are_layers for group in self.groups)
+
+    def extents(self, path: str) -> tuple[np.ndarray, ...]:
+        """Return the owners of a variable's axes, and of a residual branch it is part of.
+
+        The sizes of what is kept of each multiply to the variable's size.
+        """
+        branch = self.branch_of.get(path)
+        own = self.owners[path]
+        return own if branch is None else (*own, np.array([branch], np.int32))
+
+    def alive(self, path: str, kept: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return which indices of a variable's axes are kept.
+
+        Args:
+            path: of the variable.
+            kept: bool[units + 1], which units are; the last entry is True.
+        """
+        axes = tuple(kept[units] for units in self.owners[path])
+        branch = self.branch_of.get(path)
+        if branch is None or kept[branch]:
+            return axes
+        return tuple(np.zeros_like(axis) for axis in axes)
+
     def group(self, name: str) -> Group:
         """Return the group called ``name``.
 
@@ -184,6 +226,9 @@ class Graph:
                 ]
                 if group.slots_of(role)
             )
+            if group.branches:
+                counts = sorted({len(paths) for paths in group.branches})
+                owned = f"residual branches of {' or '.join(map(str, counts))} variables each"
             lines.append(f"  {group.name:<{width}} {group.size:>5} units  {owned}")
         makers = [axis for axis in self.frozen if axis.role == PRODUCER]
         if makers:

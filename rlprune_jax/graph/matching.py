@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlprune_jax.graph.branches import Branch, Sum, find_branches
 from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.keywords import Keywords, split_keywords, with_keywords
@@ -35,6 +36,8 @@ class Matched(NamedTuple):
         known: slot -> value, of indices that constants tell.
         bodies: number of an equation -> its bodies; their structure of outputs is None.
         permutations: number of a reshape -> how it permutes an axis split before.
+        branches: residual branches that are units, each with its unit.
+        layers: number of a loop over layers that are units -> the units, and the sums of its body.
         between: number of an equation whose value lies between such a split and the reshape, and is
             no array once units are gone -> slot and axis that were split. Nothing else reads it.
     """
@@ -49,6 +52,8 @@ class Matched(NamedTuple):
     bodies: "dict[int, tuple[Matched, ...]]"
     permutations: dict[int, Permutation]
     between: dict[int, tuple[int, int]]
+    layers: dict[int, tuple[np.ndarray, list[Sum]]]
+    branches: tuple[tuple[Branch, int], ...] = ()
 
     def holds_units(self) -> bool:
         """Tell whether any axis of any value has a unit."""
@@ -109,6 +114,7 @@ def remember(
     program, out_shape, found, context = traced
     slots = dict(zip(flatten_with_paths(arguments[0]), program.inputs, strict=False))
     matched = _matched(program, out_shape, found, (_unit_of(graph, found, slots), context))
+    matched = matched._replace(branches=_branches(graph, program, found, slots))
     _remember(apply, graph, _key(*arguments, split_keywords({})), matched)
 
 
@@ -135,14 +141,42 @@ def _match(
     program, out_shape = trace_program(function, variables, inputs, keywords.arrays)
     paths = list(flatten_with_paths(variables))
     sized = _with_sizes(program, function, variables, (inputs, keywords.arrays))
-    context = Context()
+    context = Context(layers=graph.layers_are_units)
     axes = variable_axes(context, sized, len(paths))
     _tie_units(context, graph, dict(zip(paths, axes, strict=True)))
     found = walk_with(context, sized, axes)
     context.equation = None
     resolve(context, [found])
-    unit_of = _unit_of(graph, found, dict(zip(paths, program.inputs, strict=False)))
-    return _matched(program, out_shape, found, (unit_of, context))
+    slots = dict(zip(paths, program.inputs, strict=False))
+    matched = _matched(program, out_shape, found, (_unit_of(graph, found, slots), context))
+    return matched._replace(branches=_branches(graph, program, found, slots))
+
+
+def _branches(
+    graph: Graph, program: Program, found: Walk, slots: dict[str, int]
+) -> tuple[tuple[Branch, int], ...]:
+    """Find the residual branches of a graph in a program, by their variables."""
+    if not graph.branch_of:
+        return ()
+    path_of = {slot: path for path, slot in slots.items()}
+    branches = []
+    for with_outputs in (False, True):
+        held = {unit for _, unit in branches}
+        for each in find_branches(
+            program, len(slots), found.contracting(), with_outputs=with_outputs
+        ):
+            units = {graph.branch_of.get(path_of[slot], -1) for slot in each.variables}
+            (unit,) = units if len(units) == 1 else (-1,)
+            if unit >= 0 and unit not in held:
+                branches.append((each, unit))
+    read = {atom for each in program.equations for atom in each.inputs if isinstance(atom, int)}
+    for path, unit in graph.branch_of.items():
+        if slots[path] in read and unit not in {unit for _, unit in branches}:
+            raise ValueError(
+                f"apply has no residual branch of the variable {path!r}, as the function has that "
+                f"the graph was traced with; {_WAY_OUT}"
+            )
+    return tuple(branches)
 
 
 def _tie_units(context: Context, graph: Graph, axes: Mapping[str, Axes]) -> None:
@@ -185,6 +219,11 @@ def _matched(
             for number, bodies in found.bodies.items()
         },
         permutations=found.moves.permutations,
+        layers={
+            number: (unit_of[steps], sums)
+            for number, (steps, sums) in found.layers.items()
+            if (unit_of[steps] >= 0).any()
+        },
         between={
             number: (each.source, each.axis)
             for number, each in found.moves.between.items()

@@ -38,12 +38,14 @@ class Context:
         equation: under way, which reasons name.
         known: position of an operand of the equation -> its value, where constants tell it.
         parts: the split whose parts the operand of a reshape has, if it was only moved since.
+        layers: whether the steps of a loop over residual layers may be pruned.
     """
 
     nodes: Nodes = field(default_factory=Nodes)
     equation: Equation | None = None
     known: Mapping[int, np.ndarray] = field(default_factory=dict)
     parts: Tie | None = None
+    layers: bool = False
 
     def __post_init__(self) -> None:
         self.reshapes = Reshapes(self.nodes)
@@ -161,7 +163,13 @@ def _generate(context: Context, equation: Equation, axes: list[Axes], shapes: li
     return [tuple(context.nodes.generate(size) for size in shape) for shape in shapes]
 
 
-@register("random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split")
+@register("random_split")
+def _split_keys(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
+    new = shapes[0][len(axes[0]) :]
+    return [(*axes[0], *(context.nodes.generate(size) for size in new))]
+
+
+@register("random_seed", "random_wrap", "random_unwrap", "random_fold_in")
 def _keys(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
     context.freeze_all(axes, "part of a random key")
     return [fixed_axes(shape) for shape in shapes]

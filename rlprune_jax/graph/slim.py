@@ -74,8 +74,7 @@ def compact(
     kept = kept_units(graph, gates)
     check_variables(graph, variables)
     slim = [
-        cut(leaf, tuple(kept[units] for units in graph.owners[path]))
-        for path, leaf in flatten_with_paths(variables).items()
+        cut(leaf, graph.alive(path, kept)) for path, leaf in flatten_with_paths(variables).items()
     ]
     variables_out = jax.tree.unflatten(jax.tree.structure(variables), slim)
     if opt_state is None:
@@ -103,7 +102,7 @@ def _cut_state(graph: Graph, state: PyTree, kept: np.ndarray) -> PyTree:
         if variable is None or np.size(leaf) <= 1:
             leaves.append(leaf)
             continue
-        alive = tuple(kept[units] for units in graph.owners[variable])
+        alive = graph.alive(variable, kept)
         dense = graph.variables[variable].shape
         leading = max(np.ndim(leaf) - len(dense), 0)
         if np.shape(leaf)[leading:] == dense:
@@ -295,6 +294,9 @@ class SlimStep:
             or any(map(is_cut, self._alive(equation.inputs) + self._alive(equation.outputs)))
             for number, equation in enumerate(self.program.equations)
         ]
+        self._gone = [each for each, unit in matched.branches if not kept[unit]]
+        self.skipped = {number for each in self._gone for number in each.body}
+        self._summed = {each.equation: each.operand for each in self._gone}
         readers = [each.equation for each in matched.contractions]
         readers += [each.equation for each in matched.reductions]
         self.mixing = {
@@ -310,8 +312,10 @@ class SlimStep:
         """Return the slim outputs of equation ``number``."""
         matched = self._matched
         equation = self.program.equations[number]
-        if number in self._between:
+        if number in self._between or number in self.skipped:
             return [None] * len(equation.outputs)
+        if number in self._summed:
+            return [operands[1 - self._summed[number]]]
         if number in self._permuted:
             return [_permute(operands[0], self._permuted[number], self.alive)]
         if not self.changed[number]:
@@ -369,6 +373,8 @@ def _evaluate(matched: Matched, kept: np.ndarray, leaves: Sequence[Value]) -> li
 
     def call(item: Call, operands: list[Value]) -> list[Value] | None:
         body = range(item.first, item.last)
+        if step.skipped.issuperset(body):
+            return [None] * len(item.equation.outputs)
         if not any(step.changed[number] for number in body):
             return item.equation.bind(*operands)
         if item.is_remat or any(number in step.mixing for number in body):
@@ -386,7 +392,17 @@ def _evaluate(matched: Matched, kept: np.ndarray, leaves: Sequence[Value]) -> li
         outputs = alive(item.equation.outputs)
         return [cut(value, each) for value, each in zip(dense, outputs, strict=True)]
 
-    return evaluate(program, leaves, constants, step, call)
+    outputs = evaluate(program, leaves, constants, step, call)
+    return [
+        _nothing(program, atom) if value is None else value
+        for atom, value in zip(program.outputs, outputs, strict=True)
+    ]
+
+
+def _nothing(program: Program, atom: Atom) -> Value:
+    """Return the empty array that stands for a statistic of a branch that is gone."""
+    aval = program.avals[atom]
+    return jnp.zeros((0,) * len(aval.shape), aval.dtype)
 
 
 def _is_relu(item: Call) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlprune_jax.graph.branches import Branch, find_branches
 from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import CONSUMER, FOLLOWER, PRODUCER, Frozen, Graph, Group, Layer, Slot
 from rlprune_jax.graph.matching import remember
@@ -25,6 +26,7 @@ def trace_graph(
     *inputs: Any,
     ignore: Sequence[str] | str = (),
     apply_train: ApplyTrain | None = None,
+    depth_groups: bool = False,
 ) -> Graph:
     """Find the units of a network that can be removed.
 
@@ -45,6 +47,8 @@ def trace_graph(
         apply_train: the same network in training mode, so that the graph holds for both. Needed
             where only training reads a variable, such as the hidden averages of Haiku's batch norm,
             or reads units that evaluation does not.
+        depth_groups: whether residual branches are units too, of one more group, "depth". A branch
+            that is pruned is computed no more, and its variables are left empty; one stays.
 
     Returns:
         The graph; ``print`` shows groups, what they own, and what is frozen and why.
@@ -73,7 +77,7 @@ def trace_graph(
                 "apply put the rest back, as with equinox.partition or flax.nnx.split"
             )
     program, out_shape = trace_program(apply, variables, *inputs)
-    context = Context()
+    context = Context(layers=depth_groups)
     shared = variable_axes(context, program, len(structure))
     found = walk_with(context, program, shared)
     context.equation = None
@@ -90,7 +94,8 @@ def trace_graph(
         for ids in found.axes[program.inputs[list(structure).index(path)]]:
             found.nodes.freeze(ids, f"ignored by {expression!r}")
     resolve(context, walks)
-    graph = _gather(program, found, structure, _batch_size(inputs))
+    branches = _branches(program, found, structure, ignore) if depth_groups else []
+    graph = _gather(program, found, structure, (_batch_size(inputs), branches))
     if not graph.groups:
         raise ValueError(
             "nothing in this network can be pruned: every axis is frozen\n" + str(graph)
@@ -125,6 +130,9 @@ def _batch_size(inputs: tuple[Any, ...]) -> int:
     return np.shape(leaves[0])[0]
 
 
+DEPTH = "depth"
+"""Name of the group of residual branches."""
+
 _UNREAD = "no convolution, dot or reduction reads it"
 _UNMADE = "no convolution or dot makes it"
 _LONE = "one unit alone, and a group keeps at least one"
@@ -133,7 +141,24 @@ Key = tuple[str, int]
 """Path and axis of a variable; for a factor of a contraction ``""`` and its number."""
 
 
-def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int) -> Graph:
+def _branches(
+    program: Program, found: Walk, structure: dict[str, Any], ignore: Sequence[str] | str
+) -> list[Branch]:
+    """Return the residual branches that may be units, of which there are two or none."""
+    paths = dict(zip(program.inputs, structure, strict=False))
+    ignored = _ignored(structure, ignore)
+    branches = [
+        each
+        for each in find_branches(program, len(structure), found.contracting())
+        if not any(paths[slot] in ignored for slot in each.variables)
+    ]
+    return branches if len(branches) > 1 else []
+
+
+def _gather(
+    program: Program, found: Walk, structure: dict[str, Any], rest: tuple[int, list[Branch]]
+) -> Graph:
+    batch, branches = rest
     nodes = found.nodes
     axis_ids: dict[Key, np.ndarray] = {
         (path, axis): ids
@@ -145,6 +170,18 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
     marks = _Marks(found, contractions, axis_ids, names)
     holders = {int(ids[0]): names[path] for (path, _), ids in axis_ids.items() if len(ids)}
     groups, unit_of = _groups(found, contractions, axis_ids, marks)
+    first = sum(group.size for group in groups)
+    if branches:
+        paths = dict(zip(program.inputs, structure, strict=False))
+        owned = tuple(tuple(paths[slot] for slot in each.variables) for each in branches)
+        groups.append(Group(DEPTH, len(branches), first, (), owned))
+    _add_layers(found, axis_ids, marks, (groups, unit_of))
+    branch_of = {number: i for i, each in enumerate(branches) for number in each.body}
+
+    def factors(number: int, each: Contraction) -> tuple[np.ndarray, ...]:
+        own = tuple(map(owners, each.multiplied))
+        branch = branch_of.get(number)
+        return own if branch is None else (np.array([first + branch], np.int32), *own)
 
     def owners(ids: np.ndarray) -> np.ndarray:
         return unit_of[nodes.find(ids)]
@@ -170,14 +207,14 @@ def _gather(program: Program, found: Walk, structure: dict[str, Any], batch: int
             Layer(
                 name=_layer_name(each, holders),
                 kind=each.kind,
-                factors=tuple(map(owners, each.multiplied)),
+                factors=factors(number, each),
                 reads=tuple(map(owners, each.consumed)),
                 makes=tuple(map(owners, each.produced)),
                 space=each.space,
                 kernel=each.kernel,
                 runs=each.times * (1 if each.depends else batch),
             )
-            for each in contractions
+            for number, each in found.numbered_contractions()
             if each.multiplied and each.times
         ),
         variables=shapes,
@@ -217,6 +254,32 @@ def _groups(
         groups.append(Group(name, len(roots), first, slots))
         first += len(roots)
     return groups, unit_of
+
+
+def _add_layers(
+    found: Walk,
+    axis_ids: dict[Key, np.ndarray],
+    marks: "_Marks",
+    rest: tuple[list[Group], np.ndarray],
+) -> None:
+    """Add the groups whose units are the steps of loops over residual layers."""
+    groups, unit_of = rest
+    nodes = found.nodes
+    for steps, _ in found.layers.values():
+        roots = nodes.find(steps)
+        if nodes.frozen(steps).any() or len(np.unique(roots)) != len(roots) or len(roots) < 2:
+            nodes.freeze(steps, _LONE)
+            continue
+        if (unit_of[roots] >= 0).any():
+            # Two loops over the same layers.
+            continue
+        first = sum(group.size for group in groups)
+        unit_of[roots] = first + np.arange(len(roots))
+        held = [key for key, ids in axis_ids.items() if np.isin(nodes.find(ids), roots).any()]
+        slots = tuple(_slot(nodes, axis_ids[key], key, marks, unit_of, first) for key in held)
+        repeats = sum(group.name.split("#")[0] == DEPTH for group in groups)
+        name = f"{DEPTH}#{repeats + 1}" if repeats else DEPTH
+        groups.append(Group(name, len(roots), first, slots, are_layers=True))
 
 
 def _why_unowned(key: Key, marks: "_Marks") -> str:

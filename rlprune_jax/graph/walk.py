@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rlprune_jax.graph.branches import Sum, residual_sums
 from rlprune_jax.graph.contractions import Contraction, contraction
 from rlprune_jax.graph.folding import MOST, fold
 from rlprune_jax.graph.moving import Moves
@@ -29,6 +30,7 @@ class Walk(NamedTuple):
         known: slot -> value, of indices and counts that constants tell.
         bodies: number of an equation -> the walks over its bodies.
         moves: axes that are split, moved and joined again.
+        layers: number of a loop over residual layers -> nodes of its steps, and what each adds.
         remarks: what a user should know, in words.
     """
 
@@ -40,16 +42,25 @@ class Walk(NamedTuple):
     known: dict[int, np.ndarray]
     bodies: "dict[int, tuple[Walk, ...]]"
     moves: Moves
+    layers: dict[int, tuple[np.ndarray, list[Sum]]]
     remarks: list[str]
 
     def all_contractions(self) -> Iterator[Contraction]:
         """Yield all contractions in order, those of bodies too."""
+        yield from (contraction for _, contraction in self.numbered_contractions())
+
+    def numbered_contractions(self) -> Iterator[tuple[int, Contraction]]:
+        """Yield all contractions in order, each with its equation's number at the top."""
         own = {each.equation: each for each in self.contractions}
         for number in sorted({*own, *self.bodies}):
             if number in own:
-                yield own[number]
+                yield number, own[number]
             for body in self.bodies.get(number, ()):
-                yield from body.all_contractions()
+                yield from ((number, each) for each in body.all_contractions())
+
+    def contracting(self) -> set[int]:
+        """Return the numbers of equations that multiply by weights, or hold such."""
+        return {n for n, each in self.numbered_contractions() if each.multiplied}
 
     def reads(self) -> Iterator[tuple[np.ndarray, ...]]:
         """Yield the axes that each contraction and reduction sums over."""
@@ -110,6 +121,7 @@ def _walk(
         known={},
         bodies={},
         moves=Moves(context.reshapes),
+        layers={},
         remarks=[],
     )
     for slot, value in program.constants.items():
@@ -200,24 +212,28 @@ def _scan(
     params = equation.params
     consts, carries = params["num_consts"], params["num_carry"]
     length = params["length"]
-    inputs = list(operands[: consts + carries])
-    steps: Axes = ()
-    for ids in operands[consts + carries :]:
-        context.freeze(ids[0], "the steps of a 'scan'")
-        steps = steps or (ids[0],)
-        inputs.append(ids[1:])
-    # Scalars that are literals have no axes, whatever the body makes of them.
+    sliced = operands[consts + carries :]
+    inputs = [*operands[: consts + carries], *(ids[1:] for ids in sliced)]
+    sums = residual_sums(body, consts, carries) if context.layers and sliced else None
+    for ids in sliced:
+        if sums is None:
+            context.freeze(ids[0], "the steps of a 'scan'")
+        else:
+            context.tie(sliced[0][0], ids[0])
     depends = list(taints)
     if any(taints):
         depends[consts : consts + carries] = [True] * carries
-    inner = _walk(context, body, inputs, depends, times * length)
+    inner = _walk(context, body, inputs, depends, times if sums else times * length)
+    if sums is not None:
+        found.layers[number] = (sliced[0][0], sums)
+        inner = _stacked(inner, sliced[0][0])
     found.bodies[number] = (inner,)
     context.equation = equation
     outputs = [() if isinstance(atom, Literal) else inner.axes[atom] for atom in body.outputs]
     for before, after in zip(inputs[consts : consts + carries], outputs[:carries], strict=True):
         for first, second in zip(before, after, strict=False):
             context.tie(first, second)
-    stacked = steps[0] if steps else fixed(length)
+    stacked = sliced[0][0] if sliced else fixed(length)
     return [*inputs[consts : consts + carries], *((stacked, *ids) for ids in outputs[carries:])]
 
 
@@ -294,6 +310,19 @@ def _macs(walks: Sequence[Walk]) -> int:
         for each in found.all_contractions()
         if each.multiplied
     )
+
+
+def _stacked(found: Walk, steps: np.ndarray) -> Walk:
+    """Return a walk whose contractions are counted once for every step that is kept."""
+    bodies = {
+        number: tuple(_stacked(body, steps) for body in bodies)
+        for number, bodies in found.bodies.items()
+    }
+    contractions = [
+        each._replace(multiplied=(steps, *each.multiplied)) if each.multiplied else each
+        for each in found.contractions
+    ]
+    return found._replace(contractions=contractions, bodies=bodies)
 
 
 def _uncounted(found: Walk) -> Walk:

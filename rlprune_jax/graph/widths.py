@@ -41,12 +41,20 @@ def widths_to_kept(graph: Graph, variables: Variables) -> np.ndarray:
     """
     shapes = {path: np.shape(leaf) for path, leaf in flatten_with_paths(variables).items()}
     check_paths(graph, shapes)
+    gone = {unit for path, unit in graph.branch_of.items() if 0 in shapes[path]}
+    empty = {path for path, unit in graph.branch_of.items() if unit in gone}
     widths: dict[int, int] = {}
+    for number, group in enumerate(graph.groups):
+        # Of a branch that is gone no width is left to tell.
+        if group.branches or all(slot.path in empty for slot in group.slots):
+            widths[number] = group.size
     # An axis may hold several groups (a concatenation): it tells the last one not yet known.
     while len(widths) < len(graph.groups):
         known = len(widths)
         for number, group in enumerate(graph.groups):
             for slot in () if number in widths else group.slots:
+                if slot.path in empty:
+                    continue
                 width = _width(graph, slot, number, shapes[slot.path], widths)
                 if width is None:
                     continue
@@ -66,6 +74,7 @@ def widths_to_kept(graph: Graph, variables: Variables) -> np.ndarray:
     kept = np.ones(graph.units + 1, bool)
     for number, group in enumerate(graph.groups):
         kept[group.first + widths[number] : group.first + group.size] = False
+    kept[list(gone)] = False
     return kept
 
 
@@ -94,7 +103,7 @@ def check_widths(graph: Graph, variables: Variables, kept: np.ndarray) -> None:
     flat = flatten_with_paths(variables)
     check_paths(graph, flat)
     for path, leaf in flat.items():
-        wanted = tuple(int(kept[units].sum()) for units in graph.owners[path])
+        wanted = tuple(int(axis.sum()) for axis in graph.alive(path, kept))
         if np.shape(leaf) != wanted:
             raise ValueError(
                 f"slim variable {path!r} has shape {np.shape(leaf)}, the kept units give {wanted}"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from rlprune_jax.checks import require, require_count
 from rlprune_jax.kept import rank
 from rlprune_jax.per_group import PerGroup, per_group
 from rlprune_jax.search.environment import CostFunction, Environment, project_ratios
@@ -59,14 +60,13 @@ def make_environment(
         [[1, 0, 3], [0, 2, 1]]
     """
     if isinstance(sizes, Mapping):
-        names, counts = tuple(sizes), tuple(int(size) for size in sizes.values())
+        names, given = tuple(sizes), tuple(sizes.values())
     else:
-        names, counts = tuple(f"group{i}" for i in range(len(sizes))), tuple(map(int, sizes))
-    if not counts or min(counts) < 1:
-        raise ValueError(
-            f"sizes={dict(zip(names, counts, strict=True))}: "
-            " needs at least one group, each of 1 unit or more"
-        )
+        names, given = tuple(f"group{i}" for i in range(len(sizes))), tuple(sizes)
+    require(bool(given), "sizes", sizes, "of at least one group")
+    counts = tuple(
+        require_count(f"sizes[{name!r}]", size) for name, size in zip(names, given, strict=True)
+    )
     least = tuple(per_group(names, "min_keep", min_keep, least=0).values())
     multiples = tuple(per_group(names, "round_to", round_to).values())
     kept = tuple(

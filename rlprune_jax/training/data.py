@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from rlprune_jax.checks import require_count
 from rlprune_jax.files import default_cache_dir
 from rlprune_jax.training.array_cache import read_arrays, write_arrays
 
@@ -139,8 +140,9 @@ def load(
         The data set, images uint8[n, H, W, C] and labels int32[n] in NumPy arrays.
 
     Raises:
-        ValueError: an unknown ``name``; ``held_out`` not below the number of training images; a
-            ``cache_dir`` inside ``data_dir``; a damaged, truncated or foreign data set.
+        ValueError: an unknown ``name``; a negative ``seed``; ``held_out`` not below the number of
+            training images; a ``cache_dir`` inside ``data_dir``; a damaged, truncated or foreign
+            data set.
         FileNotFoundError: no such folder, or the data set is not in it.
 
     Example:
@@ -148,6 +150,7 @@ def load(
         (1150, 8, 8, 1)
     """
     source = describe(name)
+    require_count("seed", seed, least=0)
     if held_out is None:
         held_out = source.held_out
     if isinstance(held_out, bool) or not isinstance(held_out, int) or held_out < 0:

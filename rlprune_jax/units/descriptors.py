@@ -33,7 +33,7 @@ def layer_descriptors(graph: Graph) -> np.ndarray:
         f32[G, 9], one row per group in depth order, one column per name in ``FEATURES``.
     """
     units = [np.arange(group.first, group.first + group.size) for group in graph.groups]
-    params = _fractions(graph, [(1, graph.owners[path]) for path in graph.parameters])
+    params = _fractions(graph, [(1, graph.extents(path)) for path in graph.parameters])
     macs = _fractions(graph, [(layer.runs, layer.factors) for layer in graph.layers])
     rows = []
     for number, group in enumerate(graph.groups):

@@ -9,7 +9,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from rlprune_jax.graph.groups import PRODUCER, Graph, ones_gates
+from rlprune_jax.graph.groups import PRODUCER, Graph, Group, ones_gates
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Gates, PyTree, Variables
 
@@ -41,9 +41,29 @@ def magnitude_scores(graph: Graph, variables: Variables) -> Gates:
             weights = jnp.moveaxis(jnp.asarray(flat[slot.path]), slot.axis, 0)
             energy = jnp.sum(jnp.square(weights.reshape(weights.shape[0], -1)), axis=1)
             squares += jnp.sum(energy[slot.indices], axis=1)
+        if group.are_layers:
+            squares = _layer_energies(group, flat)
+        if group.branches:
+            squares = jnp.stack([_energy([flat[path] for path in each]) for each in group.branches])
         norms = jnp.sqrt(squares)
         scores[group.name] = norms / jnp.maximum(jnp.mean(norms), 1e-12)
     return scores
+
+
+def _layer_energies(group: Group, flat: dict[str, PyTree]) -> jax.Array:
+    """Return the mean square of the entries of each layer of a loop, f32[units]."""
+    total, count = jnp.zeros(group.size), 0
+    for slot in group.slots:
+        layers = jnp.moveaxis(jnp.asarray(flat[slot.path], jnp.float32), slot.axis, 0)
+        rows = layers[slot.indices[:, 0]].reshape(group.size, -1)
+        total, count = total + jnp.sum(jnp.square(rows), axis=1), count + rows.shape[1]
+    return total / max(count, 1)
+
+
+def _energy(arrays: list[PyTree]) -> jax.Array:
+    """Return the mean square of the entries of arrays, f32[]."""
+    total = sum(jnp.sum(jnp.square(jnp.asarray(each, jnp.float32))) for each in arrays)
+    return jnp.asarray(total / sum(jnp.size(each) for each in arrays))
 
 
 class GatedLoss(Protocol):

@@ -204,6 +204,7 @@ def initialised(module: nn.Module, options: NetworkOptions, wanted: Wanted) -> B
     except (ValueError, TypeError) as error:
         raise ValueError(f"model={options.model!r}: {error}") from error
     network = Network.from_linen(module, variables, wanted.example, ignore=options.ignore)
+    network = network.with_depth_groups() if options.depth_groups else network
     return Built(network=network, is_trained=False, init=module.init)
 
 
@@ -221,6 +222,7 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
         definition = found.definition
         definition = dataclasses.replace(definition, ignore=(*definition.ignore, *ignore))
         network = Network.of(definition, found.variables) if ignore else found
+        network = network.with_depth_groups() if options.depth_groups else network
         return Built(network=network, is_trained=True)
     module, state = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if isinstance(module, nn.Module) and isinstance(state, Mapping):
@@ -235,6 +237,7 @@ def own_network(options: NetworkOptions, wanted: Wanted) -> Built:
             "return a rlprune_jax.Network, a Linen module with or without its variables, an NNX "
             "module, or an Equinox module with or without its state"
         )
+    network = network.with_depth_groups() if options.depth_groups else network
     return Built(network=network, is_trained=True)
 
 

@@ -54,6 +54,7 @@ class Definition:
         example: inputs of the network, a batch of them.
         shapes: of the variables, as ``jax.ShapeDtypeStruct``.
         ignore: regular expressions of paths that are never pruned.
+        depth_groups: whether residual branches are units too.
         own_apply: the framework's function with its own keyword arguments, for training loops of
             the user's; None where there is none.
         rebuild: ``variables -> module`` of the framework, or None.
@@ -65,6 +66,7 @@ class Definition:
     example: tuple[PyTree, ...]
     shapes: Variables
     ignore: tuple[str, ...] = ()
+    depth_groups: bool = False
     own_apply: Apply | None = None
     rebuild: Callable[[Variables], PyTree] | None = None
     dense_apply: Apply | None = None
@@ -83,6 +85,7 @@ class Definition:
             *self.example,
             ignore=self.ignore,
             apply_train=self.apply_train,
+            depth_groups=self.depth_groups,
         )
 
     @cached_property
@@ -244,6 +247,28 @@ class Network:
         check_calls(self.definition, functions.assumed)
         for doubt in doubts_of(self.definition):
             warnings.warn(with_assumed(doubt, functions.assumed), stacklevel=4)
+
+    def with_depth_groups(self) -> Self:
+        """Return the network with its residual branches as units.
+
+        They are one more group, "depth", beside the widths: a branch that is pruned is neither
+        stored nor computed in the slim network. One stays.
+
+        Example:
+            >>> import jax, jax.numpy as jnp
+            >>> def apply(v, x):
+            ...     x = x @ v["in"]
+            ...     for name in "abc":
+            ...         x = x + jax.nn.relu(x @ v[name]["up"]) @ v[name]["down"]
+            ...     return x @ v["out"]
+            >>> block = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 4))}
+            >>> variables = {"in": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}
+            >>> network = Network(apply, variables | dict.fromkeys("abc", block), jnp.ones((1, 3)))
+            >>> network.with_depth_groups().graph.group("depth").size
+            3
+        """
+        definition = dataclasses.replace(self.definition, depth_groups=True)
+        return self.of(definition, self.variables)
 
     def tree_flatten(self) -> tuple[tuple[Variables], Definition]:
         """Return the variables as the only child.

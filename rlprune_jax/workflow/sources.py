@@ -88,6 +88,9 @@ class NetworkOptions:
     an Orbax checkpoint. Paths and shapes must be those of the network."""
     ignore: Lines = ()
     """REGEX, any number of times: variables whose paths it is found in keep their shapes."""
+    depth_groups: bool = False
+    """Residual branches are units too, beside the widths: one that is pruned is neither stored nor
+    computed."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -237,6 +237,7 @@ def test_start_is_the_uniform_ratio_on_the_budget(env):
         ({"scores": {"a": np.ones(8)}}, "scores"),
         ({"sizes": [8, 0, 5]}, "sizes"),
         ({"sizes": []}, "sizes"),
+        ({"sizes": [8, 4.7, 5]}, r"sizes\['group1'\]=4.7 must be an integer"),
         ({"initial_keep": 0.0}, "initial_keep"),
         ({"initial_keep": [0.5, 0.5]}, r"initial_keep has shape \(2,\) and must have \(3,\)"),
         ({"initial_keep": [0.5]}, "initial_keep has shape"),

@@ -83,6 +83,12 @@ def test_the_seed_moves_the_held_out_images_and_nothing_else():
         assert len(dataset.train.labels) + len(dataset.held_out.labels) == 1437
 
 
+@pytest.mark.parametrize("seed", [-1, "x", 1.5])
+def test_a_seed_that_cannot_be_is_named(seed):
+    with pytest.raises(ValueError, match=f"seed={seed!r} must be"):
+        data.load("digits", seed=seed)
+
+
 def test_every_data_set_has_one_number_per_channel():
     for name in data.dataset_names():
         source = data._SOURCES[name]
