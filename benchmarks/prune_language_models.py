@@ -104,6 +104,8 @@ class EndToEndOptions:
     """Held-out examples that a candidate is evaluated on."""
     scan: bool = False
     """Run the layers of llama as one program, so that all have the same widths."""
+    depth_groups: bool = False
+    """Residual branches, of a scan its layers, are units too."""
     quick: bool = False
     """Tiny networks and few steps, one seed; a minute in all. Shows that it runs, no more."""
 
@@ -159,7 +161,8 @@ def make_network(case: Case, task: rp.Task) -> rp.Network:
     inputs = task.objective.network_inputs(task.sample("train", 2))
     example = jax.tree.map(jnp.asarray, inputs)
     variables = jax.jit(module.init)(stage_key(case.seed, "init"), *example)
-    return rp.Network.from_linen(module, variables, example)
+    network = rp.Network.from_linen(module, variables, example)
+    return network.with_depth_groups() if case.options.depth_groups else network
 
 
 def run(case: Case) -> dict[str, PyTree]:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
 from rlprune_jax.costs.extents import Axes, exact_extents, traced_extents
 from rlprune_jax.costs.options import KV_LAYERS, CostOptions
-from rlprune_jax.graph.groups import Graph
+from rlprune_jax.graph.groups import Graph, Layer
 from rlprune_jax.types import Gates
 
 
@@ -26,8 +27,9 @@ class KeysAndValues(NamedTuple):
 
     Attributes:
         names: of the layers, as in ``Graph.layers``.
-        made: for each of them the axes that it makes, by the unit that owns each index.
-        weights: for each of them bytes of an entry, times the layers that are stacked in it.
+        made: for each of them what it makes for a token, by the unit that owns each index: the axes
+            of its weights but for those that are summed over.
+        weights: bytes of an entry, times the uses of weights that are used again and again.
     """
 
     names: tuple[str, ...]
@@ -44,7 +46,8 @@ def find_keys_and_values(graph: Graph, layers: str = KV_LAYERS) -> KeysAndValues
             leaf name, as in ``"block1/attention/key"``.
 
     Raises:
-        ValueError: no regular expression, or one that no layer with weights matches.
+        ValueError: no regular expression, one that no layer with weights matches, or weights whose
+            axes cannot be told apart.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,19 +72,36 @@ def find_keys_and_values(graph: Graph, layers: str = KV_LAYERS) -> KeysAndValues
             "regular expression"
         )
     uses = Counter(layer.name for layer in found)
+    by_name = {layer.name: layer for layer in found}
     weights = []
-    for layer in found:
-        variable = graph.variables[_weights_of(graph, layer.name)]
+    for name, layer in by_name.items():
+        variable = graph.variables[_weights_of(graph, name)]
         entries = math.prod(map(len, (*layer.reads, *layer.makes)))
         # Stacked layers are one contraction in a loop, or as many as layers where it is unrolled;
         # weights that are not stacked are cached wherever they are used.
-        stacked = max(1, variable.size // entries // uses[layer.name])
-        weights.append(variable.dtype.itemsize * stacked)
+        again = max(1, uses[name] * entries // variable.size)
+        weights.append(variable.dtype.itemsize * again)
     return KeysAndValues(
-        names=tuple(layer.name for layer in found),
-        made=tuple(layer.makes for layer in found),
+        names=tuple(by_name),
+        made=tuple(_made(graph, layer) for layer in by_name.values()),
         weights=tuple(weights),
     )
+
+
+def _made(graph: Graph, layer: Layer) -> Axes:
+    """Return the axes of a layer's weights, stacked layers too, but for those summed over."""
+    left = list(graph.extents(_weights_of(graph, layer.name)))
+    for owners in layer.reads:
+        # Axes with the same owners have the same size, so any of them will do.
+        place = next((i for i, axis in enumerate(left) if np.array_equal(axis, owners)), None)
+        if place is None:
+            raise ValueError(
+                f"the weights of {layer.name!r} are reshaped before they make keys and values, so "
+                "kv_cache_bytes cannot tell which of their axes these are; store them with an axis "
+                "of its own for what is summed over"
+            )
+        del left[place]
+    return tuple(left)
 
 
 def _weights_of(graph: Graph, name: str) -> str:

@@ -20,11 +20,12 @@ from rlprune_jax.workflow.network import Network
 TOKENS = jnp.zeros((2, 6), jnp.int32)
 
 
-def decoder(name, dtype=jnp.float32, **options):
+def decoder(name, dtype=jnp.float32, depth_groups=False, **options):
     functions = model_functions(create_model(name, 11, depth=2, width=1 / 4, **options))
     shapes = jax.eval_shape(functions.init, jax.random.key(0), TOKENS)
     variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, dtype), shapes)
-    return functions.apply, variables, trace_graph(functions.apply, variables, TOKENS)
+    graph = trace_graph(functions.apply, variables, TOKENS, depth_groups=depth_groups)
+    return functions.apply, variables, graph
 
 
 def draw(graph, seed):
@@ -38,9 +39,10 @@ def draw(graph, seed):
 
 
 def cached(variables):
-    """Bytes of a token's keys and values: all axes of their kernels but the first."""
+    """Bytes of a token's keys and values: all axes of their kernels but the embedding's."""
+    stacked = "layers" in variables["params"]
     return sum(
-        leaf.dtype.itemsize * int(np.prod(leaf.shape[1:]))
+        leaf.dtype.itemsize * leaf.size // max(leaf.shape[1 if stacked else 0], 1)
         for path, leaf in flatten_with_paths(variables).items()
         if path.endswith(("/key/kernel", "/value/kernel"))
     )
@@ -48,7 +50,13 @@ def cached(variables):
 
 @pytest.mark.parametrize(
     ("name", "dtype", "options"),
-    [("gpt", jnp.float32, {}), ("llama", jnp.bfloat16, {"scan": False})],
+    [
+        ("gpt", jnp.float32, {}),
+        ("llama", jnp.bfloat16, {"scan": False}),
+        ("llama", jnp.float32, {"scan": True}),
+        ("gpt", jnp.float32, {"depth_groups": True}),
+        ("llama", jnp.float32, {"scan": True, "depth_groups": True}),
+    ],
 )
 def test_what_is_counted_are_the_arrays_of_the_slim_network(name, dtype, options):
     _, variables, graph = decoder(name, dtype, **options)
