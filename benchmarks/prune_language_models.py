@@ -92,7 +92,7 @@ class EndToEndOptions:
     """Budget on bytes of keys and values a token, a fraction of dense; of text only."""
     baselines: tuple[MethodName, ...] = ("uniform", "global_threshold")
     """What to run beside the agent."""
-    evaluations: int = 256
+    evaluations: int = 768
     """Candidates that every method may evaluate."""
     dense_steps: int = 1000
     """Steps of the dense training."""
@@ -102,6 +102,8 @@ class EndToEndOptions:
     """Examples a step."""
     examples: int = 128
     """Held-out examples that a candidate is evaluated on."""
+    reward_finetune: tuple[int, ...] = (0,)
+    """Finetuning steps before each reward: a staircase, one entry per equal part of the search."""
     scan: bool = False
     """Run the layers of llama as one program, so that all have the same widths."""
     depth_groups: bool = False
@@ -183,6 +185,7 @@ def run(case: Case) -> dict[str, PyTree]:
         baselines=options.baselines,
         evaluations=options.evaluations,
         reward_images=options.examples,
+        reward_finetune=options.reward_finetune,
         rerank_steps=max(options.finetune_steps // 10, 1),
         finetune_steps=options.finetune_steps,
         batch_size=options.batch_size,
