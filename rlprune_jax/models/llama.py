@@ -163,8 +163,9 @@ def rotate(x: jax.Array, base: float) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> rotate(jnp.array([[[1.0, 0.0], [1.0, 0.0]]]), 10_000.0).round(2).tolist()
-        [[[1.0, 0.0], [0.5400000214576721, 0.8399999737739563]]]
+        >>> print(rotate(jnp.array([[[1.0, 0.0], [1.0, 0.0]]]), 10_000.0)[0].round(2))
+        [[1.   0.  ]
+         [0.54 0.84]]
     """
     pairs = x.shape[-1] // 2
     rates = base ** (-jnp.arange(pairs) / pairs)
