@@ -189,7 +189,7 @@ def run(case: Case) -> dict[str, PyTree]:
         rerank_steps=max(options.finetune_steps // 10, 1),
         finetune_steps=options.finetune_steps,
         batch_size=options.batch_size,
-        min_keep_of=SINGLE,
+        min_keep_of=() if case.model == "convnext_tiny" else SINGLE,
     )
     dense = network.graph.sizes
     rows = {
