@@ -156,7 +156,9 @@ class _Links:
             for slot in _slots(self._program.equations[each].inputs)
             if slot in self._depends and self._maker.get(slot, -1) not in body
         }
-        if not entered & self._past(other):
+        # Both sides come from one value, by no weights on the way past the branch.
+        start = set().union(*map(self._past, entered)) & self._depends
+        if not start & self._past(other):
             return None
         own = (slot for slot in self._variables if self._readers.get(slot) and avals[slot].shape)
         variables = tuple(slot for slot in own if self._readers[slot] <= body)

@@ -114,8 +114,7 @@ def _read_units(matched: Matched) -> Iterator[np.ndarray]:
         yield from units
     for _, unit in matched.branches:
         yield np.array([unit], np.int32)
-    for units, _ in matched.layers.values():
-        yield units
+    yield from (layers for layers, _ in matched.layers.values())
     for bodies in matched.bodies.values():
         for body in bodies:
             yield from _read_units(body)
@@ -133,9 +132,9 @@ class MaskedSteps:
         self._changes: dict[int, list[Change]] = {}
         for number, change in _changes(matched, gates):
             self._changes.setdefault(number, []).append(change)
-        sums, gate = layer or ([], None)
-        for number, operand in sums:
-            self._changes.setdefault(number, []).append(partial(_weaken, operand, gate))
+        if layer is not None:
+            for number, operand in layer[0]:
+                self._changes.setdefault(number, []).append(partial(_weaken, operand, layer[1]))
         self._inside = {
             number: bodies
             for number, bodies in matched.bodies.items()
@@ -246,11 +245,12 @@ def _fill(name: str, operand: jax.Array, axis: int, gate: jax.Array) -> jax.Arra
     shape = [1] * operand.ndim
     shape[axis] = len(gate)
     gate = gate.reshape(shape)
+    # Where all are gone, nothing is: there is no maximum and no mean of no units.
     if name == "reduce_sum" and jnp.issubdtype(operand.dtype, jnp.inexact):
+        gate = jnp.where((gate != 0).any(), gate, 1.0)
         # What is pruned may have overflowed (an exponential), as nothing has bounded it.
         gone = (gate == 0) & ~jnp.isfinite(operand)
         return jnp.where(gone, jnp.zeros_like(operand), operand * gate.astype(operand.dtype))
-    # Where all are gone, nothing is: there is no maximum of no units.
     kept = is_kept(gate)
     return jnp.where(kept | ~kept.any(), operand, _neutral(name, operand.dtype))
 

@@ -161,7 +161,7 @@ class Graph:
 
     @cached_property
     def branch_of(self) -> dict[str, int]:
-        """Return for each variable of a residual branch the unit that is the branch."""
+        """Return the unit of each variable's residual branch."""
         return {
             path: group.first + number
             for group in self.groups
@@ -171,11 +171,11 @@ class Graph:
 
     @cached_property
     def layers_are_units(self) -> bool:
-        """Return whether the steps of some loop over layers are units."""
+        """Return whether steps of a loop over layers are units."""
         return any(group.are_layers for group in self.groups)
 
     def extents(self, path: str) -> tuple[np.ndarray, ...]:
-        """Return the owners of a variable's axes, and of a residual branch it is part of.
+        """Return the owners of a variable's axes and branch.
 
         The sizes of what is kept of each multiply to the variable's size.
         """

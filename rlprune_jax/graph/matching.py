@@ -159,9 +159,11 @@ def _branches(
     if not graph.branch_of:
         return ()
     path_of = {slot: path for path, slot in slots.items()}
-    branches = []
+    branches: list[tuple[Branch, int]] = []
     for with_outputs in (False, True):
         held = {unit for _, unit in branches}
+        if held == set(graph.branch_of.values()):
+            break
         for each in find_branches(
             program, len(slots), found.contracting(), with_outputs=with_outputs
         ):

@@ -39,6 +39,10 @@ class Tie(NamedTuple):
         return self.flat.reshape(self.sizes)
 
 
+_WEIGHTED = 1e6
+"""What a read with weights weighs against those without."""
+
+
 class Reshapes:
     """Hand id arrays through reshapes.
 
@@ -122,27 +126,34 @@ class Reshapes:
         """Return the classes of nodes, all frozen ones as one."""
         return np.where(self._nodes.frozen(ids), INPUT, self._nodes.find(ids))
 
-    def resolve(self, reads: Sequence[Sequence[np.ndarray]], made: Sequence[np.ndarray]) -> None:
+    def resolve(
+        self,
+        reads: Sequence[Sequence[np.ndarray]],
+        made: Sequence[np.ndarray],
+        weighted: int = 0,
+    ) -> None:
         """Tie each axis to the factor that carries its units.
 
         What nobody has read stays untied. An axis that can only go along one way goes that way;
-        where there is a choice, an axis that a read takes whole beside others (a head) is
-        preferred to one that is summed over by itself (the width of a head), then the outermost.
+        where there is a choice, an axis that weights read (channels) is preferred, then one that
+        is not summed over (heads) to one that is (the width of a head), then the outermost.
 
         Args:
-            reads: for each contraction and reduction the axes that it sums over.
+            reads: for each contraction and reduction the axes that it sums over, those with weights
+                first.
             made: other axes that contractions make or go over.
+            weighted: number of reads with weights.
         """
-        alone, touched = np.zeros(len(self._nodes)), np.zeros(len(self._nodes), bool)
-        for axes in reads:
+        marks, touched = np.zeros(len(self._nodes)), np.zeros(len(self._nodes), bool)
+        for number, axes in enumerate(reads):
             for ids in axes:
-                alone[ids] += 1
+                marks[ids] += 1 if number >= weighted else -_WEIGHTED
         for ids in [*made, *itertools.chain.from_iterable(reads)]:
             touched[ids] = True
         pending = list(self._ties)
         while pending:
             before = len(pending)
-            census = self._nodes.census(alone)
+            census = self._nodes.census(marks)
             free = self._nodes.frozen(np.arange(len(self._nodes)))
             read = touched | free | (census.sizes > 1)
             pending = [tie for tie in pending if not (_is_read(tie, read) and self._settle(tie))]

@@ -50,7 +50,7 @@ class Walk(NamedTuple):
         yield from (contraction for _, contraction in self.numbered_contractions())
 
     def numbered_contractions(self) -> Iterator[tuple[int, Contraction]]:
-        """Yield all contractions in order, each with its equation's number at the top."""
+        """Yield all contractions, each with its number at the top."""
         own = {each.equation: each for each in self.contractions}
         for number in sorted({*own, *self.bodies}):
             if number in own:
@@ -59,7 +59,7 @@ class Walk(NamedTuple):
                 yield from ((number, each) for each in body.all_contractions())
 
     def contracting(self) -> set[int]:
-        """Return the numbers of equations that multiply by weights, or hold such."""
+        """Return the numbers of equations that hold contractions."""
         return {n for n, each in self.numbered_contractions() if each.multiplied}
 
     def reads(self) -> Iterator[tuple[np.ndarray, ...]]:
@@ -95,6 +95,12 @@ def walk_with(context: Context, program: Program, variables: Sequence[Axes]) -> 
 
 def resolve(context: Context, walks: Sequence[Walk]) -> None:
     """Decide what reshapes have left open."""
+    weights = [
+        each.consumed
+        for found in walks
+        for each in found.all_contractions()
+        if each.weight is not None and each.consumed
+    ]
     reads = [axes for found in walks for axes in found.reads()]
     made = [
         ids
@@ -102,7 +108,7 @@ def resolve(context: Context, walks: Sequence[Walk]) -> None:
         for each in found.all_contractions()
         for ids in (*each.multiplied, *each.produced)
     ]
-    context.reshapes.resolve(reads, made)
+    context.reshapes.resolve([*weights, *reads], made, len(weights))
 
 
 def _walk(

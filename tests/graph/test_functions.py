@@ -302,6 +302,114 @@ def conv_transpose(v, x):
     return x.mean((1, 2)) @ v["c"]
 
 
+@case({"a": 12}, {"a": draw(6, 12), "c": draw(12, 2)})
+def shuffled(v, x):
+    h = jnp.tanh(x @ v["a"])
+    return h.reshape(3, 3, 4).swapaxes(1, 2).reshape(3, 12) @ v["c"]
+
+
+@case({"a": 4}, {"a": draw(6, 12), "c": draw(12, 2)})
+def shuffled_and_read_between(v, x):
+    h = jnp.tanh((x @ v["a"]).reshape(3, 3, 4).swapaxes(1, 2))
+    return (h / h.sum(2, keepdims=True)).reshape(3, 12) @ v["c"]
+
+
+@case({"a": 8}, {"a": draw(6, 8), "c": draw(8, 2)})
+def permuted(v, x):
+    return jnp.tanh(x @ v["a"])[:, np.array([3, 1, 2, 0, 7, 5, 6, -4])] @ v["c"]
+
+
+@case({"a": 3, "a#2": 2}, {"a": draw(6, 8), "c": draw(8, 2)})
+def selected(v, x):
+    return jnp.tanh(x @ v["a"])[:, np.array([0, 4, 2, 0, 5, 6, 6, 5])] @ v["c"]
+
+
+@case({"a": 3}, {"a": draw(6, 12), "c": draw(3, 2)}, draw(2, 4, 6))
+def pixels_from_channels(v, x):
+    h = jnp.tanh(x @ v["a"]).reshape(2, 2, 2, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+    return h.reshape(2, 4, 4, 3).mean((1, 2)) @ v["c"]
+
+
+@case(
+    {"q": 2, "v": 4},
+    {"q": draw(6, 16), "k": draw(6, 8), "v": draw(6, 2, 4), "o": draw(4, 3)},
+    draw(2, 5, 6),
+)
+def grouped_queries(v, x):
+    q, k = (x @ v["q"]).reshape(2, 5, 4, 4), (x @ v["k"]).reshape(2, 5, 2, 4)
+    w = jnp.einsum("btd,dhe->bthe", x, v["v"])
+    k, w = (jnp.repeat(each, 2, axis=2) for each in (k, w))
+    a = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) / 2, axis=-1)
+    return jnp.einsum("bhts,bshd->bthd", a, w).sum(2) @ v["o"]
+
+
+@case({"qkv": 2}, {"qkv": draw(6, 24), "o": draw(8, 3)}, draw(2, 7, 6))
+def attention_of_one_array(v, x):
+    q, k, w = (x @ v["qkv"]).reshape(2, 7, 3, 2, 4).transpose(2, 0, 3, 1, 4)
+    a = jax.nn.softmax(q @ k.swapaxes(-1, -2) / 2, axis=-1)
+    return (a @ w).transpose(0, 2, 1, 3).reshape(2, 7, 8) @ v["o"]
+
+
+@case(
+    {"q": 2, "q#2": 2, "v": 4},
+    {"q": draw(6, 2, 4), "k": draw(6, 2, 4), "v": draw(6, 2, 4), "o": draw(2, 4, 3)},
+    draw(2, 5, 6),
+)
+def rotary(v, x):
+    q, k, w = (jnp.einsum("btd,dhe->bthe", x, v[n]) for n in "qkv")
+    angle = jnp.arange(5.0)[:, None, None] / 10 ** jnp.arange(2.0)
+    sin, cos = (jnp.concatenate([f(angle)] * 2, -1) for f in (jnp.sin, jnp.cos))
+    turned = lambda h: jnp.concatenate([-h[..., 2:], h[..., :2]], -1)  # noqa: E731
+    q, k = (h * cos + turned(h) * sin for h in (q, k))
+    a = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) / 2, axis=-1)
+    return jnp.einsum("bhts,bshd,hdo->bto", a, w, v["o"])
+
+
+@case(
+    {"r": 4, "u": 5},
+    {"r": draw(6, 4), "u": draw(4, 6, 5), "d": draw(4, 5, 3)},
+    draw(2, 5, 6),
+)
+def experts_by_softmax(v, x):
+    share = jax.nn.softmax(x @ v["r"])
+    hidden = jax.nn.relu(jnp.einsum("btd,edf->btef", x, v["u"]))
+    return jnp.einsum("btef,efo,bte->bto", hidden, v["d"], share)
+
+
+@case({"a": 4}, {"a": draw(6, 8), "c": draw(4, 2)})
+def radix_softmax(v, x):
+    h = (x @ v["a"]).reshape(3, 2, 4)
+    return (jax.nn.softmax(h, axis=1) * h).sum(1) @ v["c"]
+
+
+@case({"a": 8}, {"a": draw(6, 8), "c": draw(8, 2)})
+def written_in_rows(v, x):
+    h = jnp.tanh(x @ v["a"]).at[0].set(0.5).at[jnp.array([1, 2])].add(1.0)
+    return jax.lax.dynamic_update_slice(h, h[:1] * 2, (1, 0)) @ v["c"]
+
+
+@case({"a": 8}, {"a": draw(6, 8), "c": draw(8, 2)})
+def other_axes_mixed(v, x):
+    h = jnp.tanh(x @ v["a"])
+    best, _ = jax.lax.top_k(h.T, 2)
+    return (
+        jax.ops.segment_sum(h, jnp.array([0, 1, 0]), 2) + best.T + jnp.fft.fft(h, axis=0).real[:2]
+    ) @ v["c"]
+
+
+@case({}, {"a": draw(6, 8), "c": draw(8, 2)})
+def repeated_by_a_traced_number(v, x):
+    h = jnp.tanh(x @ v["a"])
+    times = jnp.where(jnp.arange(8) < x[0, 0], 2, 1)
+    return jnp.repeat(h, times, axis=1, total_repeat_length=8) @ v["c"]
+
+
+@case({"a": 8}, {"a": draw(2, 6, 8), "c": draw(8, 2)})
+def ragged(v, x):
+    h = jax.lax.ragged_dot(x, v["a"], jnp.array([1, 2]))
+    return jnp.tanh(h) @ v["c"]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_prunable_units_are_right(name):
     function, groups, variables, x = CASES[name]

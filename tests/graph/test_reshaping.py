@@ -52,7 +52,7 @@ def test_a_split_whose_outer_axis_is_summed_over_goes_with_the_inner_one(nodes):
 def test_a_split_that_nobody_reads_ties_nothing_and_joined_in_another_order_permutes(nodes):
     features, reshapes = nodes.fresh(6), Reshapes(nodes)
     first, second = reshapes.reshape((features,), (2, 3))
-    (shuffled,) = reshapes.reshape((second, first), (6,))
+    (shuffled,) = reshapes.reshape((second, first), (6,), parts=reshapes.split_into(first))
     reshapes.resolve([], [shuffled])
     np.testing.assert_array_equal(shuffled, features[[0, 3, 1, 4, 2, 5]])
     assert len(set(nodes.find(features))) == 6 and not nodes.frozen(features).any()
