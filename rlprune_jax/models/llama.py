@@ -163,9 +163,9 @@ def rotate(x: jax.Array, base: float) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> print(rotate(jnp.array([[[1.0, 0.0], [1.0, 0.0]]]), 10_000.0)[0].round(2))
-        [[1.   0.  ]
-         [0.54 0.84]]
+        >>> turned = rotate(jnp.array([[[1.0, 0.0], [1.0, 0.0]]]), 10_000.0)
+        >>> [round(float(channel), 2) for channel in turned[0, 1]]
+        [0.54, 0.84]
     """
     pairs = x.shape[-1] // 2
     rates = base ** (-jnp.arange(pairs) / pairs)
