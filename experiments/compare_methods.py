@@ -109,20 +109,20 @@ def text_of(
     table: "Mapping[str, Mapping[str, PyTree]]", dense: float, name: str, seeds: int
 ) -> str:
     """Return the table in Markdown."""
-    from rlprune_jax.workflow.results import number
+    from rlprune_jax.wording import NEGATIVE, metric_text, metric_title
 
     lines = [
-        f"dense {number(dense, name)} over {seeds} seeds",
-        f"| method | test {name.replace('_', ' ')} | best held-out reward | "
+        f"dense {metric_text(dense, name)} over {seeds} seeds",
+        f"| method | test {metric_title(name)} | best held-out reward | "
         "evaluations to random's best |",
         "|---|---|---|---|",
     ]
     for method, row in table.items():
         needed = row.get("evaluations_to_random")
         lines.append(
-            f"| {method.replace('_', ' ')} | {number(row[f'{name}_mean'], name)} ± "
-            f"{number(row[f'{name}_std'], name)} | {row['reward_mean']:.4f} ± "
-            f"{row['reward_std']:.4f} | "
+            f"| {method.replace('_', ' ')} | {metric_text(row[f'{name}_mean'], name)} ± "
+            f"{metric_text(row[f'{name}_std'], name.removeprefix(NEGATIVE))} | "
+            f"{row['reward_mean']:.4f} ± {row['reward_std']:.4f} | "
             f"{'–' if needed is None else f'{needed:.0f}'} ({row.get('reached_random', '–')}) |"
         )
     return "\n".join(lines)

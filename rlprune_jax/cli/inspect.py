@@ -16,8 +16,11 @@ from rlprune_jax.cli.options import Flat, check_unit_options
 from rlprune_jax.workflow.config import PruneConfig, UnitConfig, overrides
 from rlprune_jax.workflow.sources import (
     DATASETS,
+    LANGUAGE_MODELS,
+    TEXTS,
     NetworkOptions,
     check_network,
+    check_pair,
     check_path,
     is_own,
     with_usual_widths,
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.network import Network
 
 COUNTED = ("params", "macs", "weight_bytes", "tiled_macs", "activation_memory")
-"""Costs that need no timing."""
+"""Costs that need no timing and that every network has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +41,14 @@ class InputOptions:
     """Say what the network reads."""
 
     dataset: str | None = None
-    """Of the input: digits unless told, mnist, fashion_mnist, cifar10, cifar100; only its shape is
-    used. Or data of yours as package.module:function, which is called."""
+    """Of the input: digits unless told, mnist, fashion_mnist, cifar10, cifar100, text (for gpt and
+    llama); only its shape is used. Or data of yours as package.module:function, which is called."""
     input_shape: tuple[int, ...] | None = None
-    """Shape of one input of float32 instead, such as 224 224 3."""
+    """Shape of one input of float32 instead, such as 224 224 3; of gpt and llama the number of
+    tokens."""
     classes: int | None = None
-    """Outputs of a network of the zoo; those of the data set, or 10, unless told."""
+    """Outputs of a network of the zoo; those of the data set, or 10, unless told; of gpt and llama
+    tokens of the vocabulary, 128 unless told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +103,11 @@ def check_options(options: InspectOptions) -> None:
         )
     if inputs.dataset is not None and is_own(inputs.dataset):
         check_path("dataset", inputs.dataset)
-    elif inputs.dataset is not None and inputs.dataset not in DATASETS:
-        raise ValueError(
-            f"dataset={inputs.dataset!r} is unknown; choose from {', '.join(DATASETS)}"
-        )
+    elif inputs.dataset is not None and inputs.dataset not in (*DATASETS, *TEXTS):
+        known = ", ".join((*DATASETS, *TEXTS))
+        raise ValueError(f"dataset={inputs.dataset!r} is unknown; choose from {known}")
+    elif inputs.dataset is not None:
+        check_pair(options.network.model, inputs.dataset)
     shape = inputs.input_shape
     if shape is not None:
         refuse_unless("input_shape", shape, bool(shape) and min(shape) >= 1, "must be above 0")
@@ -121,14 +127,20 @@ def wanted_of_options(options: InspectOptions) -> "Wanted":
     import jax.numpy as jnp
 
     from rlprune_jax.training import data
+    from rlprune_jax.training.text import VOCABULARY, describe_text
     from rlprune_jax.workflow.building import Wanted, build_task, wanted_of
     from rlprune_jax.workflow.sources import DataOptions
 
     inputs = options.inputs
-    dataset = inputs.dataset or "digits"
+    reads_tokens = options.network.model in LANGUAGE_MODELS
+    dataset = inputs.dataset or (TEXTS[0] if reads_tokens else "digits")
     shapes_only = options.network.pretrained is None
+    shape: tuple[int, ...]
     if inputs.input_shape is not None:
-        shape, classes = inputs.input_shape, 10
+        shape, classes = inputs.input_shape, VOCABULARY if reads_tokens else 10
+    elif dataset in TEXTS:
+        text = describe_text(dataset)
+        shape, classes = (text.context,), text.vocabulary
     elif is_own(dataset):
         found = wanted_of(build_task(DataOptions(dataset=dataset), seed=0), seed=0)
         return found._replace(
@@ -139,7 +151,7 @@ def wanted_of_options(options: InspectOptions) -> "Wanted":
         source = data.describe(dataset)
         shape, classes = source.image_shape, source.num_classes
     return Wanted(
-        example=(jnp.zeros((2, *shape)),),
+        example=(jnp.zeros((2, *shape), jnp.int32 if reads_tokens else jnp.float32),),
         num_classes=inputs.classes or classes,
         shapes_only=shapes_only,
     )
@@ -155,8 +167,9 @@ def summary(network: "Network", units: UnitConfig) -> "dict[str, PyTree]":
     round_to = overrides(config, "round_to")
     gates = round_gates(graph, gates, round_to=round_to, towards="more")
     costs = {}
+    names = (*COUNTED, *(["kv_cache_bytes"] if makes_keys_and_values(graph) else []))
     for name, (_, cost) in zip(
-        COUNTED, constrain(network, [f"{name}=1" for name in COUNTED]), strict=True
+        names, constrain(network, [f"{name}=1" for name in names]), strict=True
     ):
         least = cost.exact(gates).value
         costs[name] = {
@@ -176,6 +189,17 @@ def summary(network: "Network", units: UnitConfig) -> "dict[str, PyTree]":
         "min_keep": units.min_keep,
         "round_to": units.round_to,
     }
+
+
+def makes_keys_and_values(graph: "Graph") -> bool:
+    """Return whether a network has layers called so."""
+    from rlprune_jax.costs.kv_cache import find_keys_and_values
+
+    try:
+        find_keys_and_values(graph)
+    except ValueError:
+        return False
+    return True
 
 
 def text_of(graph: "Graph", found: "dict[str, PyTree]") -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -22,14 +22,20 @@ from rlprune_jax.workflow.config import (
     resolve,
 )
 from rlprune_jax.workflow.sources import (
+    ADAM_MODELS,
+    TEXTS,
     DataOptions,
     NetworkOptions,
     check_data_options,
     check_network,
+    check_pair,
     is_own,
     usual_steps,
     with_usual_widths,
 )
+
+DENSE_RATES = {"sgd": 0.1, "adam": 2e-3}
+"""Peak learning rate of the dense training unless told, by its rule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +44,11 @@ class DenseOptions:
 
     dense_steps: int | None = None
     """Steps of training the dense network; by default a few epochs, by data set."""
+    dense_rule: Literal["sgd", "adam"] | None = None
+    """How it is trained, after a warm-up and along a cosine: sgd with momentum, or adam. By default
+    adam for vit_tiny, convnext_tiny and text, sgd for all else."""
     dense_rate: float | None = None
-    """Peak learning rate of that (SGD with momentum, cosine); 0.1 unless told."""
+    """Peak learning rate of that; 0.1 of sgd and 0.002 of adam unless told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +58,8 @@ class BudgetOptions:
     budget: Lines = ()
     """Limit as NAME=LIMIT, any number of times. As a fraction of the dense network (params=0.1,
     macs=30%), or absolute (params=5000, macs=1.5M, weight_bytes=100kB). Known are params, macs,
-    weight_bytes, activation_memory (peak, one example), tiled_macs (see --tile), and in ms
+    weight_bytes, activation_memory (peak, one example), tiled_macs (see --tile), kv_cache_bytes (of
+    a decoder, for each token of context; see --kv-layers), and in ms
     latency_table=2.5 (predicted from a network's pieces, each timed once on this device) and
     latency=2.5 (the slim network itself, timed again and again); of these latency=0.5x is a
     fraction of dense."""
@@ -107,6 +117,17 @@ class PruneOptions:
         """Steps of the dense training unless told."""
         return usual_steps(self.data.dataset)[0]
 
+    @property
+    def usual_dense_rule(self) -> Literal["sgd", "adam"]:
+        """Rule of the dense training unless told."""
+        by_adam = self.network.model in ADAM_MODELS or self.data.dataset in TEXTS
+        return "adam" if by_adam else "sgd"
+
+    @property
+    def usual_dense_rate(self) -> float:
+        """Rate of the dense training unless told."""
+        return DENSE_RATES[self.dense.dense_rule or self.usual_dense_rule]
+
     def replace(self, **changed: object) -> "PruneOptions":
         """Return the options with some changed by their names.
 
@@ -132,6 +153,7 @@ def resolved(options: PruneOptions) -> PruneOptions:
     """
     check_network(options.network)
     check_data_options(options.data)
+    check_pair(options.network.model, options.data.dataset)
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     check_dense(options.dense)
     check_methods(options.search.baselines, get_args(MethodName))
@@ -141,7 +163,11 @@ def resolved(options: PruneOptions) -> PruneOptions:
     usual: dict[str, object] = {"rerank_steps": rerank, "finetune_steps": finetune}
     # What of the user's own is trained already is known when it is there.
     if not is_own(options.network.model) and options.network.pretrained is None:
-        usual |= {"dense_steps": options.usual_dense_steps, "dense_rate": 0.1}
+        usual |= {
+            "dense_steps": options.usual_dense_steps,
+            "dense_rule": options.usual_dense_rule,
+            "dense_rate": options.usual_dense_rate,
+        }
     filled = {name: value for name, value in usual.items() if options.settings[name] is None}
     if options.search.calibration_images is None and options.data.dataset == "digits":
         filled["calibration_images"] = 256
@@ -170,6 +196,7 @@ def check_dense(options: DenseOptions) -> None:
 
 USED_BY = {
     "tile": ("tiled_macs",),
+    "kv_layers": ("kv_cache_bytes",),
     "latency_steps": ("latency",),
     "latency_programs": ("latency",),
 }

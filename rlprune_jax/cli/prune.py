@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from rlprune_jax.cli.common import run_command
 from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.workflow.config import AGENT
+from rlprune_jax.workflow.sources import BUNDLED
 
 if TYPE_CHECKING:
     from rlprune_jax.runs import Json, RunDirectory
@@ -159,20 +160,23 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
     problem = check_problem(network, task, budgets, config)
     for note in notes(config, task).values():
         say(f"note: {note}")
-    if options.data.dataset == "digits" and options.data.data_dir is not None:
-        say(f"note: data_dir={options.data.data_dir!r} is not read: digits need none")
+    dataset, folder = options.data.dataset, options.data.data_dir
+    if dataset in BUNDLED and folder is not None:
+        say(f"note: data_dir={folder!r} is not read: none is needed for {dataset}")
     dense = options.dense
     if is_trained and dense.dense_steps is None:
-        if dense.dense_rate is not None:
-            raise ValueError(
-                f"dense_rate={dense.dense_rate} would do nothing: {options.network.model} is "
-                "trained already; give dense_steps to train it further"
-            )
+        for name in ("dense_rate", "dense_rule"):
+            if (value := getattr(dense, name)) is not None:
+                raise ValueError(
+                    f"{name}={value} would do nothing: {options.network.model} is trained already; "
+                    "give dense_steps to train it further"
+                )
         return problem
     recipe = DenseRecipe(
         steps=dense.dense_steps or options.usual_dense_steps,
-        rate=dense.dense_rate or 0.1,
+        rate=dense.dense_rate or options.usual_dense_rate,
         batch_size=options.delivery.batch_size,
+        rule=dense.dense_rule or options.usual_dense_rule,
     )
     network = train_dense(network, task, recipe, seed, run, options.run.save_seconds)
     return problem._replace(network=network)

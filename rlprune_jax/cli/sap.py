@@ -35,6 +35,7 @@ from rlprune_jax.workflow.sources import (
     DataOptions,
     check_data_options,
     check_network,
+    check_pair,
     is_own,
 )
 
@@ -142,6 +143,7 @@ def resolved(options: SapOptions) -> SapOptions:
     """
     check_network(options.network)
     check_data_options(options.data)
+    check_pair(options.network.model, options.data.dataset)
     check_place(options.place)
     config = resolve_sap(options.config, EPOCHS.get(options.data.dataset, 2))
     if (there := EXAMPLES.get(options.data.dataset)) is not None:

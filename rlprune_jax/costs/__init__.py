@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from rlprune_jax.costs.host import UserFunction as UserFunction
     from rlprune_jax.costs.host import import_function as import_function
     from rlprune_jax.costs.host import source_digest as source_digest
+    from rlprune_jax.costs.kv_cache import count_kv_cache_bytes as count_kv_cache_bytes
+    from rlprune_jax.costs.kv_cache import kv_cache_bytes_ratio as kv_cache_bytes_ratio
     from rlprune_jax.costs.latency import Latency as Latency
     from rlprune_jax.costs.latency import measure_in_turn as measure_in_turn
     from rlprune_jax.costs.latency import measure_latency as measure_latency
@@ -82,6 +84,7 @@ _HOMES = {
     "activation_memory": "memory",
     "check_reachable": "constraints",
     "constrain": "constraints",
+    "count_kv_cache_bytes": "kv_cache",
     "count_macs": "counts",
     "count_params": "counts",
     "count_tiled_macs": "tiles",
@@ -89,6 +92,7 @@ _HOMES = {
     "estimate_costs": "constraints",
     "exact_costs": "constraints",
     "import_function": "host",
+    "kv_cache_bytes_ratio": "kv_cache",
     "limits": "constraints",
     "macs_ratio": "counts",
     "measure_in_turn": "latency",
@@ -126,6 +130,7 @@ __all__ = [
     "activation_memory",
     "check_reachable",
     "constrain",
+    "count_kv_cache_bytes",
     "count_macs",
     "count_params",
     "count_tiled_macs",
@@ -133,6 +138,7 @@ __all__ = [
     "estimate_costs",
     "exact_costs",
     "import_function",
+    "kv_cache_bytes_ratio",
     "limits",
     "macs_ratio",
     "measure_in_turn",

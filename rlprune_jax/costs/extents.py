@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.graph.groups import Graph, check_gates, kept_mask
+from rlprune_jax.kept import is_kept
 from rlprune_jax.types import Gates
 from rlprune_jax.units.gates import kept_counts
 
@@ -65,18 +66,33 @@ def traced_extents(graph: Graph, arrays: Sequence[Axes]) -> Callable[[Gates], ja
     fixed = np.ones((len(arrays), width))
     per_unit = np.zeros((len(arrays), width, len(graph.groups)))
     group_of = np.append(graph.group_of_unit, -1)
+    single, places = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for row, axes in enumerate(arrays):
         for column, owners in enumerate(axes):
-            fixed[row, column] = np.sum(owners < 0)
-            held = np.bincount(group_of[owners[owners >= 0]], minlength=len(graph.groups))
-            per_unit[row, column] = held / size
+            owned = owners[owners >= 0]
+            fixed[row, column] = len(owners) - len(owned)
+            held = np.bincount(group_of[owned], minlength=len(graph.groups))
+            times = np.bincount(owned, minlength=graph.units)
+            if (times == (held / size)[graph.group_of_unit]).all():
+                per_unit[row, column] = held / size
+            else:
+                # An axis of some units of a group alone, as what lies in one residual branch.
+                single.append(owned)
+                places.append(np.full(len(owned), row * width + column, np.int32))
     fixed32, per_unit32 = jnp.asarray(fixed, jnp.float32), jnp.asarray(per_unit, jnp.float32)
+    units, segments = np.concatenate(single), np.concatenate(places)
 
     def extents(gates: Gates) -> jax.Array:
         # At the default precision an accelerator would round counts to a few digits.
         counts = jnp.einsum(
             "lag,g->la", per_unit32, kept_counts(graph, gates), precision=jax.lax.Precision.HIGHEST
         )
-        return fixed32 + counts
+        if not len(units):
+            return fixed32 + counts
+        kept = jnp.concatenate([is_kept(gates[name]) for name in graph.names])
+        more = jax.ops.segment_sum(
+            kept[units].astype(jnp.float32), segments, num_segments=fixed32.size
+        )
+        return fixed32 + counts + more.reshape(fixed32.shape)
 
     return extents

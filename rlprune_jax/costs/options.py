@@ -24,6 +24,10 @@ LEVELS = (0.0, 0.3, 0.65, 1.0)
 """Fractions of the units that a latency table measures; 0 stands for a single unit."""
 
 
+KV_LAYERS = r"(?:^|/)(?![^/]*quer)(?:[^/]*_)?(?:k|keys?|v|values?|kv)(?:_proj)?$"
+"""Layers called k, key, v, value or kv, with or without more before a ``_`` or ``_proj`` behind."""
+
+
 class CostOptions(NamedTuple):
     """Say how costs are counted and measured.
 
@@ -36,6 +40,8 @@ class CostOptions(NamedTuple):
         steps: widths of a group that ``latency`` tells apart in a search.
         programs: how many networks ``latency`` may compile in a search.
         repeats: timed calls of each measurement.
+        kv_layers: regular expression of the layers that make keys and values, in
+            ``kv_cache_bytes``.
         time_limit: seconds that ``latency`` or a function of the user may take for one candidate.
     """
 
@@ -45,4 +51,5 @@ class CostOptions(NamedTuple):
     steps: int = 4
     programs: int = 64
     repeats: int = 30
+    kv_layers: str = KV_LAYERS
     time_limit: float = 60.0

@@ -1,4 +1,4 @@
-"""A zoo of networks for images, and any Linen network as plain functions.
+"""A zoo of networks for images and text, and any Linen network as plain functions.
 
 Use `create_model` for a network by its name, and `model_functions` for the functions that the rest
 of the package takes. A network of your own needs neither.
@@ -13,8 +13,11 @@ import flax.linen as nn
 import jax
 
 from rlprune_jax.models.cnn import CNN
+from rlprune_jax.models.convnext import ConvNeXt
 from rlprune_jax.models.convolution import conv_general_dilated, rebind_convolutions
 from rlprune_jax.models.densenet import DenseNet
+from rlprune_jax.models.gpt import GPT
+from rlprune_jax.models.llama import Llama
 from rlprune_jax.models.mlp import MLP
 from rlprune_jax.models.mobilenet import MobileNet
 from rlprune_jax.models.resnet import THIN_DEPTHS, ResNet, ThinResNet
@@ -25,9 +28,12 @@ from rlprune_jax.types import Apply, ApplyTrain, PyTree, Variables
 
 __all__ = [
     "CNN",
+    "GPT",
     "MLP",
     "VGG",
+    "ConvNeXt",
     "DenseNet",
+    "Llama",
     "MobileNet",
     "ModelFunctions",
     "PreActResNet18",
@@ -53,6 +59,9 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet": MobileNet,
     "densenet": DenseNet,
     "vit_tiny": VisionTransformer,
+    "convnext_tiny": ConvNeXt,
+    "gpt": GPT,
+    "llama": Llama,
     "linear": partial(MLP, widths=()),
 }
 
@@ -85,15 +94,17 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
 
     Args:
         name: one of ``model_names()``.
-        num_classes: outputs of the network.
+        num_classes: outputs of the network; of a language model, tokens of its vocabulary.
         **options: the fields of the network's class: ``width``, a multiplier of all widths (but
             ``widths``, a list of them, for ``mlp``, ``cnn`` and, as a choice, VGG); ``pools`` for
             VGG; ``stem`` (``"cifar"`` or ``"imagenet"``) for ``resnet18`` to ``resnet50`` and
             ``mobilenet``; ``shortcut`` for ``resnet20`` to ``resnet110``; ``depth`` for the last
-            networks of the list; ``conv_general_dilated``.
+            networks of the list; ``scan`` for ``llama``; ``conv_general_dilated`` for those that
+            have convolutions.
 
     Returns:
-        A Linen module, called ``module.apply(variables, x, train=False)`` with f32[B, H, W, C].
+        A Linen module, called ``module.apply(variables, x, train=False)`` with f32[B, H, W, C], or
+        with tokens i32[B, T] (``gpt`` and ``llama``).
 
     Raises:
         ValueError: an unknown ``name`` or a ``num_classes`` below 1.
@@ -112,9 +123,11 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     for option in options:
         if option not in known:
             raise TypeError(f"model {name!r} has no option {option!r}; it has {', '.join(known)}")
-    if options.get("widths") is not None:
-        # A list would make the module unhashable, and jit keys its cache by what it closes over.
-        options["widths"] = tuple(options["widths"])
+    for option in ("widths", "depths"):
+        if options.get(option) is not None:
+            # A list would make the module unhashable, and jit keys its cache by what it closes
+            # over.
+            options[option] = tuple(options[option])
     return constructor(num_classes=num_classes, **options)
 
 

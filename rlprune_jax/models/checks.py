@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -51,3 +52,46 @@ def check_images(x: jax.Array, rank: int | None, least: int = 1, remedy: str = "
             f"images of {x.shape[1]}x{x.shape[2]} are too small: the poolings shrink the map to "
             f"nothing; the least size is {least}x{least}{remedy}"
         )
+
+
+def check_tokens(tokens: jax.Array, context: int | None = None) -> None:
+    """Refuse tokens that a language model cannot take.
+
+    Args:
+        tokens: the input, ``[B, T]``.
+        context: most tokens of a sequence; None for any number.
+
+    Raises:
+        TypeError: they are no integers (images, usually).
+        ValueError: wrong rank, no token, or more than ``context``.
+    """
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(
+            f"tokens are {tokens.dtype}; a language model takes integers [B, T], each below the "
+            "size of its vocabulary"
+        )
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens have shape {tokens.shape}; the network takes [B, T]")
+    if tokens.shape[1] == 0:
+        raise ValueError(f"tokens have shape {tokens.shape}: an empty sequence")
+    if context is not None and tokens.shape[1] > context:
+        raise ValueError(
+            f"sequences of {tokens.shape[1]} tokens are longer than context={context}; cut them or "
+            "raise context"
+        )
+
+
+def check_at_least_one(module: nn.Module, *names: str) -> None:
+    """Refuse options of a network that are below 1.
+
+    Args:
+        module: the network.
+        *names: of its options.
+
+    Raises:
+        ValueError: naming the option and its value.
+    """
+    for name in names:
+        value = getattr(module, name)
+        if value < 1:
+            raise ValueError(f"{name}={value} must be an integer of at least 1")

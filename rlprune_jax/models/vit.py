@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.linear import ConvGeneralDilatedT
 
-from rlprune_jax.models.checks import check_images
+from rlprune_jax.models.checks import check_at_least_one, check_images
 from rlprune_jax.models.convolution.conv import conv_general_dilated
 from rlprune_jax.models.initializers import variance_scaling
 from rlprune_jax.models.layers import scaled
@@ -17,8 +17,8 @@ class VisionTransformer(nn.Module):
     """Classify images by attention between patches.
 
     Use it to prune attention. Patches, a class token, learned positions, blocks of attention and
-    MLP, norm and a linear head. Heads, the width of queries and keys, that of values, and hidden
-    units of the MLPs are what pruning can remove; the embedding is read whole by every layer norm.
+    MLP, norm and a linear head. The width of the embedding, heads, the width of queries and keys,
+    that of values, and hidden units of the MLPs are what pruning can remove.
 
     Attributes:
         num_classes: outputs of the head.
@@ -66,9 +66,7 @@ class VisionTransformer(nn.Module):
             TypeError: ``x`` is not of a floating type.
         """
         del train
-        for name in ("patch", "depth", "heads", "head_width", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be an integer of at least 1")
+        check_at_least_one(self, "patch", "depth", "heads", "head_width", "mlp_ratio")
         check_images(x, rank=4)
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(

@@ -19,12 +19,12 @@ from rlprune_jax.report.search_figures import (
     progress_figure,
     search_figure,
 )
+from rlprune_jax.wording import difference_text, metric_text, metric_title
 
 __all__ = [
     "Table",
     "candidates_figure",
     "layers_figure",
-    "metric_text",
     "percent",
     "progress_figure",
     "render_report",
@@ -67,7 +67,8 @@ def results_table(
     """Make the table of every method beside the dense network.
 
     It holds accuracy, size, work, evaluations and whether budgets are kept; in brackets the
-    difference to dense in points of accuracy, and the fraction of dense.
+    difference to dense in points of accuracy, and the fraction of dense. A loss with its sign
+    turned is shown as the loss.
 
     Args:
         dense: ``accuracy`` (fraction), ``params``, ``macs`` of the dense network.
@@ -87,12 +88,12 @@ def results_table(
         )
         if any(key in entry for entry in everything.values())
     ]
-    columns = ["method", f"test {metric.replace('_', ' ')}", "params", "MACs"]
+    columns = ["method", f"test {metric_title(metric)}", "params", "MACs"]
     rows = []
     for name, entry in everything.items():
         change = _number(entry, metric) - _number(dense, metric)
-        text = f"{100 * change:+.2f}" if "accuracy" in metric else f"{change:+.3g}"
-        beside = "" if name == "dense" or math.isnan(change) else f" ({text})"
+        unknown = name == "dense" or math.isnan(change)
+        beside = "" if unknown else f" ({difference_text(change, metric)})"
         row: list[object] = [name, metric_text(_number(entry, metric), metric) + beside]
         for key in ("params", "macs"):
             fraction = percent(_number(entry, key) / max(_number(dense, key), 1e-30), 2)
@@ -176,20 +177,6 @@ def percent(fraction: float, digits: int = 1) -> str:
         ('12.3 %', '–')
     """
     return f"{100 * fraction:.{digits}f} %" if math.isfinite(fraction) else "–"
-
-
-def metric_text(value: float, metric: str) -> str:
-    """Return a metric as text.
-
-    An accuracy is in percent; a dash stands where it is unknown.
-
-    Example:
-        >>> metric_text(0.9817, "accuracy"), metric_text(-1.25, "negative_loss")
-        ('98.17 %', '-1.25')
-    """
-    if "accuracy" in metric:
-        return percent(value, 2)
-    return f"{value:.4g}" if math.isfinite(value) else "–"
 
 
 def _number(entry: Mapping[str, object], key: str) -> float:

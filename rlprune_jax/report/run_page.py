@@ -9,7 +9,6 @@ from rlprune_jax.report.page import (
     Table,
     candidates_figure,
     layers_figure,
-    metric_text,
     percent,
     progress_figure,
     render_report,
@@ -18,6 +17,7 @@ from rlprune_jax.report.page import (
     write_report,
 )
 from rlprune_jax.types import PyTree
+from rlprune_jax.wording import metric_text, metric_title
 
 Json = Mapping[str, PyTree]
 """A JSON object."""
@@ -53,7 +53,7 @@ def write_run_page(
     page = render_report(
         title_of(result),
         {
-            f"test {metric.replace('_', ' ')}": (
+            f"test {metric_title(metric)}": (
                 metric_text(pruned[metric], metric),
                 f"dense {metric_text(dense[metric], metric)}",
             ),

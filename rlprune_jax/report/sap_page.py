@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from rlprune_jax.report.page import Table, metric_text, percent, render_report, write_report
+from rlprune_jax.report.page import Table, percent, render_report, write_report
 from rlprune_jax.report.sparsity_figures import (
     density_figure,
     heat_map_figure,
@@ -89,7 +89,7 @@ def summary(page: SapPage) -> dict[str, tuple[str, str]]:
     """Return the headline numbers, one per method."""
     return {
         name: (
-            metric_text(curve[page.metric][:, -1].mean(), page.metric),
+            _mean(curve[page.metric][:, -1], page.metric),
             f"with {percent(curve['density'][:, -1].mean(), 3)} of the weights left",
         )
         for name, curve in page.arrays.items()
@@ -206,6 +206,10 @@ def by_layer(
         for name, curve in result["curves"].items()
         for first in [curve["iterations"][0]["layers"]]
     }
+
+
+def _mean(values: np.ndarray, metric: str) -> str:
+    return percent(values.mean(), 2) if is_fraction(metric) else f"{values.mean():.4g}"
 
 
 def _spread(values: np.ndarray, metric: str) -> str:

@@ -2,8 +2,8 @@
 
 A `Task` is made by `classification`, `regression`, `next_token`, or from any loss and metric.
 `train` and `evaluate` run any network on one; `recalibrate` renews running statistics of a network
-whose weights have changed. `load` reads the built-in data sets, and the function of the module
-`image_task` makes a task of one.
+whose weights have changed. `load` reads the built-in images, and the function of the module
+`image_task` makes a task of them; `load_text` and `text_task` do so with the built-in text.
 """
 
 from typing import TYPE_CHECKING
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from rlprune_jax.training.task import classification as classification
     from rlprune_jax.training.task import next_token as next_token
     from rlprune_jax.training.task import regression as regression
+    from rlprune_jax.training.text import Text as Text
+    from rlprune_jax.training.text import load_text as load_text
+    from rlprune_jax.training.text import text_names as text_names
+    from rlprune_jax.training.text import text_task as text_task
 
 _HOMES = {
     "Batch": "task",
@@ -67,6 +71,7 @@ _HOMES = {
     "StepFunction": "loops",
     "Task": "task",
     "TaskError": "task",
+    "Text": "text",
     "TrainState": "loops",
     "accuracy": "metrics",
     "augment": "augmentation",
@@ -76,6 +81,7 @@ _HOMES = {
     "find_statistics": "recalibration",
     "init_train_state": "loops",
     "load": "data",
+    "load_text": "text",
     "make_optimizer": "optimizers",
     "make_schedule": "optimizers",
     "make_train_step": "loops",
@@ -85,6 +91,8 @@ _HOMES = {
     "recalibrate": "recalibration",
     "regression": "task",
     "squared_error": "metrics",
+    "text_names": "text",
+    "text_task": "text",
     "token_accuracy": "metrics",
     "top5_accuracy": "metrics",
     "train": "loops",
@@ -108,6 +116,7 @@ __all__ = [
     "StepFunction",
     "Task",
     "TaskError",
+    "Text",
     "TrainState",
     "accuracy",
     "augment",
@@ -117,6 +126,7 @@ __all__ = [
     "find_statistics",
     "init_train_state",
     "load",
+    "load_text",
     "make_optimizer",
     "make_schedule",
     "make_train_step",
@@ -126,6 +136,8 @@ __all__ = [
     "recalibrate",
     "regression",
     "squared_error",
+    "text_names",
+    "text_task",
     "token_accuracy",
     "top5_accuracy",
     "train",

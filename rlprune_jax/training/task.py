@@ -420,7 +420,8 @@ def next_token(
     """Make a task of predicting the next token of sequences.
 
     The network reads all tokens but the last and gives logits f32[B, T - 1, vocabulary]; the loss
-    is the cross-entropy in nats per token, the metric by default its negative.
+    is the cross-entropy in nats per token, the metric by default its negative, which results show
+    as the loss per token.
 
     Args:
         train: tokens i32[n, T], or a source of such batches.
@@ -439,6 +440,8 @@ def next_token(
         (4, 8)
     """
     details = {"inputs": all_but_the_last, **details}
+    if metric == "negative_loss":
+        details.setdefault("metric_name", "negative_loss_per_token")
     return Task(
         loss=next_token_loss, metric=metric, train=train, held_out=held_out, test=test, **details
     )

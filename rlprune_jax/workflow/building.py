@@ -20,11 +20,12 @@ from rlprune_jax.models import create_model
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.training import data
 from rlprune_jax.training.image_task import image_task
-from rlprune_jax.training.metrics import Metric, SoftmaxCrossEntropy, labels_of
-from rlprune_jax.training.task import Task, classification
+from rlprune_jax.training.metrics import Metric, SoftmaxCrossEntropy, labels_of, next_token_loss
+from rlprune_jax.training.task import SPLITS, Task, classification
+from rlprune_jax.training.text import load_text, text_names, text_task
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.network import Network, check_weights
-from rlprune_jax.workflow.sources import DataOptions, NetworkOptions, is_own
+from rlprune_jax.workflow.sources import LANGUAGE_MODELS, DataOptions, NetworkOptions, is_own
 
 
 class Wanted(NamedTuple):
@@ -32,7 +33,8 @@ class Wanted(NamedTuple):
 
     Attributes:
         example: inputs of the network, a tuple with a batch in front.
-        num_classes: that are to be told apart; None where the task is another.
+        num_classes: that are to be told apart, for the next token those of the vocabulary; None
+            where the task is another.
         task: where there is one.
         seed: of initialisation.
         shapes_only: whether a network of ours is made without its values.
@@ -67,6 +69,9 @@ def build_task(options: DataOptions, seed: int) -> Task:
         OSError: the data are missing.
     """
     metric = load_metric(options.metric)
+    if options.dataset in text_names():
+        text = load_text(options.dataset, seed=seed)
+        return text_task(text, metric="negative_loss" if metric is None else metric)
     if not is_own(options.dataset):
         loaded = data.load(options.dataset, options.data_dir, seed=seed)
         return image_task(loaded, metric="accuracy" if metric is None else metric)
@@ -116,12 +121,26 @@ def wanted_of(task: Task, seed: int) -> Wanted:
 
 
 def count_classes(task: Task) -> int | None:
-    """Count the classes of a task, None without any."""
+    """Count the classes of a task, None without any.
+
+    Those of predicting the next token are the tokens of the vocabulary.
+    """
+    if "vocabulary" in task.description:
+        return int(task.description["vocabulary"])
+    if task.loss is next_token_loss:
+        return count_tokens(task)
     if "dataset" in task.description and task.description["dataset"] in data.dataset_names():
         return data.describe(task.description["dataset"]).num_classes
     if not isinstance(task.loss, SoftmaxCrossEntropy) or task.is_streamed("train"):
         return None
     return int(np.asarray(labels_of(task.train)).max()) + 1
+
+
+def count_tokens(task: Task) -> int | None:
+    """Count tokens up to the last one in the data."""
+    if any(map(task.is_streamed, SPLITS)):
+        return None
+    return max(int(np.asarray(getattr(task, split)).max()) for split in SPLITS) + 1
 
 
 def build_network(options: NetworkOptions, wanted: Wanted) -> Built:
@@ -139,17 +158,35 @@ def build_network(options: NetworkOptions, wanted: Wanted) -> Built:
 
 
 def zoo_network(options: NetworkOptions, wanted: Wanted) -> Built:
-    """Return a network of the zoo, initialised."""
+    """Return a network of the zoo, initialised.
+
+    Raises:
+        ValueError: it does another task or reads something else.
+    """
+    own = "a network of your own as --model package.module:function"
     if wanted.num_classes is None:
         raise ValueError(
             f"model={options.model!r} tells classes apart, which the task does not ask for; give "
-            "a network of your own as --model package.module:function"
+            f"{own}"
         )
     chosen: dict[str, PyTree] = {"widths": options.widths or None}
     chosen |= {"width": options.width, "pools": options.pools}
+    first = jax.tree.leaves(wanted.example)[0]
+    if options.model not in LANGUAGE_MODELS and is_tokens(first):
+        raise ValueError(
+            f"model={options.model!r} reads images and the task's inputs are tokens, {first.dtype}"
+            f"{list(first.shape)}; choose from {', '.join(LANGUAGE_MODELS)}, or give {own}"
+        )
+    if options.model == "gpt":
+        chosen["context"] = first.shape[1]
     chosen = {name: value for name, value in chosen.items() if value is not None}
     module = create_model(options.model, wanted.num_classes, **chosen)
     return initialised(module, options, wanted)
+
+
+def is_tokens(inputs: jax.Array) -> bool:
+    """Return whether inputs are sequences of integers."""
+    return inputs.ndim == 2 and bool(jnp.issubdtype(inputs.dtype, jnp.integer))
 
 
 def initialised(module: nn.Module, options: NetworkOptions, wanted: Wanted) -> Built:

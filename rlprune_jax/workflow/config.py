@@ -8,6 +8,7 @@ from typing import Literal, Union, get_args, get_origin
 import tyro
 
 from rlprune_jax.checks import require, require_count, require_range
+from rlprune_jax.costs.options import KV_LAYERS
 from rlprune_jax.per_group import read_overrides
 
 Granularity = Literal["fine", "coarse"]
@@ -111,6 +112,9 @@ class MeasureConfig:
 
     tile: tuple[int, int] = (8, 8)
     """Multiples that tiled_macs rounds a layer's input and output channels up to."""
+    kv_layers: str = KV_LAYERS
+    """Of kv_cache_bytes: regular expression of the layers that make keys and values, searched for
+    in their paths; unless told those called k, key, v, value or kv, also with _proj behind."""
     latency_batch: int = 128
     """Examples a call, in budgets on latency."""
     latency_steps: int = 4

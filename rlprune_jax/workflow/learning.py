@@ -3,14 +3,14 @@
 import dataclasses
 import itertools
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlprune_jax.checks import require, require_count, require_range
+from rlprune_jax.checks import require, require_choice, require_count, require_range
 from rlprune_jax.runs import MemoryRun, Run, StageOptions, run_stage
 from rlprune_jax.training.loops import (
     Metrics,
@@ -24,6 +24,7 @@ from rlprune_jax.training.loops import (
 from rlprune_jax.training.optimizers import make_optimizer
 from rlprune_jax.training.task import Batch, Data, Objective, Task, count_examples
 from rlprune_jax.types import Gates, Variables
+from rlprune_jax.wording import NEGATIVE
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.network import Definition, Network
 from rlprune_jax.workflow.pruning import stage_key
@@ -50,25 +51,29 @@ def steps_at_once(steps: int) -> int:
 class DenseRecipe:
     """Hold how a dense network is trained.
 
-    By SGD with momentum, warm-up and cosine.
+    With warm-up and cosine.
 
     Attributes:
         steps: of training.
         rate: peak learning rate.
         batch_size: examples a step.
         weight_decay: of kernels.
+        rule: ``"sgd"``, with momentum, as convolutional networks are trained; or ``"adam"``, with
+            the gradient's norm clipped at 1, as transformers are.
     """
 
     steps: int
     rate: float = 0.1
     batch_size: int = 128
     weight_decay: float = 5e-4
+    rule: Literal["sgd", "adam"] = "sgd"
 
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
         require_count("batch_size", self.batch_size)
         require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
         require_range("weight_decay", self.weight_decay, 0.0)
+        require_choice("rule", self.rule, ("sgd", "adam"))
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
         """Return the optimizer.
@@ -76,13 +81,14 @@ class DenseRecipe:
         Its length is the recipe's own.
         """
         return make_optimizer(
-            "sgd",
+            self.rule,
             learning_rate=self.rate,
             num_steps=self.steps,
             schedule="cosine",
             warmup=self.steps // 10,
             momentum=0.9,
             weight_decay=self.weight_decay,
+            clip_norm=1.0 if self.rule == "adam" else None,
         )
 
 
@@ -266,10 +272,18 @@ def run_training(
         StageOptions(
             chunk=steps_at_once(training.steps),
             save_seconds=save_seconds,
-            note=lambda row: f"loss {row['loss']:.3f} {metric_name} {row[metric_name]:.3f}",
+            note=partial(_note, metric_name),
         ),
     )
     return state.variables
+
+
+def _note(metric_name: str, row: dict[str, float]) -> str:
+    """Say how far training is; a metric that is the loss with its sign turned is not repeated."""
+    loss = f"loss {row['loss']:.3f}"
+    if metric_name.startswith(NEGATIVE):
+        return loss
+    return f"{loss} {metric_name} {row[metric_name]:.3f}"
 
 
 def train_dense(

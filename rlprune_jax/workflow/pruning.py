@@ -89,6 +89,7 @@ def bind_budgets(network: Network, budgets: Budgets, config: PruneConfig) -> tup
         cache=default_cache_dir() / "latency",
         steps=config.latency_steps,
         programs=config.latency_programs,
+        kv_layers=config.kv_layers,
         time_limit=config.cost_seconds,
     )
     seen = _Timed(network.apply, network.graph, network.variables, inputs)

@@ -13,6 +13,7 @@ import numpy as np
 from rlprune_jax.costs import Latency
 from rlprune_jax.files import to_json, unwritable
 from rlprune_jax.types import PyTree
+from rlprune_jax.wording import metric_text, metric_title
 from rlprune_jax.workflow.config import AGENT
 from rlprune_jax.workflow.delivery import Delivered
 from rlprune_jax.workflow.network import Network
@@ -264,13 +265,13 @@ class PruneResult:
         return dataclasses.replace(result, run_dir=file.parent)
 
     def __str__(self) -> str:
-        name = self.metric_name.replace("_", " ")
+        name = metric_title(self.metric_name)
         rows = [("", name, "parameters", "MACs")]
         for method, found in {"dense": self.dense, **self.methods}.items():
             rows.append(
                 (
                     method.replace("_", " "),
-                    number(found.metric, self.metric_name),
+                    metric_text(found.metric, self.metric_name),
                     f"{found.params:,} ({found.params / max(self.dense.params, 1):.1%})",
                     f"{found.macs:,} ({found.macs / max(self.dense.macs, 1):.1%})",
                 )
@@ -289,20 +290,6 @@ class PruneResult:
                 f"{'' if row['satisfied'] else ', NOT respected'}"
             )
         return "\n".join(lines)
-
-
-def number(value: float, metric_name: str) -> str:
-    """Write a metric as people read it.
-
-    Fractions are in percent.
-
-    Example:
-        >>> number(0.9817, "accuracy"), number(-1.25, "negative_loss")
-        ('98.17 %', '-1.25')
-    """
-    if "accuracy" in metric_name:
-        return f"{100 * value:.2f} %"
-    return f"{value:.4g}"
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -24,17 +24,36 @@ MODEL_OPTIONS: dict[str, tuple[str, ...]] = {
     "mobilenet": ("width",),
     "densenet": ("width",),
     "vit_tiny": ("width",),
+    "convnext_tiny": ("widths", "width"),
+    "gpt": ("width",),
+    "llama": ("width",),
     "linear": (),
 }
 """Networks of the zoo, and which of the options ``widths``, ``width`` and ``pools`` each has."""
 
+LANGUAGE_MODELS = ("gpt", "llama")
+"""Networks of the zoo that read tokens; all others read images."""
+
+ADAM_MODELS = ("vit_tiny", "convnext_tiny", *LANGUAGE_MODELS)
+"""Networks of the zoo whose dense training is by Adam unless told."""
+
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
-"""The built-in data sets."""
+"""The built-in data sets of images."""
+
+TEXTS = ("text",)
+"""The built-in texts."""
+
+BUNDLED = ("digits", *TEXTS)
+"""Data sets that need no folder."""
 
 METRIC_NAMES = ("accuracy", "top5_accuracy", "token_accuracy", "negative_loss")
 """Metrics by name."""
 
-DEFAULT_STEPS = {"digits": (300, 60, 300), "mnist": (1000, 100, 1000)}
+DEFAULT_STEPS = {
+    "digits": (300, 60, 300),
+    "mnist": (1000, 100, 1000),
+    "text": (1500, 60, 600),
+}
 """Steps of the dense training, the short and the last finetune, where the data set is known."""
 
 OTHER_STEPS = (2000, 100, 1500)
@@ -49,16 +68,17 @@ class NetworkOptions:
     """Say which network is pruned."""
 
     model: str = "cnn"
-    """Any of the zoo: mlp, cnn, vgg16, resnet20, mobilenet, ...; an unknown name lists them all. Or
-    a network of yours as package.module:function, which is called with those of task, example (a
-    batch of inputs), num_classes and seed that it names, and returns a rlprune_jax.Network; a Linen
-    module with its variables, (module, variables); a Linen module alone, which is initialised and
-    trained; an NNX module; an Equinox module, or (module, state). Modules of the working directory
-    count. Apart from a Linen module alone, what it returns is taken for trained: give --dense-steps
-    to train it. The run is named by the code of the module, not by what it reads."""
+    """Any of the zoo: mlp, cnn, vgg16, resnet20, vit_tiny, ... for images, gpt and llama for text;
+    an unknown name lists them all. Or a network of yours as package.module:function, which is
+    called with those of task, example (a batch of inputs), num_classes and seed that it names, and
+    returns a rlprune_jax.Network; a Linen module with its variables, (module, variables); a Linen
+    module alone, which is initialised and trained; an NNX module; an Equinox module, or (module,
+    state). Modules of the working directory count. Apart from a Linen module alone, what it returns
+    is taken for trained: give --dense-steps to train it. The run is named by the code of the
+    module, not by what it reads."""
     widths: tuple[int, ...] = ()
-    """Units per layer of mlp and cnn, channels of each convolution of a VGG; for a cnn on digits
-    32 64 128 256 unless told."""
+    """Units per layer of mlp and cnn, channels of each convolution of a VGG and of each stage of a
+    ConvNeXt; for a cnn on digits 32 64 128 256 unless told."""
     width: float | None = None
     """Multiplier of all widths, for VGG, ResNet and the other networks that have one."""
     pools: int | None = None
@@ -78,11 +98,12 @@ class DatasetOptions:
     """Say which data there are."""
 
     dataset: str = "digits"
-    """digits (comes with scikit-learn), mnist, fashion_mnist, cifar10, cifar100. Or data of yours
-    as package.module:function, which is called with those of seed and data_dir that it names, and
+    """digits (comes with scikit-learn), mnist, fashion_mnist, cifar10, cifar100; text (comes with
+    Python), for gpt and llama, which are to predict its next character. Or data of yours as
+    package.module:function, which is called with those of seed and data_dir that it names, and
     returns a rlprune_jax.Task or (train, held_out, test), each (inputs, labels)."""
     data_dir: str | None = None
-    """Folder of prepared TFDS data sets; else $TFDS_DATA_DIR. digits needs none."""
+    """Folder of prepared TFDS data sets; else $TFDS_DATA_DIR. digits and text need none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +112,8 @@ class DataOptions(DatasetOptions):
 
     metric: str | None = None
     """What is to be kept, higher is better: accuracy, top5_accuracy, token_accuracy, negative_loss,
-    or module:function of (outputs, batch). By default the task's own."""
+    or module:function of (outputs, batch). By default the task's own: accuracy of images, the
+    negative loss per token of text."""
 
 
 def is_own(name: str) -> bool:
@@ -180,15 +202,38 @@ def check_dataset(options: DatasetOptions) -> None:
     """
     if is_own(options.dataset):
         check_path("dataset", options.dataset)
-    elif options.dataset not in DATASETS:
+    elif options.dataset not in (*DATASETS, *TEXTS):
+        known = ", ".join((*DATASETS, *TEXTS))
         raise ValueError(
-            f"dataset={options.dataset!r} is unknown; choose from {', '.join(DATASETS)}, or give "
-            "data of your own as package.module:function"
+            f"dataset={options.dataset!r} is unknown; choose from {known}, or give data of your "
+            "own as package.module:function"
         )
     folder = options.data_dir
     if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
-        needless = "; digits need none" if options.dataset == "digits" else ""
+        needless = f"; none is needed for {options.dataset}" if options.dataset in BUNDLED else ""
         raise ValueError(f"data_dir={folder!r} is no folder{needless}")
+
+
+def check_pair(model: str, dataset: str) -> None:
+    """Refuse a network that does not read the data.
+
+    Both are ours; what the user brings is tried.
+
+    Raises:
+        ValueError: it reads tokens and the data are images, or the other way round.
+    """
+    if is_own(model) or is_own(dataset):
+        return
+    if model in LANGUAGE_MODELS and dataset not in TEXTS:
+        raise ValueError(
+            f"model={model!r} reads text and dataset={dataset!r} holds images; choose "
+            f"dataset={' or '.join(TEXTS)}"
+        )
+    if model not in LANGUAGE_MODELS and dataset in TEXTS:
+        raise ValueError(
+            f"model={model!r} reads images and dataset={dataset!r} is text; choose "
+            f"model={' or '.join(LANGUAGE_MODELS)}"
+        )
 
 
 def check_path(option: str, path: str) -> None:

@@ -45,6 +45,20 @@ def test_the_text_names_budgets_that_can_be_met():
     assert "params=0.0816 or params=27" in text
 
 
+def test_a_language_model_reads_tokens_and_keeps_keys_and_values():
+    network = NetworkOptions(model="gpt", width=1 / 4)
+    found = json.loads(inspect(inspected(network=network)))
+    kept = found["costs"]["kv_cache_bytes"]
+    # Four blocks of 4 heads, 8 channels each of keys and of values, in float32; at least 2 by 2.
+    assert (kept["dense"], kept["least"]) == (4 * 2 * 4 * 8 * 4, 4 * 2 * 2 * 2 * 4)
+    shorter = inspected(network=network, inputs=InputOptions(input_shape=(16,), classes=50))
+    other = json.loads(inspect(shorter))
+    assert found["params"] - other["params"] == 32 * (64 - 16 + 128 - 50)
+    assert found["costs"]["macs"]["dense"] > 4 * other["costs"]["macs"]["dense"]
+    with pytest.raises(ValueError, match="model='gpt' reads text and dataset='mnist' holds images"):
+        inspect(inspected(network=network, inputs=InputOptions(dataset="mnist")))
+
+
 def test_a_network_of_the_users(tmp_path, monkeypatch):
     (tmp_path / "inspected_of_test.py").write_text(
         "import jax.numpy as jnp\nfrom rlprune_jax import Network\n"

@@ -6,7 +6,14 @@ from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.models import _MODELS, _option_names
 from rlprune_jax.training.data import dataset_names
 from rlprune_jax.training.metrics import METRICS
-from rlprune_jax.workflow.sources import DATASETS, METRIC_NAMES, MODEL_OPTIONS
+from rlprune_jax.training.text import text_names
+from rlprune_jax.workflow.sources import (
+    ADAM_MODELS,
+    DATASETS,
+    METRIC_NAMES,
+    MODEL_OPTIONS,
+    TEXTS,
+)
 
 
 def options(**changed):
@@ -15,6 +22,8 @@ def options(**changed):
 
 def test_the_names_known_before_jax_are_those_that_there_are():
     assert dataset_names() == DATASETS
+    assert text_names() == TEXTS
+    assert set(ADAM_MODELS) < set(MODEL_OPTIONS)
     assert tuple(METRICS) == METRIC_NAMES
     ours = {"widths", "width", "pools"}
     found = {name: ours & set(_option_names(make)) for name, make in _MODELS.items()}
@@ -28,6 +37,11 @@ def test_defaults_follow_the_data_set():
     cifar = resolved(options(dataset="cifar10", model="vgg16")).settings
     assert cifar["calibration_images"] == 512 and cifar["dense_steps"] == 2000
     assert resolved(options(budget=("latency=2",))).search.constraint == "both"
+    assert (cifar["dense_rule"], cifar["dense_rate"]) == ("sgd", 0.1)
+    text = resolved(options(dataset="text", model="gpt")).settings
+    assert (text["dense_rule"], text["dense_rate"]) == ("adam", 0.002)
+    vit = resolved(options(model="vit_tiny", dense_rule="sgd")).settings
+    assert (vit["dense_rule"], vit["dense_rate"]) == ("sgd", 0.1)
     # A network of the user's may be trained, which is known only when it is there.
     assert resolved(options(model="json:loads")).dense.dense_steps is None
 
@@ -53,7 +67,13 @@ def test_defaults_follow_the_data_set():
         ({"model": "json:"}, "not of the form package.module:function"),
         ({"dataset": "imagenet"}, "choose from digits"),
         ({"dataset": "mnist", "data_dir": "/nowhere"}, "data_dir='/nowhere' is no folder"),
-        ({"data_dir": "/nowhere"}, "digits need none"),
+        ({"data_dir": "/nowhere"}, "none is needed for digits"),
+        (
+            {"dataset": "text"},
+            "model='cnn' reads images and dataset='text' is text; choose model=gpt",
+        ),
+        ({"model": "gpt"}, "model='gpt' reads text and dataset='digits' holds images"),
+        ({"kv_layers": "key$"}, r"kv_layers=key\$ would do nothing: it is read by budgets on kv_c"),
         ({"metric": "f1"}, "metric='f1' is unknown; choose from accuracy"),
         ({"width": 0.25}, "width=0.25: cnn has no such option; it has widths"),
         ({"pools": 4}, "pools=4: cnn has no such option; it has widths"),

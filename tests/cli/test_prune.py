@@ -267,6 +267,39 @@ def own(tmp_path, monkeypatch):
     return tmp_path
 
 
+DECODER = """
+from rlprune_jax.models import create_model
+
+def network(num_classes): return create_model("gpt", num_classes, depth=1, width=1 / 16)
+"""
+
+
+@pytest.mark.slow
+def test_a_language_model_within_bytes_of_keys_and_values(tmp_path, monkeypatch):
+    (tmp_path / "decoder_of_test.py").write_text(DECODER)
+    monkeypatch.chdir(tmp_path)
+    changed = {
+        **{"dataset": "text", "model": "decoder_of_test:network", "widths": (), "batch_size": 16},
+        **{"budget": ("params=0.9", "macs=0.8", "kv_cache_bytes=0.7"), "baselines": ()},
+        **{"dense_steps": 20, "evaluations": 16, "reward_images": 16, "rerank": 1},
+    }
+    path = prune(tiny(tmp_path, **changed))
+    result = PruneResult.read(path)
+    assert result.metric_name == "negative_loss_per_token" and result.is_within_budgets
+    by_name = {budget["name"]: budget for budget in result.budgets}
+    kept = result.pruned.kept
+    heads, keys, values = (
+        kept[f"block1/attention/{part}"] for part in ("query", "query#2", "value")
+    )
+    assert by_name["kv_cache_bytes"]["count"] == 4 * heads * (keys + values)
+    text = str(result)
+    assert "loss per token" in text and f"{-result.pruned.metric:.4g}" in text
+    assert "negative" not in text
+    page = (path / "report.html").read_text()
+    assert "test loss per token" in page and "test negative" not in page
+    assert predict(PredictOptions(run_dir=path))["reproduced"]
+
+
 @pytest.mark.slow
 def test_a_network_and_a_task_of_the_users_within_costs_of_all_kinds(own):
     # Times say nothing here: these limits are far off, and what is tried is that all of it works.

@@ -9,11 +9,14 @@ from numpy_evaluation import evaluate
 from published import PUBLISHED
 
 from rlprune_jax.models import create_model, model_functions
+from rlprune_jax.workflow.sources import LANGUAGE_MODELS
 
 
 def shapes_of(name, size=32, num_classes=10, channels=3, **options):
     functions = model_functions(create_model(name, num_classes, **options))
     images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    if name in LANGUAGE_MODELS:
+        images = jax.ShapeDtypeStruct((2, size), jnp.int32)
     return functions, images, jax.eval_shape(functions.init, jax.random.key(0), images)
 
 
@@ -24,7 +27,8 @@ def test_published_numbers_of_parameters(name, case):
     options, size, num_classes, expected = case
     functions, images, variables = shapes_of(name, size, num_classes, **options)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
-    assert jax.eval_shape(functions.apply, variables, images).shape == (2, num_classes)
+    tokens = (size,) if name in LANGUAGE_MODELS else ()
+    assert jax.eval_shape(functions.apply, variables, images).shape == (2, *tokens, num_classes)
 
 
 # Weights of rank above 1: pqi_sap.md section 4.2, counted from the official constructors.
@@ -47,6 +51,14 @@ def test_weights_of_the_sparsity_papers_networks(
     assert sum(leaf.size for leaf in leaves if leaf.ndim > 1) == expected
 
 
+def test_patches_of_a_convnext_follow_the_image():
+    for size, patch in [(224, 4), (32, 4), (28, 2), (16, 2), (8, 1)]:
+        _, _, variables = shapes_of("convnext_tiny", size, width=1 / 16)
+        assert variables["params"]["stem"]["kernel"].shape[:2] == (patch, patch)
+    with pytest.raises(ValueError, match="7x7 are too small"):
+        shapes_of("convnext_tiny", 7)
+
+
 def test_wide_resnet_by_depth_and_factor():
     # Zagoruyko and Komodakis, Table 5: WRN-40-2 has 2.2 M parameters, WRN-28-10 36.5 M.
     for depth, factor, expected in [(40, 2, 2.2e6), (28, 10, 36.5e6)]:
@@ -63,7 +75,9 @@ SMALL = {
     "mobilenet": {"width": 1 / 16, "blocks": 1},
     "densenet": {"depth": 10, "growth": 4},
     "vit_tiny": {"depth": 1, "width": 1 / 16},
+    "convnext_tiny": {"depths": (1, 1), "widths": (4, 6), "layer_scale": 0.5},
 }
+STATELESS = ("vit_tiny", "convnext_tiny")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -81,7 +95,7 @@ def test_forward_and_training_mode(name):
         assert np.isfinite(output).all()
     # However deep, a fresh network neither silences its input nor blows it up.
     assert 0.03 < np.std(training_logits) < 10
-    if name == "vit_tiny":
+    if name in STATELESS:
         assert updates == {}
         np.testing.assert_array_equal(logits, training_logits)
     else:
@@ -117,6 +131,10 @@ def test_the_convolution_can_be_swapped_everywhere():
         ("mobilenet", {"stem": "mnist"}, "stem='mnist' is unknown"),
         ("densenet", {"depth": 41}, "depth=41 must be 6 n"),
         ("densenet", {"growth": 0}, "growth=0 must be an integer"),
+        ("convnext_tiny", {"widths": (8, 8)}, r"widths=\(8, 8\) has 2 entries; give 4"),
+        ("convnext_tiny", {"depths": (1, 0, 1, 1)}, "depths=.* must hold positive integers"),
+        ("convnext_tiny", {"patch": 8}, "32x32 are too small.*64x64; enlarge the images, lower"),
+        ("convnext_tiny", {"patch": 0}, "patch=0 must be an integer"),
         ("vit_tiny", {"patch": 5}, "32x32 are not whole patches of 5x5"),
         ("vit_tiny", {"heads": 0}, "heads=0 must be an integer"),
         ("vit_tiny", {"width": float("nan")}, "width=nan must be above 0"),

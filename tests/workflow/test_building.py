@@ -6,11 +6,18 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+import rlprune_jax as rp
 from rlprune_jax import Network, Task
 from rlprune_jax.export import save_weights
 from rlprune_jax.runs import Checkpointer
 from rlprune_jax.training.loops import init_train_state
-from rlprune_jax.workflow.building import Wanted, build_network, build_task, with_weights
+from rlprune_jax.workflow.building import (
+    Wanted,
+    build_network,
+    build_task,
+    wanted_of,
+    with_weights,
+)
 from rlprune_jax.workflow.sources import DataOptions, NetworkOptions
 
 MODULE = """
@@ -118,6 +125,25 @@ def test_the_zoo_classifies_and_says_so():
     wanted = Wanted(example=EXAMPLE, num_classes=None)
     with pytest.raises(ValueError, match="model='mlp' tells classes apart"):
         build_network(NetworkOptions(model="mlp"), wanted)
+
+
+def test_language_models_of_the_zoo_take_the_vocabulary_and_length_of_the_data():
+    task = build_task(DataOptions(dataset="text"), seed=0)
+    wanted = wanted_of(task, seed=0)._replace(shapes_only=True)
+    assert wanted.num_classes == 128 and wanted.example[0].dtype == jnp.int32
+    shapes = build_network(NetworkOptions(model="gpt", width=0.25), wanted).network.variables
+    assert shapes["params"]["embed"]["embedding"].shape == (128, 32)
+    assert shapes["params"]["positions"].shape == (64, 32)
+    # Of tokens of the user's, the vocabulary ends with the last one there is.
+    own = rp.next_token(*(jnp.full((3, 101), last) for last in (5, 2, 7)))
+    wanted = wanted_of(own, seed=0)._replace(shapes_only=True)
+    shapes = build_network(NetworkOptions(model="gpt", width=0.25), wanted).network.variables
+    assert shapes["params"]["embed"]["embedding"].shape == (8, 32)
+    assert shapes["params"]["positions"].shape == (100, 32)
+    with pytest.raises(ValueError, match=r"'cnn' reads images and the task's inputs are tokens"):
+        build_network(NetworkOptions(model="cnn"), wanted)
+    with pytest.raises(ValueError, match="model='llama': tokens are float32"):
+        build_network(NetworkOptions(model="llama"), Wanted(example=EXAMPLE, num_classes=3))
 
 
 def network_with(value):

@@ -52,6 +52,16 @@ def test_dense_training_lowers_the_loss_and_leaves_the_network_alone():
     jax.tree.map(np.testing.assert_array_equal, network.variables, before)
 
 
+def test_transformers_are_trained_by_adam():
+    """Its first step moves every weight by the rate, whatever its gradient is."""
+    recipe = DenseRecipe(steps=1, rate=0.01, batch_size=64, weight_decay=0.0, rule="adam")
+    network = fresh()
+    trained = train_dense(network, SMALL.task, recipe)
+    moved = np.abs(np.asarray(trained.variables["a"] - network.variables["a"]))
+    np.testing.assert_allclose(moved[moved > 0], 0.01, rtol=0.02)
+    assert (moved > 0).any()
+
+
 def test_training_that_diverges_stops_and_leaves_no_checkpoint(tmp_path):
     def explosive(outputs, batch):
         return jnp.exp(jnp.square(outputs).sum())

@@ -90,7 +90,7 @@ def test_a_metric_that_is_nan_is_stored_as_null_and_comes_back():
     assert stored["pruned"]["accuracy"] is None
     found = PruneResult.from_json(stored)
     assert math.isnan(found.pruned.metric)
-    assert "nan" in str(found)
+    assert "–" in str(found)
 
 
 def test_files_of_the_first_version_are_read():

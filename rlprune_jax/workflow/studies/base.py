@@ -14,6 +14,7 @@ from rlprune_jax.workflow.sources import (
     NetworkOptions,
     check_dataset,
     check_network,
+    check_pair,
     is_own,
 )
 from rlprune_jax.workflow.studies.storage import check_storage, hide_password
@@ -135,6 +136,7 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
         check_choices(self)
         check_network(self)
         check_dataset(self)
+        check_pair(self.model, self.dataset)
         for option in ("seeds", "trials", "batch", "chunk"):
             self.at_least(option, 1)
         self.at_least("worker", 0)
