@@ -1,5 +1,6 @@
 """From nodes and contractions to groups of units, frozen axes and layers."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ class Traced(NamedTuple):
         structure: path -> variable.
         branches: residual branches that are units.
         batch: number of examples that the network was traced with.
+        leasts: axes of which a number must be kept, with the number.
     """
 
     program: Program
@@ -42,6 +44,7 @@ class Traced(NamedTuple):
     structure: dict[str, Any]
     branches: list[Branch]
     batch: int
+    leasts: list[tuple[np.ndarray, int]]
 
 
 def gather(traced: Traced) -> Graph:
@@ -50,7 +53,7 @@ def gather(traced: Traced) -> Graph:
     Args:
         traced: once all reshapes are resolved and all is frozen that is to be.
     """
-    program, found, structure, branches, batch = traced
+    program, found, structure, branches, batch, leasts = traced
     nodes = found.nodes
     axis_ids: dict[Key, np.ndarray] = {
         (path, axis): ids
@@ -68,6 +71,7 @@ def gather(traced: Traced) -> Graph:
         owned = tuple(tuple(paths[slot] for slot in each.variables) for each in branches)
         groups.append(Group(DEPTH, len(branches), first, (), owned))
     _add_layers(found, axis_ids, marks, (groups, unit_of))
+    groups = [_with_least(group, unit_of, nodes, leasts) for group in groups]
     branch_of = {number: i for i, each in enumerate(branches) for number in each.body}
 
     def factors(number: int, each: Contraction) -> tuple[np.ndarray, ...]:
@@ -183,6 +187,20 @@ def _add_layers(
         repeats = sum(group.name.split("#")[0] == DEPTH for group in groups)
         name = f"{DEPTH}#{repeats + 1}" if repeats else DEPTH
         groups.append(Group(name, len(roots), first, slots, are_layers=True))
+
+
+def _with_least(
+    group: Group, unit_of: np.ndarray, nodes: Nodes, leasts: list[tuple[np.ndarray, int]]
+) -> Group:
+    """Say how many units a group must keep."""
+    least = 1
+    for ids, count in leasts:
+        units = unit_of[nodes.find(ids)]
+        inside = (units >= group.first) & (units < group.first + group.size)
+        if inside.any():
+            # What else is on the axis stays, or is pruned down to one at least.
+            least = max(least, count - int((units < 0).sum()))
+    return dataclasses.replace(group, least=min(least, group.size))
 
 
 def _why_unowned(key: Key, marks: "_Marks") -> str:

@@ -315,14 +315,14 @@ def _without_overflow(operand: jax.Array, gate: jax.Array) -> jax.Array:
 
 def _neutral(name: str, dtype: jnp.dtype) -> jax.Array:
     """Return what a reduction takes for nothing."""
-    if name in ("reduce_max", "reduce_min"):
+    if name in ("reduce_max", "reduce_min", "top_k"):
         if jnp.issubdtype(dtype, jnp.inexact):
-            value: object = -jnp.inf if name == "reduce_max" else jnp.inf
+            value: object = jnp.inf if name == "reduce_min" else -jnp.inf
         elif dtype == jnp.bool_:
             value = name == "reduce_min"
         else:
             bounds = jnp.iinfo(dtype)
-            value = bounds.min if name == "reduce_max" else bounds.max
+            value = bounds.max if name == "reduce_min" else bounds.min
     elif name == "reduce_prod":
         value = 1
     elif name == "reduce_and":

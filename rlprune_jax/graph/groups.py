@@ -50,6 +50,7 @@ class Group:
         branches: for each unit of the group of residual branches the paths of the variables that
             it owns whole; () of every other group.
         are_layers: whether the units are the steps of a loop over residual layers.
+        least: units that must be kept: more than one where a ``top_k`` takes so many.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Group:
     slots: tuple[Slot, ...] = field(repr=False)
     branches: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
     are_layers: bool = False
+    least: int = 1
 
     def slots_of(self, role: str) -> tuple[Slot, ...]:
         """Return the slots with this role."""

@@ -55,12 +55,6 @@ class Matched(NamedTuple):
     layers: dict[int, tuple[np.ndarray, list[Sum]]]
     branches: tuple[tuple[Branch, int], ...] = ()
 
-    def holds_units(self) -> bool:
-        """Tell whether any axis of any value has a unit."""
-        return any((ids >= 0).any() for axes in self.units for ids in axes) or any(
-            body.holds_units() for bodies in self.bodies.values() for body in bodies
-        )
-
 
 def match(
     apply: Apply,

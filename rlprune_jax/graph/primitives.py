@@ -18,8 +18,8 @@ REDUCTIONS = frozenset(
 )
 """Read every index of ``axes`` and drop these axes."""
 
-READERS = REDUCTIONS - {"argmax", "argmin"}
-"""Reductions that leave pruned units out; the place of an extreme depends on all of them."""
+READERS = (REDUCTIONS - {"argmax", "argmin"}) | {"top_k"}
+"""What leaves pruned units out; the place of the one extreme depends on all of them."""
 
 SCATTERS = frozenset(
     """scatter scatter-add scatter_add scatter-sub scatter_sub scatter-mul scatter_mul scatter-min

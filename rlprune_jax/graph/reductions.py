@@ -7,7 +7,7 @@ import numpy as np
 
 from rlprune_jax.graph import primitives
 from rlprune_jax.graph.program import Equation
-from rlprune_jax.graph.rules import Axes
+from rlprune_jax.graph.rules import Axes, top_k_axis
 
 
 class Reduction(NamedTuple):
@@ -64,7 +64,8 @@ def reduction(number: int, equation: Equation, operands: list[Axes]) -> Reductio
     """
     if equation.name not in primitives.READERS:
         return None
-    axes = tuple(equation.params["axes"])
+    axes = (top_k_axis(equation),) if equation.name == "top_k" else equation.params["axes"]
+    axes = tuple(axes)
     return Reduction(number, axes, tuple(operands[0][i] for i in axes))
 
 

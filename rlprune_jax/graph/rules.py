@@ -21,7 +21,6 @@ Rule = Callable[["Context", Equation, list[Axes], list[tuple[int, ...]]], list[A
 RULES: dict[str, Rule] = {}
 
 _OPAQUE = {
-    "while": "a loop of unknown length",
     "pure_callback": "which runs on the host",
     "io_callback": "which runs on the host",
 }
@@ -39,6 +38,7 @@ class Context:
         known: position of an operand of the equation -> its value, where constants tell it.
         parts: the split whose parts the operand of a reshape has, if it was only moved since.
         layers: whether the steps of a loop over residual layers may be pruned.
+        leasts: axes of which a number must be kept, with the number.
     """
 
     nodes: Nodes = field(default_factory=Nodes)
@@ -46,6 +46,7 @@ class Context:
     known: Mapping[int, np.ndarray] = field(default_factory=dict)
     parts: Tie | None = None
     layers: bool = False
+    leasts: list[tuple[np.ndarray, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.reshapes = Reshapes(self.nodes)
@@ -435,11 +436,21 @@ def _dynamic_update(context: Context, equation: Equation, axes: list[Axes], shap
 
 @register("top_k")
 def _top_k(context: Context, equation: Equation, axes: list[Axes], shapes: list) -> list:
-    position = equation.params.get("axis", -1) % len(axes[0])
-    context.freeze(axes[0][position], "mixed by 'top_k'")
+    position = top_k_axis(equation)
+    ids, count = axes[0][position], shapes[0][position]
+    if count < len(ids):
+        # As of a maximum, what is pruned takes no part (experts that are routed to).
+        context.leasts.append((ids, count))
+    else:
+        context.freeze(ids, "mixed by 'top_k'")
     output = list(axes[0])
-    output[position] = fixed_like(axes[0][position], shapes[0][position])
+    output[position] = fixed(count)
     return [tuple(output)] * len(shapes)
+
+
+def top_k_axis(equation: Equation) -> int:
+    """Return the axis along which a ``top_k`` takes the largest."""
+    return equation.params.get("axis", -1) % len(equation.source.invars[0].aval.shape)
 
 
 @register("fft")

@@ -9,6 +9,7 @@ from jax import lax
 from rlprune_jax.graph import primitives
 from rlprune_jax.graph.cutting import Alive, cut, is_cut
 from rlprune_jax.graph.program import Equation, Value
+from rlprune_jax.graph.rules import top_k_axis
 
 Size = int
 """Of an axis; symbolic ones (``jax.export``) are handed on as they are."""
@@ -174,6 +175,14 @@ def pick(equation: Equation, value: Value, axis: int, places: np.ndarray, alive:
     rest = [i for i in range(taken.ndim) if i not in block]
     order = [rest.pop(0) if i in offsets else block.pop(0) for i in range(taken.ndim)]
     return jnp.transpose(taken, order)
+
+
+@_register("top_k")
+def _top_k(equation: Equation, operands: list, inputs: list, outputs: list) -> list:
+    alive = inputs[0][top_k_axis(equation)]
+    values, places = equation.bind(*operands)
+    # Told by their dense numbers, which is what an iota over the units compares them with.
+    return [values, jnp.asarray(np.flatnonzero(alive), places.dtype)[places]]
 
 
 @_register("dynamic_slice")

@@ -93,7 +93,7 @@ def trace_graph(
             found.nodes.freeze(ids, f"ignored by {expression!r}")
     resolve(context, walks)
     branches = _branches(program, found, structure, ignore) if depth_groups else []
-    graph = gather(Traced(program, found, structure, branches, _batch_size(inputs)))
+    graph = gather(Traced(program, found, structure, branches, _batch_size(inputs), context.leasts))
     if not graph.groups:
         raise ValueError(
             "nothing in this network can be pruned: every axis is frozen\n" + str(graph)

@@ -12,6 +12,7 @@ from rlprune_jax.graph.contractions import Contraction, contraction
 from rlprune_jax.graph.folding import MOST, fold
 from rlprune_jax.graph.moving import Moves
 from rlprune_jax.graph.nodes import BATCH, Nodes
+from rlprune_jax.graph.places import Places
 from rlprune_jax.graph.program import Equation, Literal, Program
 from rlprune_jax.graph.reductions import Length, Lengths, Reduction, reduction
 from rlprune_jax.graph.rules import Axes, Context, fixed, fixed_axes, propagate
@@ -30,6 +31,7 @@ class Walk(NamedTuple):
         known: slot -> value, of indices and counts that constants tell.
         bodies: number of an equation -> the walks over its bodies.
         moves: axes that are split, moved and joined again.
+        places: what points along an axis.
         layers: number of a loop over residual layers -> nodes of its steps, and what each adds.
         remarks: what a user should know, in words.
     """
@@ -42,6 +44,7 @@ class Walk(NamedTuple):
     known: dict[int, np.ndarray]
     bodies: "dict[int, tuple[Walk, ...]]"
     moves: Moves
+    places: Places
     layers: dict[int, tuple[np.ndarray, list[Sum]]]
     remarks: list[str]
 
@@ -135,6 +138,7 @@ def _walk(
         known={},
         bodies={},
         moves=Moves(context.reshapes),
+        places=Places(),
         layers={},
         remarks=[],
     )
@@ -187,6 +191,7 @@ def _visit(
         context.parts = found.moves.joined(equation, operands, shapes)
         outputs = propagate(context, equation, operands, shapes)
         found.moves.see(number, equation, operands, outputs)
+        found.places.see(context, equation, operands, outputs)
     for slot, ids in zip(equation.outputs, outputs, strict=True):
         axes[slot], tainted[slot] = ids, any(taints)
     if len(known) == len(equation.inputs) and not equation.bodies:

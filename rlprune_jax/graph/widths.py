@@ -16,7 +16,8 @@ def kept_units(graph: Graph, gates: Gates) -> np.ndarray:
 
     Raises:
         TypeError: the gates are traced.
-        ValueError: the gates do not fit, are not 0 or 1, or prune a whole group.
+        ValueError: the gates do not fit, are not 0 or 1, or prune a whole group or what a ``top_k``
+            needs of it.
     """
     check_gates(graph, gates, binary=True)
     kept = kept_mask(graph, gates)
@@ -25,6 +26,12 @@ def kept_units(graph: Graph, gates: Gates) -> np.ndarray:
             raise ValueError(
                 f"gates[{group.name!r}] prunes all {group.size} units and would cut the network "
                 "in two; keep at least one"
+            )
+        count = int(kept[group.first : group.first + group.size].sum())
+        if count < group.least:
+            raise ValueError(
+                f"gates[{group.name!r}] keeps {count} of {group.size} units, of which a top_k "
+                f"takes {group.least}; keep at least {group.least} (min_keep={group.least})"
             )
     return kept
 

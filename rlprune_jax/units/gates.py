@@ -112,7 +112,24 @@ def smallest_gates(graph: Graph, min_keep: PerGroup = 1) -> Gates:
         >>> smallest_gates(graph, 2)["a"].tolist()
         [1.0, 1.0, 0.0, 0.0]
     """
-    return keep_first(graph, per_group(graph.names, "min_keep", min_keep))
+    return keep_first(graph, least_kept(graph, min_keep))
+
+
+def least_kept(graph: Graph, min_keep: PerGroup) -> dict[str, int]:
+    """Return how many units of each group must be kept.
+
+    It is what the user asks for, and at least what the network needs (a ``top_k`` over the units).
+
+    Args:
+        graph: of the network.
+        min_keep: units of each group, at least 1.
+
+    Raises:
+        TypeError: ``min_keep`` is none of the kinds that ``per_group`` reads.
+        ValueError: it does not fit the groups, or a number is below 1.
+    """
+    asked = per_group(graph.names, "min_keep", min_keep)
+    return {group.name: max(asked[group.name], group.least) for group in graph.groups}
 
 
 def widths(graph: Graph, gates: Gates) -> dict[str, int]:
@@ -204,7 +221,7 @@ def round_gates(
     if towards not in ("fewer", "more"):
         raise ValueError(f"towards={towards!r} must be 'fewer' or 'more'")
     multiples = per_group(graph.names, "round_to", round_to)
-    least = per_group(graph.names, "min_keep", min_keep)
+    least = least_kept(graph, min_keep)
     check_gates(graph, _first_of_batch(gates))
     if priorities is not None:
         _check_priorities(graph, priorities)

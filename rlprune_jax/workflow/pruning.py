@@ -26,6 +26,7 @@ from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
 from rlprune_jax.training.task import SPLITS, Batch, Objective, Task, TaskError, count_examples
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.units.descriptors import layer_descriptors
+from rlprune_jax.units.gates import least_kept
 from rlprune_jax.units.scores import magnitude_scores, random_scores, taylor_scores
 from rlprune_jax.workflow.candidates import CandidateData
 from rlprune_jax.workflow.config import PruneConfig, overrides, resolve
@@ -372,7 +373,7 @@ def search_environment(
         {name: np.asarray(score) for name, score in scores.items()},
         layer_descriptors(graph),
         limits(constraints),
-        min_keep=overrides(config, "min_keep"),
+        min_keep=least_kept(graph, overrides(config, "min_keep")),
         round_to=overrides(config, "round_to"),
         cost_fn=mask_costs(graph, constraints),
         measured=[each.is_measured for each in constraints],

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from networks import assert_masked_equals_slim, random_gates
 
-from rlprune_jax import trace_graph
+from rlprune_jax import compact, ones_gates, trace_graph
+from rlprune_jax.units.gates import smallest_gates
 
 GENERATOR = np.random.default_rng(0)
 CASES = {}
@@ -376,6 +377,18 @@ def experts_by_softmax(v, x):
     return jnp.einsum("btef,efo,bte->bto", hidden, v["d"], share)
 
 
+@case(
+    {"r": 4, "u": 5},
+    {"r": draw(6, 4), "u": draw(4, 6, 5), "d": draw(4, 5, 3)},
+    draw(2, 5, 6),
+)
+def experts_by_top_k(v, x):
+    logits, chosen = jax.lax.top_k(x @ v["r"], 1)
+    share = (jax.nn.one_hot(chosen, 4) * jax.nn.sigmoid(logits)[..., None]).sum(-2)
+    hidden = jax.nn.relu(jnp.einsum("btd,edf->btef", x, v["u"]))
+    return jnp.einsum("btef,efo,bte->bto", hidden, v["d"], share)
+
+
 @case({"a": 4}, {"a": draw(6, 8), "c": draw(4, 2)})
 def radix_softmax(v, x):
     h = (x @ v["a"]).reshape(3, 2, 4)
@@ -442,3 +455,25 @@ def test_pruned_tokens_whose_exponentials_overflow_do_no_harm():
     tokens = next(group.name for group in graph.groups if group.size == 5)
     gates[tokens] = jnp.array([0.0, 0.0, 1.0, 1.0, 1.0])
     assert_masked_equals_slim(apply, graph, variables, gates, x, gradient=False)
+
+
+def test_as_many_experts_stay_as_are_routed_to():
+    variables = {"r": draw(6, 4), "u": draw(4, 6, 5), "d": draw(4, 5, 3)}
+
+    def apply(v, x):
+        logits, chosen = jax.lax.top_k(x @ v["r"], 2)
+        share = (jax.nn.one_hot(chosen, 4) * jax.nn.softmax(logits)[..., None]).sum(-2)
+        hidden = jax.nn.relu(jnp.einsum("bd,edf->bef", x, v["u"]))
+        return jnp.einsum("bef,efo,be->bo", hidden, v["d"], share)
+
+    x = draw(3, 6)
+    graph = trace_graph(apply, variables, x)
+    group = graph.group("r")
+    assert group.least == 2 and {slot.path for slot in group.slots} == {"r", "u", "d"}
+    assert int(smallest_gates(graph)["r"].sum()) == 2
+    gates = ones_gates(graph) | {"r": jnp.array([0.0, 1.0, 0.0, 1.0])}
+    assert_masked_equals_slim(apply, graph, variables, gates, x)
+    with pytest.raises(ValueError, match=r"keeps 1 of 4 units, of which a top_k takes 2; keep at"):
+        compact(graph, variables, gates | {"r": jnp.array([0.0, 1.0, 0.0, 0.0])})
+    with pytest.raises(ValueError, match=r"gates\['r'\] prunes all 4 units"):
+        compact(graph, variables, gates | {"r": jnp.zeros(4)})

@@ -16,7 +16,7 @@ HEADS = ["mean", "max", "flatten", "deep"]
 
 # Evaluated by NumPy in double precision: XLA takes about two seconds to compile one architecture.
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=100)
 @given(architectures(), st.sampled_from(HEADS), st.integers(0, 99))
 # Found by a longer search: a norm that reads units whole in train mode alone.
 @example((("conv", (2, 1, 1)), ("remat", (("mix", 1), ("norm", "batch")))), "flatten", 0)
