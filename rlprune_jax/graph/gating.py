@@ -23,7 +23,8 @@ from rlprune_jax.types import Apply, Gates, PyTree, Variables
 def gated(apply: Apply, graph: Graph) -> Apply:
     """Mask a network by gates, without touching its code.
 
-    Each convolution or dot that sums over units reads its operand times their gates. Whatever
+    Each convolution or dot that sums over units reads its operand times their gates; a sum, mean or
+    maximum over units (a norm, a softmax) is taken over those that are kept. Whatever
     stands between a unit's producer and its consumers (bias, norm, activation, pooling, residual
     sum) cannot leak, so the masked network equals the slim one exactly. Under ``vmap`` over the
     gates the weights stay shared, and all before the first gate is computed once. Activations must

@@ -66,6 +66,7 @@ def trace_graph(
           a     5 units  made by a[1]; read by b[0]
         frozen:
           b[1] 2 units: an output of the function
+          and 1 other axes; graph.report() says why of each
     """
     structure = flatten_with_paths(variables)
     for path, leaf in structure.items():

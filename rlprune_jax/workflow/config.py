@@ -1,6 +1,7 @@
 """Settings of a pruning run. Nothing here imports JAX, so a command line can read it at once."""
 
 import dataclasses
+import re
 import types
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Union, get_args, get_origin
@@ -175,6 +176,12 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
     check_numbers(config)
     for name in ("min_keep_of", "round_to_of"):
         read_overrides(name, getattr(config, name))
+    layers: object = config.kv_layers
+    require(isinstance(layers, str), "kv_layers", layers, "a regular expression")
+    try:
+        re.compile(config.kv_layers)
+    except re.error as error:
+        raise ValueError(f"kv_layers={layers!r} is no regular expression: {error}") from None
     return config
 
 

@@ -324,7 +324,7 @@ def test_a_network_and_a_task_of_the_users_within_costs_of_all_kinds(own):
     page = (path / "report.html").read_text()
     assert "params ≤ 20 parameters and weight_bytes ≤ 1,000 bytes" in page
     assert "Dense beside slim" in page and "latency, batch 128 (ms)" in page
-    assert "pruned_of_test:energy ≤ 1" in page and "test negative loss" in page
+    assert "pruned_of_test:energy ≤ 1" in page and "test loss" in page
     line = predict(PredictOptions(run_dir=path))
     assert line["reproduced"] and line["params"] == 16
     with pytest.raises(ValueError, match=r"dense_rate=0\.5 would do nothing"):

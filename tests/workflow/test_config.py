@@ -65,6 +65,7 @@ def test_defaults_that_depend_on_others():
         ({"sparsity_informed": "yes"}, "sparsity_informed='yes' must be True or False"),
         ({"min_keep_of": ("conv",)}, "min_keep_of='conv' is not of the form REGEX=N"),
         ({"round_to_of": ("(=2",)}, r"round_to_of='\(=2' is not of the form REGEX=N"),
+        ({"kv_layers": "key("}, r"kv_layers='key\(' is no regular expression"),
         ({"min_keep_of": ("a=0",)}, "N is an integer of at least 1"),
     ],
 )
