@@ -185,7 +185,7 @@ class Subject:
 
     @cached_property
     def gates(self) -> list[Gates]:
-        """Draws of gates that keep ``KEPT`` of each group, one unit at least and not all."""
+        """Draws of gates that keep ``KEPT`` of each group, as many as it needs and not all."""
         drawn = []
         for number, fraction in enumerate(KEPT):
             generator = np.random.default_rng(number)
@@ -195,6 +195,8 @@ class Subject:
                 if group.size > 1:
                     kept[generator.integers(group.size)] = False
                 kept[generator.integers(group.size)] |= not kept.any()
+                # Where a ``top_k`` needs more, the first that are missing.
+                kept[np.flatnonzero(~kept)[: max(group.least - int(kept.sum()), 0)]] = True
                 gates[group.name] = jnp.asarray(kept, jnp.float32)
             drawn.append(gates)
         return drawn
@@ -249,7 +251,9 @@ def describe(row: Row, subject: Subject) -> None:
 def halved(graph: Graph) -> Gates:
     """Keep the first half of every group's units, one at least."""
     return {
-        group.name: jnp.asarray(np.arange(group.size) < max(1, group.size // 2), jnp.float32)
+        group.name: jnp.asarray(
+            np.arange(group.size) < max(group.least, group.size // 2), jnp.float32
+        )
         for group in graph.groups
     }
 

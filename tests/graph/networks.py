@@ -96,12 +96,14 @@ def random_like(shapes: Any, seed: int = 1) -> Any:
 
 
 def random_gates(graph: Any, seed: int) -> dict[str, jax.Array]:
-    """Draw a gate per unit, at least one of each group kept."""
+    """Draw a gate per unit, as many of each group kept as it needs."""
     generator = np.random.default_rng(seed)
     gates = {}
     for group in graph.groups:
         gate = generator.random(group.size) < 0.5
         gate[generator.integers(group.size)] = True
+        # Where a ``top_k`` needs more, the first that are missing.
+        gate[np.flatnonzero(~gate)[: max(group.least - int(gate.sum()), 0)]] = True
         gates[group.name] = jnp.asarray(gate, jnp.float32)
     return gates
 
