@@ -30,6 +30,11 @@ Measured on 2 cores of an AMD EPYC that four others used (2026-11-28), 768 evalu
                             uniform          4.322 +- 0.063 3.113 +- 0.062 2.058 +- 0.046
     ======= =============== ================ ============== ============== ==============
 
+With residual branches as units too (``--models gpt --depth-groups``, both cores, 211 and 272 s):
+agent 2.642 +- 0.093, 2.685 +- 0.061 and 1.918 +- 0.030, global_threshold as above, uniform 4.125 +-
+0.287, 2.924 +- 0.072 and 2.102 +- 0.059. The agent keeps two of the six branches, nearly all of the
+embedding, and more of what is left; after the finetune that is a little worse than without.
+
 The agent is ahead on gpt and behind on llama: there it keeps half of the embedding's width, which
 the loss right after the cut rewards and the loss after the finetune does not.
 """
