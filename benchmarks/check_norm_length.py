@@ -8,7 +8,7 @@ over the units that are kept (what the library does: the constant N becomes thei
 the dense network's N left in place. Both are exact in masked and slim network alike.
 
 Measured on 2 cores of an AMD EPYC (2026-11-28), ``--seeds 2 --steps 600``, 88 s, dense 92.4 %: of
-half the stream 16.1 % with the number kept and 27.2 % with N left; ``--keep 0.75``: 63.8 and 71.9 %.
+half the stream 16.1 % with the number kept and 27.2 % with N left; ``--keep 0.75``: 63.8, 71.9 %.
 So before any finetuning the number kept costs something here; it is what the framework's own layer
 computes on the slim arrays, and stays.
 
