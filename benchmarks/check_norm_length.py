@@ -26,7 +26,7 @@ import tyro
 
 import rlprune_jax as rp
 from rlprune_jax.devices import describe_device
-from rlprune_jax.graph.gating import flat_gates, masked_steps
+from rlprune_jax.graph.gating import evaluate_masked, flat_gates
 from rlprune_jax.graph.matching import Matched, flat_arguments, match
 from rlprune_jax.models import create_model
 from rlprune_jax.units.gates import keep_best
@@ -90,20 +90,12 @@ def check(config: Config, seed: int) -> tuple[float, float, float]:
     ones = rp.ones_gates(graph)
 
     def accuracy(matched: Matched, gates: dict[str, jax.Array]) -> float:
-        outputs = evaluate(
-            matched, flat_arguments(network.variables, inputs), flat_gates(graph, gates)
-        )
+        leaves = flat_arguments(network.variables, inputs)
+        (outputs,) = evaluate_masked(matched, leaves, flat_gates(graph, gates))
         return float(task.objective.metric(outputs, batch))
 
     bare = without_lengths(matched)
     return accuracy(matched, ones), accuracy(matched, gates), accuracy(bare, gates)
-
-
-def evaluate(matched: Matched, arguments: list[jax.Array], gates: jax.Array) -> jax.Array:
-    """Evaluate the masked network, equation by equation."""
-    from rlprune_jax.graph.gating import _masked
-
-    return _masked(masked_steps(matched, gates), arguments)[0]
 
 
 def without_lengths(matched: Matched) -> Matched:

@@ -62,11 +62,11 @@ def find_branches(
     ]
 
 
-Sum = tuple[int, int]
+Addition = tuple[int, int]
 """Number of a sum, and which of its operands is the branch."""
 
 
-def residual_sums(body: Program, consts: int, carries: int) -> list[Sum] | None:
+def residual_sums(body: Program, consts: int, carries: int) -> list[Addition] | None:
     """Return what a loop's body adds to its carry.
 
     Without it a step hands the carry on as it is, so that steps may be left out.
@@ -84,7 +84,7 @@ def residual_sums(body: Program, consts: int, carries: int) -> list[Sum] | None:
         return None
     maker = {slot: n for n, each in enumerate(body.equations) for slot in each.outputs}
 
-    def path(atom: Atom, end: int) -> list[Sum] | None:
+    def path(atom: Atom, end: int) -> list[Addition] | None:
         if atom == end:
             return []
         number = None if isinstance(atom, Literal) else maker.get(atom)
@@ -101,7 +101,7 @@ def residual_sums(body: Program, consts: int, carries: int) -> list[Sum] | None:
                 return [*found, (number, operand)]
         return None
 
-    sums: list[Sum] = []
+    sums: list[Addition] = []
     for output, start in zip(body.outputs, body.inputs[consts : consts + carries], strict=True):
         found = path(output, start)
         if found is None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.graph.bodies import run_bodies
-from rlprune_jax.graph.branches import Sum
+from rlprune_jax.graph.branches import Addition
 from rlprune_jax.graph.groups import Graph, check_gates
 from rlprune_jax.graph.matching import Matched, flat_arguments, match
 from rlprune_jax.graph.primitives import READERS
@@ -65,7 +65,7 @@ def gated(apply: Apply, graph: Graph) -> Apply:
         check_gates(graph, gates)
         matched = match(apply, graph, variables, inputs, keywords)
         arguments = flat_arguments(variables, inputs, keywords)
-        outputs = _evaluate(matched, arguments, flat_gates(graph, gates))
+        outputs = evaluate_masked(matched, arguments, flat_gates(graph, gates))
         return jax.tree.unflatten(jax.tree.structure(matched.out_shape), outputs)
 
     return masked
@@ -98,7 +98,17 @@ class Made(NamedTuple):
     may_overflow: bool
 
 
-def _evaluate(matched: Matched, leaves: list[Value], gates: jax.Array) -> list[Value]:
+def evaluate_masked(matched: Matched, leaves: list[Value], gates: jax.Array) -> list[Value]:
+    """Evaluate a matched program with gates.
+
+    Args:
+        matched: program of the network.
+        leaves: its flat arguments, as ``flat_arguments`` gives them.
+        gates: f32[units + 1], as ``flat_gates`` gives them.
+
+    Returns:
+        The flat outputs.
+    """
     return _masked(masked_steps(matched, gates), leaves)
 
 
@@ -146,7 +156,7 @@ class MaskedSteps:
     """Evaluate equations one by one, leaving pruned units out."""
 
     def __init__(
-        self, matched: Matched, gates: Made, layer: "tuple[list[Sum], jax.Array] | None" = None
+        self, matched: Matched, gates: Made, layer: "tuple[list[Addition], jax.Array] | None" = None
     ) -> None:
         self.program = matched.program
         self._layers = matched.layers
@@ -270,9 +280,13 @@ def _cleanings(matched: Matched, gates: Made) -> Iterator[tuple[int, Change]]:
 def _clean(position: int, held: list[tuple[int, jax.Array]], operands: list[Value]) -> None:
     """Set what is pruned and not finite to 0."""
     for axis, gate in held:
-        shape = [1] * operands[position].ndim
-        shape[axis] = len(gate)
-        operands[position] = _without_overflow(operands[position], gate.reshape(shape))
+        operand = operands[position]
+        operands[position] = _without_overflow(operand, _along(gate, axis, operand))
+
+
+def _along(gate: jax.Array, axis: int, operand: jax.Array) -> jax.Array:
+    """Return gates shaped to be multiplied with one axis of an operand."""
+    return jnp.expand_dims(gate, [each for each in range(operand.ndim) if each != axis])
 
 
 def _leave_out(
@@ -282,9 +296,7 @@ def _leave_out(
     name, position, may_overflow = read
     operand = operands[position]
     for axis, gate in held:
-        shape = [1] * operand.ndim
-        shape[axis] = len(gate)
-        gate = gate.reshape(shape)
+        gate = _along(gate, axis, operand)
         if name in READERS:
             operand = _fill(name, operand, gate)
         else:

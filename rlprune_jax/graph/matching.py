@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rlprune_jax.graph.branches import Branch, Sum, find_branches
+from rlprune_jax.graph.branches import Addition, Branch, find_branches
 from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.keywords import Keywords, split_keywords, with_keywords
@@ -52,7 +52,7 @@ class Matched(NamedTuple):
     bodies: "dict[int, tuple[Matched, ...]]"
     permutations: dict[int, Permutation]
     between: dict[int, tuple[int, int]]
-    layers: dict[int, tuple[np.ndarray, list[Sum]]]
+    layers: dict[int, tuple[np.ndarray, list[Addition]]]
     branches: tuple[tuple[Branch, int], ...] = ()
 
 

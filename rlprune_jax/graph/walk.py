@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rlprune_jax.graph.branches import Sum, residual_sums
+from rlprune_jax.graph.branches import Addition, residual_sums
 from rlprune_jax.graph.contractions import Contraction, contraction
 from rlprune_jax.graph.folding import MOST, fold
 from rlprune_jax.graph.moving import Moves
@@ -45,7 +45,7 @@ class Walk(NamedTuple):
     bodies: "dict[int, tuple[Walk, ...]]"
     moves: Moves
     places: Places
-    layers: dict[int, tuple[np.ndarray, list[Sum]]]
+    layers: dict[int, tuple[np.ndarray, list[Addition]]]
     remarks: list[str]
 
     def all_contractions(self) -> Iterator[Contraction]:
