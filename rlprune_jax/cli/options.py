@@ -14,6 +14,7 @@ from rlprune_jax.workflow.config import (
     MeasureConfig,
     MethodName,
     PruneConfig,
+    RepairConfig,
     RunConfig,
     SearchConfig,
     UnitConfig,
@@ -95,6 +96,7 @@ class PruneOptions:
     dense: Annotated[DenseOptions, Flat] = DenseOptions()
     search: Annotated[SearchConfig, Flat] = dataclasses.field(default_factory=SearchConfig)
     units: Annotated[UnitConfig, Flat] = dataclasses.field(default_factory=UnitConfig)
+    repair: Annotated[RepairConfig, Flat] = dataclasses.field(default_factory=RepairConfig)
     delivery: Annotated[DeliveryConfig, Flat] = dataclasses.field(default_factory=DeliveryConfig)
     measuring: Annotated[MeasureConfig, Flat] = dataclasses.field(default_factory=MeasureConfig)
     run: Annotated[RunConfig, Flat] = dataclasses.field(default_factory=RunConfig)
@@ -160,7 +162,11 @@ def resolved(options: PruneOptions) -> PruneOptions:
     check_measuring(options.measuring, budgets)
     check_place(options.place)
     _, rerank, finetune = usual_steps(options.data.dataset)
-    usual: dict[str, object] = {"rerank_steps": rerank, "finetune_steps": finetune}
+    trained = options.delivery.finetune_steps != 0
+    usual: dict[str, object] = {
+        "rerank_steps": rerank if trained else 0,
+        "finetune_steps": finetune,
+    }
     # What of the user's own is trained already is known when it is there.
     if not is_own(options.network.model) and options.network.pretrained is None:
         usual |= {

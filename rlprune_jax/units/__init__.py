@@ -15,7 +15,16 @@ from rlprune_jax.units.gates import (
     smallest_gates,
     widths,
 )
-from rlprune_jax.units.repair import fold_means, repair
+from rlprune_jax.units.repair import (
+    DenseReference,
+    RepairMethod,
+    dense_reference,
+    fold_means,
+    merge_units,
+    repair,
+    repair_reach,
+    repair_towards,
+)
 from rlprune_jax.units.scores import (
     UNIT_SCORES,
     group_scores,
@@ -33,7 +42,10 @@ from rlprune_jax.units.structured_sap import (
 __all__ = [
     "FEATURES",
     "UNIT_SCORES",
+    "DenseReference",
     "GroupSparsity",
+    "RepairMethod",
+    "dense_reference",
     "fold_means",
     "group_scores",
     "group_sparsity",
@@ -43,9 +55,12 @@ __all__ = [
     "kept_counts",
     "layer_descriptors",
     "magnitude_scores",
+    "merge_units",
     "random_scores",
     "rank",
     "repair",
+    "repair_reach",
+    "repair_towards",
     "round_gates",
     "smallest_gates",
     "structured_sap",

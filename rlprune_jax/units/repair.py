@@ -1,23 +1,44 @@
 """Repair a masked network: what remains makes up for what is gone, without training."""
 
-from collections.abc import Callable
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal as OneOf
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.checks import require, require_range
-from rlprune_jax.graph.gating import flat_gates, masked_steps
-from rlprune_jax.graph.groups import Graph, check_gates
+from rlprune_jax.checks import require, require_choice, require_count, require_range
+from rlprune_jax.graph.gating import MaskedSteps, flat_gates, masked_steps
+from rlprune_jax.graph.groups import Graph, check_gates, ones_gates
 from rlprune_jax.graph.matching import Inputs, Matched, flat_arguments, match
 from rlprune_jax.graph.program import Atom, Literal, Value
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, Gates, Variables
-from rlprune_jax.units.least_squares import Correction, MatrixForm, fit_bias, fit_weights
-from rlprune_jax.units.repair_plan import Origin, Refit, plan_repair, to_variable
+from rlprune_jax.units.least_squares import (
+    Correction,
+    DenseRows,
+    Site,
+    fit_bias,
+    fit_weights,
+    merge_channels,
+    pick,
+)
+from rlprune_jax.units.repair_plan import (
+    Origin,
+    Refit,
+    Schedule,
+    plan_repair,
+    schedule_repair,
+    to_variable,
+)
 
-Fit = Callable[[MatrixForm, jax.Array, jax.Array, bool], Correction]
-"""``(form, operand, residual, with_bias) -> correction`` of one contraction."""
+RepairKind = OneOf["fold", "merge", "ridge"]
+
+ROWS = 4096
+"""Rows that a contraction is fitted on, unless told."""
 
 
 def repair(
@@ -28,6 +49,7 @@ def repair(
     inputs: Inputs,
     *,
     ridge: float = 1e-3,
+    rows: int | None = ROWS,
 ) -> Variables:
     """Refit the weights that remain to the dense network's activations.
 
@@ -38,7 +60,7 @@ def repair(
 
         min over D, b of  |X (W + D) + b - Y|^2 + d |D|^2
 
-    with one row a position and example, and ``d`` = ``ridge`` times the mean square of X. ``b``
+    with one row a position and example, of which ``rows`` are drawn, and ``d`` = ``ridge`` times the mean square of X. ``b``
     goes to the variable that is added to the output (a bias) or subtracted (a running mean), if
     there is one. Damping pulls towards the weights as they are: with all gates 1 nothing changes,
     no system is singular, and no contraction's error on ``inputs`` grows for given X.
@@ -53,6 +75,7 @@ def repair(
         gates: group name -> f32[units]; may be traced, also under ``vmap``.
         inputs: of ``apply``, a few hundred examples.
         ridge: damping, relative to the features; more for fewer examples.
+        rows: positions and examples, at most, that each contraction is fitted on; None for all.
 
     Returns:
         Variables of the dense shapes for the same gates, for ``gated`` or ``compact``.
@@ -77,12 +100,46 @@ def repair(
         >>> jnp.abs(masked(repaired, gates, x) - apply(variables, x)).max().item() < 1e-4
         True
     """
-    require_range("ridge", ridge, 0)
+    method = RepairMethod("ridge", ridge=ridge, rows=rows)
+    return _at_once(method, apply, graph, variables, gates, inputs)
 
-    def fit(form: MatrixForm, operand: jax.Array, residual: jax.Array, bias: bool) -> Correction:
-        return fit_weights(form, operand, residual, ridge, bias)
 
-    return _repair(apply, graph, variables, gates, inputs, fit)
+def merge_units(
+    apply: Apply,
+    graph: Graph,
+    variables: Variables,
+    gates: Gates,
+    inputs: Inputs,
+    *,
+    ridge: float = 1e-3,
+    rows: int | None = ROWS,
+) -> Variables:
+    """Let units that are kept stand for those that are gone.
+
+    Use it in place of ``repair`` where contractions sum over many positions of a window: each
+    channel of the dense network is written as a combination of those that are kept, by ridge least
+    squares, one combination for all positions of the window. The system is as large as there are
+    channels, so that a 3x3 convolution is solved 729 times as fast; on a dot it is the same as
+    ``repair``.
+
+    Args:
+        apply: pure function ``(variables, *inputs) -> outputs``, in evaluation mode.
+        graph: of the network.
+        variables: dense.
+        gates: group name -> f32[units]; may be traced, also under ``vmap``.
+        inputs: of ``apply``, a few hundred examples.
+        ridge: damping, relative to the channels.
+        rows: positions and examples, at most, that each contraction is fitted on; None for all.
+
+    Returns:
+        Variables of the dense shapes for the same gates.
+
+    Raises:
+        TypeError: gates are no dictionary of arrays.
+        ValueError: no inputs, one without examples, or what does not fit the graph.
+    """
+    method = RepairMethod("merge", ridge=ridge, rows=rows)
+    return _at_once(method, apply, graph, variables, gates, inputs)
 
 
 def fold_means(
@@ -108,10 +165,196 @@ def fold_means(
         ValueError: no inputs, one without examples, or what does not fit the graph.
     """
 
-    def fit(form: MatrixForm, operand: jax.Array, residual: jax.Array, bias: bool) -> Correction:
-        return fit_bias(form, operand, residual)
+    return _at_once(RepairMethod("fold"), apply, graph, variables, gates, inputs)
 
-    return _repair(apply, graph, variables, gates, inputs, fit)
+
+@dataclasses.dataclass(frozen=True)
+class RepairMethod:
+    """Hold how a masked network is repaired.
+
+    Attributes:
+        kind: ``"ridge"`` as ``repair``, ``"merge"`` as ``merge_units``, ``"fold"`` as
+            ``fold_means``.
+        ridge: damping, relative to what is fitted on.
+        rows: positions and examples, at most, that each contraction is fitted on; None for all.
+    """
+
+    kind: RepairKind
+    ridge: float = 1e-3
+    rows: int | None = ROWS
+
+    def __post_init__(self) -> None:
+        require_choice("kind", self.kind, ("fold", "merge", "ridge"))
+        require_range("ridge", self.ridge, 0)
+        if self.rows is not None:
+            require_count("rows", self.rows)
+
+    def fit(self, site: Site) -> Correction:
+        """Return the change of a contraction."""
+        if self.kind == "ridge":
+            return fit_weights(site, self.ridge)
+        if self.kind == "merge":
+            return merge_channels(site, self.ridge)
+        return fit_bias(site)
+
+
+class DenseReference(NamedTuple):
+    """Hold what a repair reads of the dense network.
+
+    Attributes:
+        inputs: of the network.
+        rows: number of a contraction -> what it reads and makes.
+        outside: slot -> what the masked network has from the dense one, before the first gate.
+    """
+
+    inputs: Inputs
+    rows: dict[int, DenseRows]
+    outside: dict[int, jax.Array]
+
+
+def dense_reference(
+    method: RepairMethod, apply: Apply, graph: Graph, variables: Variables, inputs: Inputs
+) -> DenseReference:
+    """Run the dense network for the repairs of many masks.
+
+    Use it with ``repair_towards`` where many gates are repaired on the same examples.
+
+    Args:
+        method: how.
+        apply: pure function ``(variables, *inputs) -> outputs``, in evaluation mode.
+        graph: of the network.
+        variables: dense.
+        inputs: of ``apply``, a few hundred examples.
+
+    Raises:
+        ValueError: no inputs, or one without examples.
+    """
+    _check_inputs(inputs)
+    matched = match(apply, graph, variables, inputs)
+    schedule = _schedule(matched, graph, variables)
+    program = matched.program
+    values: dict[int, Value] = dict(
+        zip(program.inputs, flat_arguments(variables, inputs), strict=True)
+    )
+    values.update(program.constants)
+    rows = {}
+    for number, equation in enumerate(program.equations):
+        operands = [_value(values, atom) for atom in equation.inputs]
+        values.update(zip(equation.outputs, equation.bind(*operands), strict=True))
+        if number in schedule.refits:
+            refit = schedule.refits[number]
+            output = values[equation.outputs[0]]
+            rows[number] = _dense_rows(method, refit, operands[refit.operand], output)
+    outside = {slot: values[slot] for slot in schedule.outside}
+    return DenseReference(inputs=inputs, rows=rows, outside=outside)
+
+
+def _dense_rows(
+    method: RepairMethod, refit: Refit, operand: jax.Array, output: jax.Array
+) -> DenseRows:
+    form = refit.form
+    wide = jnp.promote_types(output.dtype, jnp.float32)
+    numbers = jnp.asarray(pick(form.row_count, method.rows))
+    points = None
+    if method.kind == "merge":
+        places = jnp.asarray(pick(form.point_count, method.rows))
+        points = form.points(operand, places).astype(wide)
+    return DenseRows(outputs=form.outputs(output, numbers).astype(wide), points=points)
+
+
+def repair_towards(
+    method: RepairMethod,
+    apply: Apply,
+    graph: Graph,
+    variables: Variables,
+    gates: Gates,
+    reference: DenseReference,
+) -> Variables:
+    """Repair a masked network towards a dense one that has run before.
+
+    Args:
+        method: how; that of the reference.
+        apply: pure function ``(variables, *inputs) -> outputs``, in evaluation mode.
+        graph: of the network.
+        variables: those that the reference was made with.
+        gates: group name -> f32[units]; may be traced, also under ``vmap``.
+        reference: of the dense network.
+
+    Returns:
+        Variables of the dense shapes for the same gates.
+
+    Raises:
+        TypeError: gates are no dictionary of arrays.
+        ValueError: what does not fit the graph.
+    """
+    check_gates(graph, gates)
+    matched = match(apply, graph, variables, reference.inputs)
+    schedule = _schedule(matched, graph, variables)
+    run = _Run(matched, jax.tree.leaves(variables), flat_gates(graph, gates))
+    run.start(schedule, reference.outside)
+    for number in schedule.touched:
+        run.step(number, schedule.refits.get(number), method, reference.rows.get(number))
+    return jax.tree.unflatten(jax.tree.structure(variables), run.variables())
+
+
+class Reach(NamedTuple):
+    """Hold what a repair can refit of a network.
+
+    Attributes:
+        refitted: contractions behind a gate that it refits.
+        skipped: reason -> contractions behind a gate that stay as they are.
+    """
+
+    refitted: int
+    skipped: Mapping[str, int]
+
+
+def repair_reach(apply: Apply, graph: Graph, variables: Variables, inputs: Inputs) -> Reach:
+    """Count the contractions that a repair can refit.
+
+    Use it to see what ``repair`` would leave as it is.
+
+    Args:
+        apply: pure function ``(variables, *inputs) -> outputs``, in evaluation mode.
+        graph: of the network.
+        variables: arrays or their ``jax.ShapeDtypeStruct``.
+        inputs: arrays or their ``jax.ShapeDtypeStruct``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from rlprune_jax import trace_graph
+        >>> def apply(variables, x):
+        ...     return jax.nn.relu(x @ variables["a"]) @ variables["b"]
+        >>> variables = {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}
+        >>> graph = trace_graph(apply, variables, jnp.ones((1, 3)))
+        >>> repair_reach(apply, graph, variables, (jnp.ones((1, 3)),))
+        Reach(refitted=1, skipped={})
+    """
+    matched = match(apply, graph, variables, inputs)
+    count = len(flatten_with_paths(variables))
+    schedule = _schedule(matched, graph, variables)
+    skipped = plan_repair(matched, count).skipped
+    reasons = Counter(reason for number, reason in skipped.items() if number in schedule.touched)
+    inside = sum(
+        len(body.contractions)
+        for number in schedule.touched
+        for body in matched.bodies.get(number, ())
+    )
+    if inside:
+        reasons["its weights are read in a loop or a function's body"] = inside
+    return Reach(refitted=len(schedule.refits), skipped=dict(reasons))
+
+
+def _at_once(
+    method: RepairMethod,
+    apply: Apply,
+    graph: Graph,
+    variables: Variables,
+    gates: Gates,
+    inputs: Inputs,
+) -> Variables:
+    reference = dense_reference(method, apply, graph, variables, inputs)
+    return repair_towards(method, apply, graph, variables, gates, reference)
 
 
 def _check_inputs(inputs: Inputs) -> None:
@@ -130,61 +373,62 @@ def _check_inputs(inputs: Inputs) -> None:
     )
 
 
-def _repair(
-    apply: Apply, graph: Graph, variables: Variables, gates: Gates, inputs: Inputs, fit: Fit
-) -> Variables:
-    _check_inputs(inputs)
-    check_gates(graph, gates)
-    matched = match(apply, graph, variables, inputs)
+def _schedule(matched: Matched, graph: Graph, variables: Variables) -> Schedule:
     count = len(flatten_with_paths(variables))
-    run = _Run(matched, flat_arguments(variables, inputs), flat_gates(graph, gates))
-    refits = plan_repair(matched, count).refits
-    for number in range(len(matched.program.equations)):
-        run.step(number, refits.get(number), fit)
-    leaves = [run.masked(slot) for slot in matched.program.inputs[:count]]
-    return jax.tree.unflatten(jax.tree.structure(variables), leaves)
+    # Which equations read units does not depend on the gates.
+    steps = masked_steps(matched, flat_gates(graph, ones_gates(graph)))
+    return schedule_repair(matched, plan_repair(matched, count).refits, steps.is_changed, count)
+
+
+def _value(values: Mapping[int, Value], atom: Atom) -> Value:
+    return atom.value if isinstance(atom, Literal) else values[atom]
 
 
 class _Run:
-    """Run the dense and the masked network side by side.
+    """Run the masked network and refit it on the way."""
 
-    What no gate has touched is computed once.
-    """
-
-    def __init__(self, matched: Matched, arguments: list[Value], gates: jax.Array) -> None:
+    def __init__(self, matched: Matched, variables: list[jax.Array], gates: jax.Array) -> None:
         self._program = matched.program
-        self._dense: dict[int, Value] = dict(zip(self._program.inputs, arguments, strict=True))
-        self._dense.update(self._program.constants)
-        self._masked: dict[int, Value] = {}
-        self._steps = masked_steps(matched, gates)
+        self._slots = self._program.inputs[: len(variables)]
+        self._values: dict[int, Value] = dict(zip(self._slots, variables, strict=True))
+        self._values.update(self._program.constants)
+        self._steps: MaskedSteps = masked_steps(matched, gates)
 
-    def dense(self, atom: Atom) -> Value:
-        return atom.value if isinstance(atom, Literal) else self._dense[atom]
+    def start(self, schedule: Schedule, outside: Mapping[int, jax.Array]) -> None:
+        """Evaluate what variables alone make, and take the rest from the dense network."""
+        for number in schedule.of_variables:
+            self._bind(number)
+        self._values.update(outside)
 
-    def masked(self, atom: Atom) -> Value:
-        if isinstance(atom, Literal) or atom not in self._masked:
-            return self.dense(atom)
-        return self._masked[atom]
+    def variables(self) -> list[Value]:
+        return [self._values[slot] for slot in self._slots]
 
-    def step(self, number: int, refit: Refit | None, fit: Fit) -> None:
-        """Evaluate an equation in both, and refit its weights before."""
+    def step(
+        self, number: int, refit: Refit | None, method: RepairMethod, dense: DenseRows | None
+    ) -> None:
+        """Evaluate an equation, its weights refitted before."""
         equation = self._program.equations[number]
-        operands = [self.dense(atom) for atom in equation.inputs]
-        self._dense.update(zip(equation.outputs, equation.bind(*operands), strict=True))
-        own = [self.masked(atom) for atom in equation.inputs]
-        same = all(a is b for a, b in zip(operands, own, strict=True))
-        if same and not self._steps.is_changed(number):
-            return
-        changed = self._steps.read(number, own)
-        outputs = self._steps.bind(number, changed)
-        if refit is not None:
-            wide = jnp.promote_types(outputs[0].dtype, jnp.float32)
-            residual = self._dense[equation.outputs[0]].astype(wide) - outputs[0].astype(wide)
-            found = fit(refit.form, changed[refit.operand], residual, refit.bias is not None)
-            self._correct(number, refit, found)
-            changed[refit.weight] = self.masked(equation.inputs[refit.weight])
-            outputs = self._steps.bind(number, changed)
-        self._masked.update(zip(equation.outputs, outputs, strict=True))
+        operands = self._steps.read(number, [self._value(atom) for atom in equation.inputs])
+        if refit is not None and dense is not None:
+            site = Site(
+                form=refit.form,
+                operand=operands[refit.operand],
+                weights=refit.form.matrix(operands[refit.weight]),
+                dense=dense,
+                with_bias=refit.bias is not None,
+            )
+            self._correct(number, refit, method.fit(site))
+            operands[refit.weight] = self._value(equation.inputs[refit.weight])
+        outputs = self._steps.bind(number, operands)
+        self._values.update(zip(equation.outputs, outputs, strict=True))
+
+    def _value(self, atom: Atom) -> Value:
+        return _value(self._values, atom)
+
+    def _bind(self, number: int) -> None:
+        equation = self._program.equations[number]
+        outputs = equation.bind(*map(self._value, equation.inputs))
+        self._values.update(zip(equation.outputs, outputs, strict=True))
 
     def _correct(self, number: int, refit: Refit, found: Correction) -> None:
         change = to_variable(self._program, refit.origin, refit.form.weights(found.weights))
@@ -195,10 +439,8 @@ class _Run:
 
     def _add(self, number: int, origin: Origin, change: jax.Array) -> None:
         slot = self._program.inputs[origin.variable]
-        old = self.masked(slot)
-        self._masked[slot] = (old + change.reshape(old.shape)).astype(old.dtype)
+        old = self._values[slot]
+        self._values[slot] = (old + change.reshape(old.shape)).astype(old.dtype)
         for each in origin.equations:
             if each < number:
-                equation = self._program.equations[each]
-                moved = equation.bind(self.masked(equation.inputs[0]))
-                self._masked.update(zip(equation.outputs, moved, strict=True))
+                self._bind(each)

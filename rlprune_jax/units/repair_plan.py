@@ -1,6 +1,7 @@
 """Which contractions of a network can be refitted, and where their weights come from."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -73,6 +74,67 @@ class RepairPlan(NamedTuple):
 
     refits: dict[int, Refit]
     skipped: dict[int, str]
+
+
+class Schedule(NamedTuple):
+    """Hold what a repair evaluates, in the order of the program.
+
+    Attributes:
+        refits: those behind a gate.
+        of_variables: numbers of equations of variables alone, which are evaluated first.
+        touched: numbers of equations that gates or corrections change, which are evaluated next.
+        outside: slots that these read and that only the dense network computes.
+    """
+
+    refits: dict[int, Refit]
+    of_variables: tuple[int, ...]
+    touched: tuple[int, ...]
+    outside: tuple[int, ...]
+
+
+def schedule_repair(
+    matched: Matched, refits: dict[int, Refit], is_changed: Callable[[int], bool], count: int
+) -> Schedule:
+    """Find what a repair has to evaluate.
+
+    Args:
+        matched: program of the network.
+        refits: all that can be refitted.
+        is_changed: tells whether gates change an equation, by its number.
+        count: how many of the program's inputs are variables.
+    """
+    program = matched.program
+    known = {*program.inputs[:count], *program.constants}
+    of_variables, touched, behind = list[int](), list[int](), dict[int, Refit]()
+    changed, outside = set[int](), list[int]()
+    for number, equation in enumerate(program.equations):
+        slots = [atom for atom in equation.inputs if not isinstance(atom, Literal)]
+        if not (is_changed(number) or changed.intersection(slots)):
+            if known.issuperset(slots):
+                of_variables.append(number)
+                known.update(equation.outputs)
+            continue
+        touched.append(number)
+        outside += [slot for slot in slots if slot not in known and slot not in changed]
+        changed.update(equation.outputs)
+        if number in refits:
+            behind[number] = refits[number]
+            changed.update(_corrected(program, number, refits[number]))
+    return Schedule(
+        refits=behind,
+        of_variables=tuple(of_variables),
+        touched=tuple(touched),
+        outside=tuple(dict.fromkeys(outside)),
+    )
+
+
+def _corrected(program: Program, number: int, refit: Refit) -> Iterator[int]:
+    """Yield the slots that change where a contraction is refitted."""
+    for origin in (refit.origin, *((refit.bias.origin,) if refit.bias else ())):
+        yield program.inputs[origin.variable]
+        for each in origin.equations:
+            if each < number:
+                yield from program.equations[each].outputs
 
 
 def plan_repair(matched: Matched, variable_count: int) -> RepairPlan:

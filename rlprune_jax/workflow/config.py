@@ -17,6 +17,7 @@ ConstraintHandling = Literal["projection", "multiplier", "both"]
 DualRule = Literal["pid", "projected_gradient", "adam_clip", "softplus_adam"]
 UnitScore = Literal["taylor", "magnitude", "random"]
 RewardName = Literal["metric", "accuracy", "loss"]
+RewardRepair = Literal["none", "fold", "ridge"]
 MethodName = Literal[
     "uniform",
     "global_threshold",
@@ -92,15 +93,30 @@ class UnitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RepairConfig:
+    """How what remains is refitted to the dense network's activations."""
+
+    repair_reward: RewardRepair = "none"
+    """Before each reward. fold: biases take over the mean of what removed units gave; ridge:
+    weights are refitted by least squares, layer by layer; none. What a repair cannot reach (weights
+    that are tied, computed or read in a loop) stays as it is."""
+    repair: bool = False
+    """Refit the weights of what is delivered, before it is finetuned."""
+    repair_images: int = 256
+    """Training examples, without labels, that it is refitted on."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DeliveryConfig:
     """How what was found is finetuned."""
 
     rerank: int = 3
     """Candidates of each method that get the short finetune."""
     rerank_steps: int | None = None
-    """Steps of the short finetune; 100 unless told."""
+    """Steps of the short finetune; 100 unless told, 0 where the last finetune has none."""
     finetune_steps: int | None = None
-    """Steps of the last finetune; 1000 unless told."""
+    """Steps of the last finetune; 1000 unless told. With 0 nothing is trained: what is delivered is
+    repaired (see repair), or else its batch-norm statistics are recalibrated."""
     finetune_rate: float = 1e-3
     """Its peak learning rate (Adam, cosine)."""
     batch_size: int = 128
@@ -138,7 +154,9 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PruneConfig(SearchConfig, UnitConfig, DeliveryConfig, MeasureConfig, RunConfig):
+class PruneConfig(
+    SearchConfig, UnitConfig, RepairConfig, DeliveryConfig, MeasureConfig, RunConfig
+):
     """Hold the settings of a pruning run.
 
     Network, task and budgets come beside them.
@@ -164,7 +182,7 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
     check_choices(config)
     filled: dict[str, object] = {}
     for name, value in (
-        ("rerank_steps", 100),
+        ("rerank_steps", 0 if config.finetune_steps == 0 else 100),
         ("finetune_steps", 1000),
         ("calibration_images", config.reward_images),
     ):
@@ -187,10 +205,13 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
 
 COUNTS = (
     *("evaluations", "candidates", "reward_images", "calibration_images"),
-    *("min_keep", "round_to", "rerank", "rerank_steps", "finetune_steps", "batch_size"),
+    *("min_keep", "round_to", "repair_images", "rerank", "batch_size"),
     *("latency_batch", "latency_steps", "latency_programs"),
 )
 """Settings that are numbers of something, at least one."""
+
+STEPS = ("rerank_steps", "finetune_steps")
+"""Settings that are numbers of steps, which may be none."""
 
 TUPLES = ("baselines", "reward_finetune", "min_keep_of", "round_to_of", "tile")
 """Settings that hold several values."""
@@ -204,6 +225,8 @@ def check_numbers(config: PruneConfig) -> None:
     """
     for name in COUNTS:
         require_count(name, getattr(config, name), 2 if name == "candidates" else 1)
+    for name in STEPS:
+        require_count(name, getattr(config, name), 0)
     if config.chunk is not None:
         require_count("chunk", config.chunk)
     require(len(config.tile) == 2, "tile", config.tile, "two integers of at least 1")

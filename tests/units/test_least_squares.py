@@ -13,7 +13,15 @@ from jax import lax
 from rlprune_jax.graph.program import trace_program
 from rlprune_jax.models.convolution.conv import conv_general_dilated
 from rlprune_jax.units import least_squares
-from rlprune_jax.units.least_squares import fit_bias, fit_weights, matrix_form
+from rlprune_jax.units.least_squares import (
+    DenseRows,
+    Site,
+    fit_bias,
+    fit_weights,
+    matrix_form,
+    merge_channels,
+    pick,
+)
 
 
 def conv(x, w, **options):
@@ -61,7 +69,20 @@ CASES = {
 }  # fmt: skip
 
 
-fit = jax.jit(fit_weights, static_argnums=(0, 4))
+def all_rows(form):
+    return jnp.arange(form.row_count)
+
+
+def site_of(form, x, residual, with_bias=True):
+    """A contraction whose weights are zero, so that its output lacks a whole residual."""
+    outputs = form.outputs(residual, all_rows(form))
+    weights = jnp.zeros((form.blocks, form.summed, form.made))
+    return Site(form, x, weights, DenseRows(outputs, None), with_bias)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def fit(form, x, residual, ridge, with_bias):
+    return fit_weights(site_of(form, x, residual, with_bias), ridge)
 
 
 @cache
@@ -80,24 +101,28 @@ def test_the_form_is_the_contraction(name):
     form, out_shape = form_of(function, x_shape, w_shape)
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.standard_normal(x_shape), jnp.float32)
-    features, rows = form.rows(*form.examples(x, jnp.zeros(out_shape)))
-    assert features.shape == (form.blocks, rows.shape[1], form.summed)
-    matrix = generator.standard_normal((form.blocks, form.summed, rows.shape[2]))
+    features = form.features(x, all_rows(form))
+    assert features.shape == (form.blocks, form.row_count, form.summed)
+    matrix = generator.standard_normal((form.blocks, form.summed, form.made))
     w = form.weights(jnp.asarray(matrix, jnp.float32))
     assert w.shape == w_shape
-    y = function(x, w)
-    _, wanted = form.rows(*form.examples(x, y))
+    np.testing.assert_allclose(form.matrix(w), matrix, rtol=1e-6)
+    wanted = form.outputs(function(x, w), all_rows(form))
     np.testing.assert_allclose(np.asarray(features, np.float64) @ matrix, wanted, atol=1e-4)
-    count, size = form.examples(x, y)[0].shape[0], features.size
-    assert form.row_size * count == size
+    some = jnp.array([form.row_count - 1, 0])
+    np.testing.assert_array_equal(form.features(x, some), features[:, some])
+    # Every channel of every position is a point, once.
+    points = form.points(x, jnp.arange(form.point_count))
+    assert points.shape == (form.blocks, form.point_count, form.summed // form.places)
+    np.testing.assert_array_equal(np.sort(points, None), np.sort(x, None))
     # Along `columns` runs what has a number of its own in every block and column.
     made = np.prod([out_shape[axis] for axis in form.columns])
-    assert made == form.blocks * rows.shape[2]
+    assert made == form.blocks * form.made
     ids = np.arange(made).reshape([out_shape[axis] for axis in form.columns])
     spread = np.moveaxis(np.zeros(out_shape), form.columns, range(len(form.columns)))
     spread = spread + ids.reshape(*ids.shape, *(1,) * (spread.ndim - ids.ndim))
     ids_out = np.moveaxis(spread, range(len(form.columns)), form.columns)
-    _, numbered = form.rows(*form.examples(x, jnp.asarray(ids_out)))
+    numbered = form.outputs(jnp.asarray(ids_out), jnp.arange(1))
     np.testing.assert_array_equal(numbered[:, 0].reshape(-1), np.arange(made))
 
 
@@ -131,9 +156,7 @@ def test_a_fit_is_the_least_squares_of_numpy(name, with_bias, monkeypatch):
     x = jnp.asarray(generator.standard_normal(shape) + 0.5, jnp.float32)
     residual = jnp.asarray(generator.standard_normal(out_shape), jnp.float32)
     found = fit(form, x, residual, 0.1, with_bias)
-    features, rows = (
-        np.asarray(each, np.float64) for each in form.rows(*form.examples(x, residual))
-    )
+    features, rows = in_float64(form, x, residual)
     for block in range(form.blocks):
         centre = features[block].mean(0) * with_bias
         damping = 0.1 * np.square(features[block] - centre).sum(0).mean()
@@ -142,16 +165,20 @@ def test_a_fit_is_the_least_squares_of_numpy(name, with_bias, monkeypatch):
         if with_bias:
             np.testing.assert_allclose(found.bias[block], bias, atol=2e-5)
     # The size of a chunk, also one that does not divide the examples, is nobody's choice.
-    monkeypatch.setattr(least_squares, "CHUNK", 7 * form.row_size)
-    again = jax.jit(lambda x, r: fit_weights(form, x, r, 0.1, with_bias))(x, residual)
+    monkeypatch.setattr(least_squares, "CHUNK", 7 * form.blocks * form.summed)
+    again = jax.jit(lambda x, r: fit_weights(site_of(form, x, r, with_bias), 0.1))(x, residual)
     np.testing.assert_allclose(again.weights, found.weights, atol=1e-5)
     np.testing.assert_allclose(again.bias, found.bias, atol=1e-5)
 
 
+def in_float64(form, x, residual):
+    rows = all_rows(form)
+    both = form.features(x, rows), form.outputs(residual, rows)
+    return [np.asarray(each, np.float64) for each in both]
+
+
 def square_error(form, x, residual, found, with_bias):
-    features, rows = (
-        np.asarray(each, np.float64) for each in form.rows(*form.examples(x, residual))
-    )
+    features, rows = in_float64(form, x, residual)
     left = rows - features @ np.asarray(found.weights, np.float64)
     if with_bias:
         left = left - np.asarray(found.bias, np.float64)[:, None]
@@ -191,14 +218,56 @@ def test_errors_never_grow_and_nothing_is_singular(kind, ridge, with_bias, seed)
 def test_nothing_is_fitted_to_what_is_not_a_number():
     form, _ = form_of(CASES["matrix"][0], (5, 3), (3, 4))
     residual = jnp.ones((5, 4)).at[2, 1].set(jnp.nan)
-    found = fit_weights(form, jnp.eye(5, 3), residual, 1e-3, False)
-    assert np.isfinite(found.weights).all()
-    assert not found.weights[0, :, 1].any() and found.weights[0, :, 0].any()
+    found = fit_weights(site_of(form, jnp.eye(5, 3), residual), 1e-3)
+    assert np.isfinite(found.weights).all() and np.isfinite(found.bias).all()
+    assert not found.weights[0, :, 1].any() and not found.bias[0, 1]
+    assert found.bias[0, 0]
+    nothing = fit_weights(site_of(form, jnp.full((5, 3), jnp.nan), residual), 1e-3)
+    assert not nothing.weights.any() and not nothing.bias.any()
 
 
 def test_a_bias_alone_is_the_mean():
     form, shape = form_of(*CASES["grouped"])
     x, residual = jnp.ones(CASES["grouped"][1]), jax.random.normal(jax.random.key(0), shape)
-    found = fit_bias(form, x, residual)
+    found = fit_bias(site_of(form, x, residual))
     np.testing.assert_allclose(found.bias.reshape(-1), residual.mean((0, 1, 2)), atol=1e-6)
     assert not found.weights.any()
+
+
+def test_channels_that_others_make_up_are_merged_without_loss():
+    """The third channel is twice the first less the second, and is then taken away."""
+    form, shape = form_of(conv, (4, 6, 5, 3), (3, 3, 3, 4))
+    x = jax.random.normal(jax.random.key(0), (4, 6, 5, 2))
+    x = jnp.concatenate([x, 2 * x[..., :1] - x[..., 1:]], -1)
+    w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    masked = x * jnp.array([1.0, 1.0, 0.0])
+    dense = DenseRows(
+        form.outputs(conv(x, w), all_rows(form)), form.points(x, jnp.arange(form.point_count))
+    )
+    site = Site(form, masked, form.matrix(w), dense, True)
+    found = merge_channels(site, 1e-6)
+    repaired = form.weights(site.weights + found.weights)
+    np.testing.assert_allclose(conv(masked, repaired), conv(x, w), atol=1e-3)
+    np.testing.assert_allclose(repaired[..., 0, :], w[..., 0, :] + 2 * w[..., 2, :], atol=1e-3)
+    np.testing.assert_allclose(found.bias, 0, atol=1e-3)
+    assert not found.weights.reshape(9, 3, 4)[:, 2].any()
+
+
+def test_merging_a_dot_is_refitting_it():
+    form, _ = form_of(CASES["matrix"][0], (12, 6), (6, 4))
+    x = jax.random.normal(jax.random.key(0), (12, 6))
+    w = jax.random.normal(jax.random.key(1), (6, 4))
+    dense = DenseRows(form.outputs(x @ w, all_rows(form)), form.points(x, all_rows(form)))
+    site = Site(form, x.at[:, 2:4].set(0), form.matrix(w), dense, True)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=1e-4),
+        merge_channels(site, 1e-2),
+        fit_weights(site, 1e-2),
+    )
+
+
+def test_rows_are_drawn_once_each():
+    drawn = pick(100, 30)
+    assert len(set(drawn.tolist())) == 30 and drawn.min() >= 0 and drawn.max() < 100
+    np.testing.assert_array_equal(drawn, pick(100, 30))
+    np.testing.assert_array_equal(pick(20, 30), np.arange(20))
