@@ -90,6 +90,7 @@ QUICK = {
     "finetune_steps": 4,
     "reward_images": 24,
     "calibration_images": 16,
+    "repair_images": 48,
     "batch_size": 16,
 }
 """Settings of the smallest run; one set of them, so that tests share what is compiled."""

@@ -96,7 +96,7 @@ class PruneOptions:
     dense: Annotated[DenseOptions, Flat] = DenseOptions()
     search: Annotated[SearchConfig, Flat] = dataclasses.field(default_factory=SearchConfig)
     units: Annotated[UnitConfig, Flat] = dataclasses.field(default_factory=UnitConfig)
-    repair: Annotated[RepairConfig, Flat] = dataclasses.field(default_factory=RepairConfig)
+    repairing: Annotated[RepairConfig, Flat] = dataclasses.field(default_factory=RepairConfig)
     delivery: Annotated[DeliveryConfig, Flat] = dataclasses.field(default_factory=DeliveryConfig)
     measuring: Annotated[MeasureConfig, Flat] = dataclasses.field(default_factory=MeasureConfig)
     run: Annotated[RunConfig, Flat] = dataclasses.field(default_factory=RunConfig)

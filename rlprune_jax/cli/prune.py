@@ -39,7 +39,7 @@ UNNAMED = ("runs_dir", "data_dir", "save_seconds", "pretrained")
 
 EXTENDABLE = (
     *("evaluations", "baselines"),
-    *("rerank", "rerank_steps", "finetune_steps", "finetune_rate"),
+    *("rerank", "rerank_steps", "finetune_steps", "finetune_rate", "repair"),
 )
 """Options that the dense network and the beginning of a search do not depend on."""
 
@@ -158,7 +158,7 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
     say(str(network.graph))
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     problem = check_problem(network, task, budgets, config)
-    for note in notes(config, task).values():
+    for note in notes(config, task, network).values():
         say(f"note: {note}")
     dataset, folder = options.data.dataset, options.data.data_dir
     if dataset in BUNDLED and folder is not None:

@@ -60,10 +60,11 @@ def repair(
 
         min over D, b of  |X (W + D) + b - Y|^2 + d |D|^2
 
-    with one row a position and example, of which ``rows`` are drawn, and ``d`` = ``ridge`` times the mean square of X. ``b``
-    goes to the variable that is added to the output (a bias) or subtracted (a running mean), if
-    there is one. Damping pulls towards the weights as they are: with all gates 1 nothing changes,
-    no system is singular, and no contraction's error on ``inputs`` grows for given X.
+    with one row a position and example, of which ``rows`` are drawn, and ``d`` = ``ridge`` times
+    the mean square of X. ``b`` goes to the variable that is added to the output (a bias) or
+    subtracted (a running mean), if there is one. Damping pulls towards the weights as they are:
+    with all gates 1 nothing changes, no system is singular, and no contraction's error on the rows
+    grows for given X.
 
     Left as they are: dots of activations; weights that are read more than once (tied, recurrent) or
     computed from others (normalised); all that comes before the first gate.
@@ -164,7 +165,6 @@ def fold_means(
         TypeError: gates are no dictionary of arrays.
         ValueError: no inputs, one without examples, or what does not fit the graph.
     """
-
     return _at_once(RepairMethod("fold"), apply, graph, variables, gates, inputs)
 
 

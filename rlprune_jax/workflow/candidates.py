@@ -2,23 +2,30 @@
 
 Under ``vmap`` over gates the weights are shared, so N candidates cost what N plain batches cost,
 less what stands before the first gate. Weights finetuned per candidate are no longer shared and go
-one after the other.
+one after the other; so are repaired ones, but they need no gradient.
 """
 
 import dataclasses
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rlprune_jax.checks import require_count
+from rlprune_jax.checks import require, require_count
 from rlprune_jax.graph.program import trace_program
 from rlprune_jax.training.loops import init_train_state, make_train_step, train
 from rlprune_jax.training.recalibration import recalibrate
 from rlprune_jax.training.task import Batch, Evaluation, Objective, count_examples
 from rlprune_jax.types import Apply, ApplyTrain, Gates, PyTree, Variables
+from rlprune_jax.units.repair import (
+    DenseReference,
+    RepairMethod,
+    dense_reference,
+    repair_towards,
+)
 from rlprune_jax.workflow.network import Definition
 
 CPU_CACHE = 4 * 2**20
@@ -35,11 +42,13 @@ class CandidateData(NamedTuple):
         calibration: inputs of the network, whose batch statistics replace the running ones.
         batch: raw examples, held out from training.
         train: raw examples that candidates are finetuned on; None where they are not.
+        reference: what candidates are repaired towards; None where they are not.
     """
 
     calibration: tuple[PyTree, ...]
     batch: Batch
     train: Batch | None = None
+    reference: DenseReference | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +60,15 @@ class Evaluator:
     Attributes:
         definition: of the network.
         objective: of the task.
-        recalibration: whether running statistics are recalibrated; a network without any skips it.
-            Without it they are those of the dense network, and the result says little of what
-            finetuning makes of a candidate.
+        recalibration: whether running statistics are recalibrated; a network without any skips it,
+            and so does a candidate that is repaired, whose activations are like the dense
+            network's, and not finetuned. Without either the result says little of what finetuning
+            makes of a candidate.
         chunk: how many candidates are evaluated at once; None as ``chunk_for_memory`` says.
         finetune_steps: steps that each candidate is trained before it is evaluated, which goes one
             after the other.
         batch_size: examples a step of that.
+        repair: how candidates are repaired before that; None leaves them as they are.
     """
 
     definition: Definition
@@ -66,10 +77,17 @@ class Evaluator:
     chunk: int | None = None
     finetune_steps: int = 0
     batch_size: int = 64
+    repair: RepairMethod | None = None
 
     def __post_init__(self) -> None:
         if self.chunk is not None:
             require_count("chunk", self.chunk)
+
+    @property
+    def recalibrates(self) -> bool:
+        """Tell whether candidates get statistics of their own."""
+        fits_dense = self.repair is not None and not self.finetune_steps
+        return self.recalibration and not fits_dense and self.definition.apply_train is not None
 
 
 def masked_training(definition: Definition, gates: Gates) -> ApplyTrain:
@@ -83,6 +101,51 @@ def masked_training(definition: Definition, gates: Gates) -> ApplyTrain:
     return apply_train
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def reference_of(
+    definition: Definition, method: RepairMethod, variables: Variables, inputs: tuple[PyTree, ...]
+) -> DenseReference:
+    """Run the dense network for the repairs of candidates.
+
+    Args:
+        definition: of the network.
+        method: how they are repaired.
+        variables: dense.
+        inputs: of the network, to repair on.
+
+    Raises:
+        ValueError: no inputs, or one without examples.
+    """
+    return dense_reference(method, definition.apply, definition.graph, variables, inputs)
+
+
+def repair_candidate(
+    evaluator: Evaluator, variables: Variables, gates: Gates, data: CandidateData
+) -> Variables:
+    """Repair one masked network, where the evaluator says how.
+
+    Args:
+        evaluator: how.
+        variables: dense, of which the reference was made.
+        gates: group name -> f32[units].
+        data: with its reference.
+
+    Raises:
+        ValueError: there is no reference.
+    """
+    if evaluator.repair is None:
+        return variables
+    require(
+        data.reference is not None,
+        "reference",
+        data.reference,
+        "what reference_of gives; a repair needs the dense network's activations",
+    )
+    assert data.reference is not None
+    apply, graph = evaluator.definition.apply, evaluator.definition.graph
+    return repair_towards(evaluator.repair, apply, graph, variables, gates, data.reference)
+
+
 def evaluate_candidate(
     evaluator: Evaluator, variables: Variables, gates: Gates, data: CandidateData
 ) -> Evaluation:
@@ -92,7 +155,7 @@ def evaluate_candidate(
 
     Args:
         evaluator: how.
-        variables: dense.
+        variables: dense, or repaired or finetuned with the gates.
         gates: group name -> f32[units].
         data: to calibrate and evaluate on.
 
@@ -100,7 +163,7 @@ def evaluate_candidate(
         Scalars.
     """
     definition = evaluator.definition
-    if evaluator.recalibration and definition.apply_train is not None:
+    if evaluator.recalibrates:
         masked = masked_training(definition, gates)
         variables = recalibrate(masked, variables, *data.calibration)
     inputs = evaluator.objective.network_inputs(data.batch)
@@ -114,7 +177,8 @@ def evaluate_candidates(
 ) -> Evaluation:
     """Return loss and metric of N candidates, vmapped in chunks.
 
-    Call it under ``jit``, with the evaluator static.
+    Each is repaired and finetuned before, as the evaluator says. Call it under ``jit``, with the
+    evaluator static.
 
     Args:
         evaluator: how.
@@ -139,7 +203,8 @@ def evaluate_candidates(
 
     def one(each: tuple[Gates, jax.Array]) -> Evaluation:
         gates, key = each
-        tuned = short_finetune(evaluator, variables, gates, data.train, key)
+        repaired = repair_candidate(evaluator, variables, gates, data)
+        tuned = short_finetune(evaluator, repaired, gates, data.train, key)
         return evaluate_candidate(evaluator, tuned, gates, data)
 
     keys = jax.random.split(key, count)

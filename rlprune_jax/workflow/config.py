@@ -17,7 +17,7 @@ ConstraintHandling = Literal["projection", "multiplier", "both"]
 DualRule = Literal["pid", "projected_gradient", "adam_clip", "softplus_adam"]
 UnitScore = Literal["taylor", "magnitude", "random"]
 RewardName = Literal["metric", "accuracy", "loss"]
-RewardRepair = Literal["none", "fold", "ridge"]
+RewardRepair = Literal["none", "fold", "merge", "ridge"]
 MethodName = Literal[
     "uniform",
     "global_threshold",
@@ -97,11 +97,12 @@ class RepairConfig:
     """How what remains is refitted to the dense network's activations."""
 
     repair_reward: RewardRepair = "none"
-    """Before each reward. fold: biases take over the mean of what removed units gave; ridge:
-    weights are refitted by least squares, layer by layer; none. What a repair cannot reach (weights
-    that are tied, computed or read in a loop) stays as it is."""
-    repair: bool = False
-    """Refit the weights of what is delivered, before it is finetuned."""
+    """Before each reward, in place of recalibration. merge: kept channels stand for those that are
+    gone, by least squares; ridge: all weights are refitted, which costs more; fold: biases alone;
+    none. Weights that are tied, computed or read in a loop stay as they are."""
+    repair: bool | None = None
+    """Refit the weights of what is delivered by least squares, before it is finetuned. By default
+    where nothing is finetuned."""
     repair_images: int = 256
     """Training examples, without labels, that it is refitted on."""
 
@@ -115,8 +116,8 @@ class DeliveryConfig:
     rerank_steps: int | None = None
     """Steps of the short finetune; 100 unless told, 0 where the last finetune has none."""
     finetune_steps: int | None = None
-    """Steps of the last finetune; 1000 unless told. With 0 nothing is trained: what is delivered is
-    repaired (see repair), or else its batch-norm statistics are recalibrated."""
+    """Steps of the last finetune; 1000 unless told. With 0 nothing is trained: the network is
+    delivered as it is repaired, or without repair with recalibrated batch-norm statistics."""
     finetune_rate: float = 1e-3
     """Its peak learning rate (Adam, cosine)."""
     batch_size: int = 128
@@ -154,9 +155,7 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PruneConfig(
-    SearchConfig, UnitConfig, RepairConfig, DeliveryConfig, MeasureConfig, RunConfig
-):
+class PruneConfig(SearchConfig, UnitConfig, RepairConfig, DeliveryConfig, MeasureConfig, RunConfig):
     """Hold the settings of a pruning run.
 
     Network, task and budgets come beside them.
@@ -185,6 +184,7 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
         ("rerank_steps", 0 if config.finetune_steps == 0 else 100),
         ("finetune_steps", 1000),
         ("calibration_images", config.reward_images),
+        ("repair", config.finetune_steps == 0),
     ):
         if getattr(config, name) is None:
             filled[name] = value
@@ -272,7 +272,7 @@ def check_choices(config: object) -> None:
         if any(isinstance(choice, str) for choice in choices):
             known = ", ".join(str(choice) for choice in choices if choice is not None)
             require(value in choices, field.name, value, f"one of {known}")
-        if field.type is bool:
+        if field.type is bool or (field.type == bool | None and value is not None):
             require(isinstance(value, bool), field.name, value, "True or False")
 
 

@@ -1,11 +1,13 @@
 """Tell what is done otherwise than the settings say."""
 
 from rlprune_jax.training.task import Task
+from rlprune_jax.units.repair import repair_reach
 from rlprune_jax.workflow.config import PruneConfig
+from rlprune_jax.workflow.network import Network
 from rlprune_jax.workflow.searches import ARCHIVE_SIZE
 
 
-def notes(config: PruneConfig, task: Task) -> dict[str, str]:
+def notes(config: PruneConfig, task: Task, network: Network | None = None) -> dict[str, str]:
     """Return which settings are cut to what there is.
 
     Use it to tell a user before anything is trained.
@@ -13,6 +15,7 @@ def notes(config: PruneConfig, task: Task) -> dict[str, str]:
     Args:
         config: as given.
         task: whose examples count.
+        network: whose weights a repair may reach; None leaves that out.
 
     Returns:
         A sentence by the setting's name.
@@ -55,9 +58,38 @@ def notes(config: PruneConfig, task: Task) -> dict[str, str]:
     for name, split in (
         ("reward_images", "held_out"),
         ("calibration_images", "train"),
+        ("repair_images", "train"),
         ("batch_size", "train"),
     ):
         size, value = task.size(split), getattr(config, name)
         if size is not None and value is not None and value > size:
             found[name] = f"{name}={value}: there are {size} examples, and all are taken"
-    return found
+    return found | ({} if network is None else repair_notes(config, network))
+
+
+def repair_notes(config: PruneConfig, network: Network) -> dict[str, str]:
+    """Return what a repair leaves as it is.
+
+    Args:
+        config: as given.
+        network: whose weights are to be refitted.
+
+    Returns:
+        A sentence by the setting's name.
+    """
+    asked = {"repair_reward": config.repair_reward != "none", "repair": bool(config.repair)}
+    if not any(asked.values()):
+        return {}
+    reach = repair_reach(network.apply, network.graph, network.variables, network.example)
+    if not reach.skipped and reach.refitted:
+        return {}
+    why = ", ".join(f"{reason} ({count})" for reason, count in reach.skipped.items())
+    left = sum(reach.skipped.values())
+    text = f"{left} of {left + reach.refitted} contractions stay as they are: {why}"
+    if not left:
+        text = "no contraction stands behind a gate; nothing is refitted"
+    return {
+        name: f"{name}={getattr(config, name)}: {text}"
+        for name, is_asked in asked.items()
+        if is_asked
+    }

@@ -94,7 +94,7 @@ def prune(
     given = parse_budgets(budgets)
     # Before anything is written: a directory of a run that cannot be would refuse the right one.
     problem = check_problem(network, task, given, config)
-    for name, note in notes(config, task).items():
+    for name, note in notes(config, task, network).items():
         if name in settings:
             warnings.warn(note, stacklevel=2)
     if run_dir is None:

@@ -27,13 +27,17 @@ from rlprune_jax.training.task import SPLITS, Batch, Objective, Task, TaskError,
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.units.descriptors import layer_descriptors
 from rlprune_jax.units.gates import least_kept
+from rlprune_jax.units.repair import RepairMethod, repair_reach
 from rlprune_jax.units.scores import magnitude_scores, random_scores, taylor_scores
-from rlprune_jax.workflow.candidates import CandidateData
+from rlprune_jax.workflow.candidates import CandidateData, reference_of
 from rlprune_jax.workflow.config import PruneConfig, overrides, resolve
 from rlprune_jax.workflow.network import Definition, Network, check_weights
 
 Budgets = Sequence[Budget | str] | Budget | str
 """One budget or several, as text (``"params=0.1"``) or as ``Budget``."""
+
+REWARD_ROWS = 2048
+"""Rows that a contraction of a candidate is fitted on."""
 
 SCORE_BATCH, SCORE_EXAMPLES = 64, 1024
 """Minibatches that Taylor scores are averaged over, and examples in all."""
@@ -406,9 +410,10 @@ def mask_costs(graph: Graph, constraints: tuple[Constraint, ...]) -> CostFunctio
 
 def candidate_data(pruning: Pruning, train: bool = False) -> CandidateData:
     """Return what candidates of a search are evaluated on."""
-    task, config = pruning.task, pruning.config
+    network, task, config = pruning.network, pruning.task, pruning.config
     assert config.calibration_images is not None
     calibration = task.sample("train", config.calibration_images)
+    method = reward_repair(pruning)
     return CandidateData(
         calibration=task.objective.network_inputs(calibration),
         batch=task.sample("held_out", config.reward_images),
@@ -417,4 +422,27 @@ def candidate_data(pruning: Pruning, train: bool = False) -> CandidateData:
             if train
             else None
         ),
+        reference=(
+            None
+            if method is None
+            else reference_of(network.definition, method, network.variables, repair_inputs(pruning))
+        ),
     )
+
+
+def reward_repair(pruning: Pruning) -> RepairMethod | None:
+    """Return how candidates are repaired before a reward.
+
+    None where they are not, or where there is nothing that could be refitted.
+    """
+    network, kind = pruning.network, pruning.config.repair_reward
+    if kind == "none":
+        return None
+    reach = repair_reach(network.apply, network.graph, network.variables, network.example)
+    return RepairMethod(kind, rows=REWARD_ROWS) if reach.refitted else None
+
+
+def repair_inputs(pruning: Pruning) -> tuple[PyTree, ...]:
+    """Return the network's inputs that repairs are fitted on."""
+    task = pruning.task
+    return task.objective.network_inputs(task.sample("train", pruning.config.repair_images))

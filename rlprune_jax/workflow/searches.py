@@ -25,7 +25,7 @@ from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.candidates import CandidateData, Evaluator, evaluate_candidates
 from rlprune_jax.workflow.config import AGENT
 from rlprune_jax.workflow.methods import METHODS
-from rlprune_jax.workflow.pruning import Pruning, candidate_data, stage_key
+from rlprune_jax.workflow.pruning import Pruning, candidate_data, reward_repair, stage_key
 
 ARCHIVE_SIZE = 16
 """Masks that a search remembers, of each kind."""
@@ -84,6 +84,7 @@ def evaluator_of(pruning: Pruning, finetune_steps: int) -> Evaluator:
         chunk=config.chunk,
         finetune_steps=finetune_steps,
         batch_size=min(config.batch_size, 64),
+        repair=reward_repair(pruning),
     )
 
 

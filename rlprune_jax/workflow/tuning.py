@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import jax
@@ -12,12 +12,14 @@ import numpy as np
 from rlprune_jax.graph.gating import gated
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.runs import DivergenceError, Run
+from rlprune_jax.training.recalibration import recalibrate
 from rlprune_jax.training.task import Batch, Data, Task, count_examples
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
+from rlprune_jax.units.repair import repair
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.learning import FinetuneRecipe, Training, run_training
 from rlprune_jax.workflow.network import Definition
-from rlprune_jax.workflow.pruning import Pruning, stage_key
+from rlprune_jax.workflow.pruning import Pruning, repair_inputs, stage_key
 
 
 class Finetune(Protocol):
@@ -94,7 +96,10 @@ class Tuner:
         return self._tune("finetune", gates, int(self.pruning.config.finetune_steps or 0))
 
     def _tune(self, stage: str, gates: Gates, steps: int) -> Variables:
-        network, task, config = self.pruning.network, self.pruning.task, self.pruning.config
+        task, config = self.pruning.task, self.pruning.config
+        network = self.pruning.network.replace(self._start(gates, steps))
+        if steps == 0:
+            return network.variables
         key = stage_key(config.seed, "deploy")
         if self.own is not None:
             apply: Apply = MaskedFunction(network.definition, gates)
@@ -112,6 +117,21 @@ class Tuner:
         )
         return run_training(training, key, self.run, config.save_seconds)
 
+    def _start(self, gates: Gates, steps: int) -> Variables:
+        """Return what training starts from, or what is delivered without any."""
+        network, config = self.pruning.network, self.pruning.config
+        if config.repair:
+            inputs = repair_inputs(self.pruning)
+            return repaired(network.definition, network.variables, gates, inputs)
+        if steps == 0 and network.definition.apply_train is not None:
+            return recalibrated(network.definition, network.variables, gates, self._calibration)
+        return network.variables
+
+    @cached_property
+    def _calibration(self) -> tuple[PyTree, ...]:
+        task, images = self.pruning.task, int(self.pruning.config.calibration_images or 0)
+        return task.objective.network_inputs(task.sample("train", images))
+
     @cached_property
     def _train_data(self) -> Data:
         return training_data(self.pruning.task, False, self.pruning.config.batch_size)
@@ -119,6 +139,36 @@ class Tuner:
     @cached_property
     def _all_data(self) -> Data:
         return training_data(self.pruning.task, True, self.pruning.config.batch_size)
+
+
+@partial(jax.jit, static_argnums=0)
+def repaired(
+    definition: Definition, variables: Variables, gates: Gates, inputs: tuple[PyTree, ...]
+) -> Variables:
+    """Return dense variables repaired for a mask.
+
+    Args:
+        definition: of the network.
+        variables: dense.
+        gates: group name -> f32[units].
+        inputs: of the network, without labels.
+    """
+    return repair(definition.apply, definition.graph, variables, gates, inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def recalibrated(
+    definition: Definition, variables: Variables, gates: Gates, inputs: tuple[PyTree, ...]
+) -> Variables:
+    """Return dense variables with statistics of the masked network.
+
+    Args:
+        definition: of the network.
+        variables: dense.
+        gates: group name -> f32[units].
+        inputs: of the network.
+    """
+    return recalibrate(masked_training(definition, gates), variables, *inputs)
 
 
 def check_tuned(before: Variables, after: Variables) -> None:

@@ -236,7 +236,7 @@ def test_a_bias_alone_is_the_mean():
 
 def test_channels_that_others_make_up_are_merged_without_loss():
     """The third channel is twice the first less the second, and is then taken away."""
-    form, shape = form_of(conv, (4, 6, 5, 3), (3, 3, 3, 4))
+    form, _ = form_of(conv, (4, 6, 5, 3), (3, 3, 3, 4))
     x = jax.random.normal(jax.random.key(0), (4, 6, 5, 2))
     x = jnp.concatenate([x, 2 * x[..., :1] - x[..., 1:]], -1)
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))

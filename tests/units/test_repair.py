@@ -17,7 +17,15 @@ from networks import (
 
 from rlprune_jax import compact, gated, ones_gates, respecialise, trace_graph
 from rlprune_jax.models import create_model, model_functions
-from rlprune_jax.units import fold_means, repair
+from rlprune_jax.units import (
+    RepairMethod,
+    dense_reference,
+    fold_means,
+    merge_units,
+    repair,
+    repair_reach,
+    repair_towards,
+)
 
 
 def mlp(variables, x):
@@ -130,20 +138,91 @@ def test_networks_come_closer_to_the_dense_one(module):
         masked = gated(functions.apply, graph)
         repaired = repair(functions.apply, graph, variables, gates, (x,))
         folded = fold_means(functions.apply, graph, variables, gates, (x,))
+        merged = merge_units(functions.apply, graph, variables, gates, (x,))
         dense = functions.apply(variables, x)
         found = [
             jnp.square(masked(each, gates, x) - dense).mean()
-            for each in (variables, folded, repaired)
+            for each in (variables, folded, merged, repaired)
         ]
         return found, repaired
 
-    (plain, folded, least), repaired = errors(variables)
+    (plain, folded, merged, least), repaired = errors(variables)
     assert least < 0.6 * plain and least < folded
+    assert least < merged < 0.9 * plain
     assert jax.tree.map(np.shape, repaired) == jax.tree.map(np.shape, variables)
     slim = compact(graph, repaired, gates)
     thin = jax.jit(respecialise(functions.apply, graph, gates))(slim, x)
     masked = jax.jit(gated(functions.apply, graph))(repaired, gates, x)
     np.testing.assert_allclose(thin, masked, atol=1e-3)
+
+
+def test_one_run_of_the_dense_network_serves_all_masks(small):
+    graph, variables, x, _ = small
+    for kind, function in (("ridge", repair), ("merge", merge_units), ("fold", fold_means)):
+        method = RepairMethod(kind)
+        reference = dense_reference(method, mlp, graph, variables, (x,))
+        for seed in (1, 2):
+            gates = random_gates(graph, seed)
+            found = repair_towards(method, mlp, graph, variables, gates, reference)
+            wanted = function(mlp, graph, variables, gates, (x,))
+            jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_few_rows_do_nearly_as_well_as_all():
+    module, x = create_model("cnn", 3, widths=(4, 5, 6)), images(24)
+    functions, variables = model_functions(module), random_variables(module, x)
+    graph = trace_graph(functions.apply, variables, x)
+    gates, masked = random_gates(graph, 1), gated(functions.apply, graph)
+
+    def error(variables):
+        outputs = masked(variables, gates, x) - functions.apply(variables_dense, x)
+        return float(jnp.square(outputs).mean())
+
+    variables_dense = variables
+    by_all, by_few = (
+        error(repair(functions.apply, graph, variables, gates, (x,), rows=rows))
+        for rows in (None, 300)
+    )
+    assert by_all <= by_few < 0.7 * error(variables)
+
+
+def test_a_network_without_weights_to_refit_stays_and_is_told():
+    """What reads the units is made of the weights; the other sum stands in a loop."""
+
+    def apply(variables, x):
+        hidden = jnp.tanh(x @ variables["a"])
+        first = hidden @ jnp.tanh(variables["b"])
+
+        def body(carry, _):
+            return carry + hidden @ variables["c"], None
+
+        return first + jax.lax.scan(body, jnp.zeros((len(x), 2)), None, length=2)[0]
+
+    shapes = {"a": (3, 5), "b": (5, 2), "c": (5, 2)}
+    variables = random_like({k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()})
+    x = jax.random.normal(jax.random.key(0), (20, 3))
+    graph = trace_graph(apply, variables, x)
+    reach = repair_reach(apply, graph, variables, (x,))
+    assert reach.refitted == 0
+    assert reach.skipped["its weights are computed by 'tanh'"] == 1
+    assert reach.skipped["its weights are read in a loop or a function's body"] == 1
+    gates = {"a": jnp.array([1.0, 0, 1, 0, 1])}
+    for function in (repair, merge_units, fold_means):
+        repaired = function(apply, graph, variables, gates, (x,))
+        jax.tree.map(np.testing.assert_array_equal, repaired, variables)
+
+
+@pytest.mark.parametrize("function", [repair, merge_units])
+def test_dead_units_and_activations_that_are_not_finite_leave_finite_weights(small, function):
+    graph, variables, x, gates = small
+    dead = {**variables, "a": variables["a"].at[:, :4].set(0), "bias": variables["bias"] * 0}
+    hurt = x.at[3, 1].set(jnp.nan)
+    for given, inputs in ((dead, x), (variables, hurt), (variables, x.at[0].set(1e30))):
+        repaired = function(mlp, graph, given, gates, (inputs,))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(repaired))
+    gone = jax.tree.map(jnp.zeros_like, gates)
+    none_left = function(mlp, graph, variables, gone, (x,))
+    np.testing.assert_array_equal(none_left["c"], variables["c"])
 
 
 def test_a_tied_weight_stays_and_the_others_are_refitted():
@@ -162,12 +241,14 @@ def test_a_tied_weight_stays_and_the_others_are_refitted():
 
 def test_the_kind_of_the_variables_stays(small):
     graph, variables, x, gates = small
-    low = freeze({name: leaf.astype(jnp.bfloat16) for name, leaf in variables.items()})
-    repaired = repair(mlp, graph, low, gates, (x.astype(jnp.bfloat16),))
-    assert type(repaired) is type(low)
-    assert {leaf.dtype for leaf in jax.tree.leaves(repaired)} == {jnp.dtype(jnp.bfloat16)}
-    exact = repair(mlp, graph, variables, gates, (x,))
-    assert np.abs(np.asarray(repaired["b"], np.float32) - exact["b"]).max() < 0.1
+    for dtype in (jnp.bfloat16, jnp.float16):
+        low = freeze({name: leaf.astype(dtype) for name, leaf in variables.items()})
+        for function in (repair, merge_units):
+            repaired = function(mlp, graph, low, gates, (x.astype(dtype),))
+            assert type(repaired) is type(low)
+            assert {leaf.dtype for leaf in jax.tree.leaves(repaired)} == {jnp.dtype(dtype)}
+            exact = function(mlp, graph, variables, gates, (x,))
+            assert np.abs(np.asarray(repaired["b"], np.float32) - exact["b"]).max() < 0.1
 
 
 def test_inputs_that_are_all_zero_change_nothing_but_stay_finite():
@@ -181,7 +262,7 @@ def test_inputs_that_are_all_zero_change_nothing_but_stay_finite():
     jax.tree.map(np.testing.assert_array_equal, repaired, variables)
 
 
-@pytest.mark.parametrize("function", [repair, fold_means])
+@pytest.mark.parametrize("function", [repair, merge_units, fold_means])
 def test_no_examples_are_refused(small, function):
     graph, variables, x, gates = small
     with pytest.raises(ValueError, match=r"inputs=\[\(0, 4\)\] must be arrays that hold examples"):
@@ -197,5 +278,9 @@ def test_bad_gates_and_ridges_are_refused(small):
     for ridge in (-1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="ridge="):
             repair(mlp, graph, variables, gates, (x,), ridge=ridge)
+    with pytest.raises(ValueError, match="rows=0 must be at least 1"):
+        repair(mlp, graph, variables, gates, (x,), rows=0)
+    with pytest.raises(ValueError, match="kind='lasso' must be one of"):
+        RepairMethod("lasso")
     with pytest.raises(ValueError, match=r"missing: \['b'\]"):
         repair(mlp, graph, variables, {"a": gates["a"]}, (x,))

@@ -11,12 +11,14 @@ from small import Small, random_gates, small_mlp
 
 import rlprune_jax as rp
 from rlprune_jax.training.recalibration import recalibrate
+from rlprune_jax.units import RepairMethod, merge_units, repair
 from rlprune_jax.workflow.candidates import (
     CandidateData,
     Evaluator,
     chunk_for_memory,
     evaluate_candidate,
     evaluate_candidates,
+    reference_of,
     short_finetune,
 )
 
@@ -184,6 +186,36 @@ def test_finetuned_candidates_are_trained_by_their_own_gates_and_key():
         variables = train(how, small.variables, own, data.train, keys[index])
         alone = evaluate_candidate(evaluator(small), variables, own, small.data)
         np.testing.assert_allclose(tuned.loss[index], alone.loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "merge"])
+def test_repaired_candidates_are_those_repaired_one_by_one(kind):
+    small, method = small_normed(), RepairMethod(kind)
+    gates = random_gates(small.graph, 3, jax.random.key(11))
+    inputs = small.data.calibration
+    reference = reference_of(small.network.definition, method, small.variables, inputs)
+    data = small.data._replace(reference=reference)
+    x, labels = small.data.batch
+    plain = evaluated(small, gates)
+    for chunk in (1, 3):
+        found = evaluated(small, gates, data, chunk=chunk, repair=method)
+        assert np.abs(found.loss - plain.loss).min() > 1e-3
+        for index in range(3):
+            own = nth(gates, index)
+            function = {"ridge": repair, "merge": merge_units}[kind]
+            fixed = function(small.network.apply, small.graph, small.variables, own, inputs)
+            # Not recalibrated: the dense network's statistics are those of the repaired one.
+            logits = small.network.replace(fixed).slim(own)(x)
+            np.testing.assert_allclose(found.loss[index], cross_entropy(logits, labels), rtol=1e-3)
+
+
+def test_a_repair_needs_the_dense_network_and_examples():
+    small, method = small_mlp(), RepairMethod("ridge")
+    gates = random_gates(small.graph, 2, jax.random.key(12))
+    with pytest.raises(ValueError, match="reference=None must be what reference_of gives"):
+        evaluated(small, gates, repair=method)
+    with pytest.raises(ValueError, match="arrays that hold examples"):
+        reference_of(small.network.definition, method, small.variables, (jnp.ones((0, 4)),))
 
 
 def test_a_second_call_traces_nothing():

@@ -35,6 +35,10 @@ def test_defaults_that_depend_on_others():
     kept = resolve(PruneConfig(constraint="multiplier", rerank_steps=7, calibration_images=3), True)
     assert (kept.constraint, kept.rerank_steps, kept.calibration_images) == ("multiplier", 7, 3)
     assert resolve(found) == found
+    assert not found.repair
+    untrained = resolve(PruneConfig(finetune_steps=0))
+    assert (untrained.rerank_steps, untrained.repair) == (0, True)
+    assert not resolve(PruneConfig(finetune_steps=0, repair=False)).repair
 
 
 @pytest.mark.parametrize(
@@ -43,6 +47,9 @@ def test_defaults_that_depend_on_others():
         ({"evaluations": 0}, "evaluations=0 must be at least 1"),
         ({"evaluations": "64"}, "evaluations='64' must be an integer"),
         ({"finetune_steps": 10.5}, "finetune_steps=10.5 must be an integer"),
+        ({"finetune_steps": -1}, "finetune_steps=-1 must be at least 0"),
+        ({"repair": "yes"}, "repair='yes' must be True or False"),
+        ({"repair_images": 0}, "repair_images=0 must be at least 1"),
         ({"rerank": True}, "rerank=True must be an integer"),
         ({"candidates": 16, "evaluations": 8}, "candidates=16 must be at most evaluations=8"),
         ({"chunk": 0}, "chunk=0 must be at least 1"),

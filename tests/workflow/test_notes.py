@@ -1,5 +1,8 @@
 """What is cut to what there is, is told."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import pytest
 from small import QUICK, small_mlp
 
@@ -67,3 +70,21 @@ def test_the_library_warns_of_what_was_given_alone(monkeypatch):
     assert len(caught) == 1 and caught[0].filename == __file__
     config = PruneConfig(**{**settings, "reward_images": 10_000})
     rp.prune(SMALL.network, SMALL.task, "params=0.5", config=config)  # a warning would be an error
+
+
+def test_what_a_repair_leaves_as_it_is_is_told():
+    def apply(variables, x):
+        hidden = jnp.tanh(jnp.tanh(x @ variables["tied"]) @ variables["free"])
+        return hidden @ variables["tied"].T
+
+    variables = {"tied": jnp.ones((4, 6)), "free": jnp.ones((6, 6))}
+    network = rp.Network(apply, variables, jnp.ones((2, 4)))
+    config = PruneConfig(**FITS, repair_images=1)
+    assert notes(config, SMALL.task, network) == {}
+    asked = dataclasses.replace(config, repair_reward="merge", repair=True)
+    why = "1 of 2 contractions stay as they are: its weights are read 2 times (1)"
+    assert notes(asked, SMALL.task, network) == {
+        "repair_reward": f"repair_reward=merge: {why}",
+        "repair": f"repair=True: {why}",
+    }
+    assert notes(asked, SMALL.task, SMALL.network) == {}

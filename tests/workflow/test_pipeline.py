@@ -322,3 +322,21 @@ def test_a_latency_is_measured_and_met(tmp_path, monkeypatch):
     rows = {row["name"]: row for row in delivered.budget_rows()}
     assert rows["latency"]["unit"] == "ms" and 0 < rows["latency"]["achieved"] < 1000
     assert rows["params"]["achieved"] <= 0.5
+
+
+def test_a_network_is_pruned_without_training(tmp_path):
+    """Its files hold the repaired weights, and a second run gives the same ones."""
+    settings = {**ALONE, "finetune_steps": 0, "rerank_steps": 0, "repair_reward": "merge"}
+    one = rp.prune(NETWORK, TASK, "params=0.5", run_dir=tmp_path / "run", **settings)
+    assert one.is_within_budgets and one.max_abs_diff < 1e-4
+    delivered = one.delivered["agent"]
+    inputs = (TASK.train[0],)
+    wanted = rp.units.repair(
+        NETWORK.apply, NETWORK.graph, NETWORK.variables, delivered.gates, inputs
+    )
+    np.testing.assert_allclose(delivered.variables["c"], wanted["c"], atol=1e-5)
+    x, y = TASK.test
+    stored = NETWORK.load_slim(tmp_path / "run" / "slim")
+    np.testing.assert_array_equal(stored(x), one.network(x))
+    assert one.pruned.metric == pytest.approx(np.mean(np.argmax(stored(x), -1) == y), abs=1e-6)
+    same_result(one, rp.prune(NETWORK, TASK, "params=0.5", **settings))

@@ -57,6 +57,44 @@ def test_ours_trains_with_the_held_out_data_in_the_last_finetune_only(monkeypatc
     np.testing.assert_array_equal(seen[0].data[0], [*SMALL.task.train[0], *x[:24]])
 
 
+def test_without_steps_what_is_repaired_is_delivered_and_nobody_trains():
+    def finetune(*given):
+        raise AssertionError("nothing is to be trained")
+
+    pruning = small_pruning(finetune_steps=0, rerank_steps=0)
+    assert pruning.config.repair
+    gates = half(SMALL.ones)
+    for own in (None, finetune):
+        tuner = Tuner(pruning, "agent", own, MemoryRun())
+        found = tuner.last(gates)
+        inputs = (SMALL.task.train[0],)
+        wanted = rp.units.repair(SMALL.network.apply, SMALL.graph, SMALL.variables, gates, inputs)
+        for name, leaf in wanted.items():
+            np.testing.assert_allclose(found[name], leaf, atol=1e-5)
+        np.testing.assert_array_equal(tuner.short(0, gates)["c"], found["c"])
+    plain = small_pruning(finetune_steps=0, rerank_steps=0, repair=False)
+    left = Tuner(plain, "agent", None, MemoryRun()).last(gates)
+    jax.tree.map(np.testing.assert_array_equal, left, SMALL.variables)
+
+
+def test_a_finetune_starts_from_repaired_weights_where_asked(monkeypatch):
+    from rlprune_jax.workflow import tuning
+
+    seen = []
+    monkeypatch.setattr(
+        tuning, "run_training", lambda training, *_: seen.append(training) or "tuned"
+    )
+    gates = half(SMALL.ones)
+    for asked in (False, True):
+        tuner = Tuner(small_pruning(repair=asked), "agent", None, MemoryRun())
+        tuner.short(0, gates)
+        tuner.last(gates)
+    first = [np.asarray(each.network.variables["c"]) for each in seen]
+    np.testing.assert_array_equal(first[0], SMALL.variables["c"])
+    assert np.abs(first[2] - first[0]).max() > 1e-3
+    np.testing.assert_array_equal(first[2], first[3])
+
+
 def test_streams_go_through_both_splits():
     held = SMALL.task.held_out
     task = rp.Task(
