@@ -278,7 +278,7 @@ def cross_entropy(
             std=(1.0 - smoothing) * state.std + smoothing * std,
         ), metrics
 
-    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn, limits=env.limits)
 
 
 class Propose(Protocol):
@@ -302,7 +302,7 @@ def _without_learning(env: Environment, propose: Propose) -> Searcher:
         metrics = batch_metrics(rewards, costs, env.limits)
         return Nothing(iteration=state.iteration + 1), metrics
 
-    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn, limits=env.limits)
 
 
 def _thresholded(env: Environment, priorities: jax.Array) -> jax.Array:

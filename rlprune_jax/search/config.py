@@ -19,12 +19,16 @@ ConstraintHandling = Literal["multiplier", "projection", "both"]
 DualRule = Literal["pid", "projected_gradient", "adam_clip", "softplus_adam"]
 """The rule that moves the multipliers, a function of ``search.multipliers``."""
 
+PolicyKind = Literal["table", "network"]
+"""A learned number per group and unit, or a network of what is observed beside them."""
+
 Shaping = Literal["standardise", "rank", "elite"]
 """What the policy learns from: the combined advantage, its ranks, or the best of its ranks."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "granularity": get_args(Granularity),
     "constraint": get_args(ConstraintHandling),
+    "policy": get_args(PolicyKind),
     "dual": get_args(DualRule),
     "shaping": get_args(Shaping),
 }
@@ -43,13 +47,17 @@ class AgentConfig:
 
     Attributes:
         granularity: "coarse", a keep ratio per group, or "fine", one Bernoulli per unit.
-        constraint: "multiplier" learns to meet the budgets; "projection" puts every candidate on
-            them; "both" projects, while multipliers hold the unprojected policy near them.
+        constraint: "multiplier" learns to meet the budgets (PPO-Lagrangian); "projection" puts
+            every candidate on them, and no multiplier is learned; "both" projects, while
+            multipliers hold the unprojected policy near them.
         candidates: N per iteration; at least 2 without a critic, since one candidate alone has
             nothing to be better than.
         epochs: passes over a batch of candidates.
         minibatches: parts of a batch, must divide ``candidates``.
-        hidden_sizes: of the policy and the critics; () makes both linear.
+        policy: "table", a learned number per group and per unit, which reads no state; "network"
+            adds a network of what is observed.
+        hidden_sizes: of a policy that is a network and of the critics, nothing without either;
+            () makes them linear.
         dual: rule of the multipliers.
         critic: learn values as baselines; else the mean of the other candidates.
         shaping: of the combined advantage: as it is, by rank, or by the best part of the ranks.
@@ -59,11 +67,13 @@ class AgentConfig:
         iterations: length of the run, for the action-clip and deviation schedules; None for none.
 
     Raises:
-        ValueError: an unknown choice, a count below its least value, parts that do not divide.
+        ValueError: an unknown choice, a count below its least value, parts that do not divide, a
+            choice that does nothing beside the others.
 
     Example:
-        >>> AgentConfig(granularity="fine", candidates=32).constraint
-        'projection'
+        >>> AgentConfig(granularity="fine", candidates=32).live_numbers
+        ('unit_learning_rate', 'group_learning_rate', 'clip_epsilon', 'entropy_coef', 'target_kl', \
+'max_grad_norm', 'sharpness')
     """
 
     granularity: Granularity = "coarse"
@@ -71,6 +81,7 @@ class AgentConfig:
     candidates: int = 16
     epochs: int = 8
     minibatches: int = 1
+    policy: PolicyKind = "table"
     hidden_sizes: tuple[int, ...] = (64, 64)
     dual: DualRule = "pid"
     critic: bool = False
@@ -109,6 +120,67 @@ class AgentConfig:
             self.shaping,
             "'standardise' with a critic; ranks are of whole candidates, so set critic=False",
         )
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, (use, way_out) in self._dead().items():
+            value = getattr(self, name)
+            require(value == defaults[name], name, value, f"{use}; {way_out}")
+
+    @property
+    def has_multiplier(self) -> bool:
+        """Return whether multipliers are learned."""
+        return self.constraint != "projection"
+
+    @property
+    def projects(self) -> bool:
+        """Return whether every candidate is put on the budgets."""
+        return self.constraint != "multiplier"
+
+    @property
+    def has_network(self) -> bool:
+        """Return whether the policy is a network."""
+        return self.policy == "network"
+
+    @property
+    def live_numbers(self) -> tuple[str, ...]:
+        """Return the numbers of ``HParams`` that change anything in this structure."""
+        fine = self.granularity == "fine"
+        of_rule = ("kp", "ki", "kd") if self.dual == "pid" else ("learning_rate",)
+        live = {
+            "learning_rate": self.has_network or self.critic,
+            "unit_learning_rate": fine,
+            "std_learning_rate": not fine,
+            "value_coef": self.critic,
+            "gamma": self.critic,
+            "gae_lambda": self.critic,
+            "initial_std": not fine,
+            "minimum_std": not fine,
+            "sharpness": fine,
+            "action_clip_start": not fine,
+            "action_clip_slope": not fine and self.iterations is not None,
+            "multiplier_max": self.has_multiplier,
+            **{
+                name: self.has_multiplier and name.removeprefix("dual_") in (*of_rule, "initial")
+                for name in HParams._fields
+                if name.startswith("dual_")
+            },
+        }
+        return tuple(name for name in HParams._fields if live.get(name, True))
+
+    def _dead(self) -> dict[str, tuple[str, str]]:
+        """Return the fields that do nothing beside the others, and what would use them."""
+        dead = {}
+        if not self.has_multiplier:
+            text = "left out with constraint='projection', which learns no multiplier"
+            for name in ("dual", "standardise_cost"):
+                dead[name] = (text, "choose constraint='both' or 'multiplier'")
+        reads = self.critic or (self.has_network and self.granularity == "coarse")
+        if not reads:
+            text = "left out where nothing reads observations"
+            dead["normalise_observations"] = (text, "choose critic=True, or a coarse network")
+        if not self.critic:
+            text = "left out without a critic"
+            dead["normalise_returns"] = (text, "choose critic=True")
+        return dead
 
 
 class HParams(NamedTuple):
@@ -170,6 +242,30 @@ class HParams(NamedTuple):
     multiplier_max: ArrayLike = 100.0
     action_clip_start: ArrayLike = 1.0
     action_clip_slope: ArrayLike = 0.0
+
+
+def check_live(config: AgentConfig, hparams: HParams) -> None:
+    """Refuse numbers that do nothing in a structure.
+
+    Values that are traced are taken as they come, and so are defaults.
+
+    Raises:
+        ValueError: naming the number, and what reads it.
+    """
+    live = config.live_numbers
+    for name, value in hparams._asdict().items():
+        if name in live or isinstance(value, jax.core.Tracer):
+            continue
+        default = HParams._field_defaults[name]
+        same = np.ndim(value) == 0 and np.float32(value) == np.float32(default)
+        require(
+            bool(same),
+            f"hparams.{name}",
+            _plain(value),
+            f"left at {default}: it does nothing with granularity={config.granularity!r}, "
+            f"constraint={config.constraint!r}, policy={config.policy!r}, dual={config.dual!r}, "
+            f"critic={config.critic}; what does something is {', '.join(live)}",
+        )
 
 
 def check_hparams(hparams: HParams) -> HParams:

@@ -152,7 +152,7 @@ def iteration_keys(key: jax.Array, iteration: ArrayLike) -> tuple[jax.Array, jax
 def run_search(
     searcher: Searcher,
     evaluate: Evaluate,
-    limits: jax.Array,
+    limits: jax.Array | None,
     state: PyTree,
     archive: Archive,
     num_iterations: int,
@@ -170,7 +170,7 @@ def run_search(
         searcher: an agent or a baseline.
         evaluate: traceable rewards of N masks. A reward that is NaN counts as the batch's worst
             and never enters the archive.
-        limits: f32[K].
+        limits: f32[K]; None for those of the searcher's environment.
         state: from ``searcher.init`` or an earlier result.
         archive: from ``archive_init`` or an earlier result.
         num_iterations: T, static.
@@ -180,7 +180,7 @@ def run_search(
             searcher's environment.
 
     Raises:
-        ValueError: ``num_iterations`` below 1, no typed key, or no costs at all.
+        ValueError: ``num_iterations`` below 1, no typed key, no costs or no limits at all.
 
     Example:
         >>> from rlprune_jax.search import archive_init, make_environment, random_search
@@ -189,7 +189,7 @@ def run_search(
         >>> searcher = random_search(env, num_candidates=4)
         >>> reward = lambda masks, key: masks[:, 1].sum(-1)
         >>> state, archive = searcher.init(None, jax.random.key(0)), archive_init(env, capacity=2)
-        >>> found = run_search(searcher, reward, env.limits, state, archive, 3, jax.random.key(1))
+        >>> found = run_search(searcher, reward, None, state, archive, 3, jax.random.key(1))
         >>> found.history.costs.shape, float(found.history.costs.max()) <= 0.5
         ((3, 4, 1), True)
     """
@@ -202,13 +202,17 @@ def run_search(
             "host can measure go to run_search_host"
         )
 
+    within = searcher.limits if limits is None else limits
+    if within is None:
+        raise ValueError("limits=None must be f32[K], one per cost, where the searcher has none")
+
     def step(carry: tuple[PyTree, Archive], iteration: jax.Array):
         state, archive = carry
         ask_key, evaluate_key = iteration_keys(key, iteration)
         candidates, state = searcher.ask(state, ask_key)
         rewards = evaluate(candidates.masks, evaluate_key)
         costs = jax.vmap(price)(candidates.masks)
-        archive = archive_update(archive, candidates.masks, rewards, costs, limits)
+        archive = archive_update(archive, candidates.masks, rewards, costs, within)
         state, metrics = searcher.tell(state, candidates, rewards, costs)
         return (state, archive), (metrics, History(rewards=rewards, costs=costs))
 

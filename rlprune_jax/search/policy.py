@@ -10,7 +10,7 @@ Shapes: actions and log-probabilities are f32[G, N, D], D actions per group (1, 
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import distrax
 import flax.linen as nn
@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from rlprune_jax.search.config import AgentConfig
+from rlprune_jax.search.credit import common_part, thresholds
 from rlprune_jax.search.environment import (
     Environment,
     best_units,
@@ -31,9 +33,6 @@ from rlprune_jax.search.environment import (
     starting_logits,
 )
 from rlprune_jax.types import PyTree
-
-Credit = Literal["sampled", "projected", "sampled_of_projected"]
-"""Execute the sampled mask, or its projection; let the sample or the projection take the credit."""
 
 
 class PolicySettings(NamedTuple):
@@ -54,6 +53,23 @@ class PolicySettings(NamedTuple):
     least_ratio: ArrayLike
 
 
+class Taken(NamedTuple):
+    """Hold actions, and the distribution that their credit goes to.
+
+    Attributes:
+        actions: f32[G, N, D].
+        offset: f32[G, N, D], or 1 in place of N or D, added to the location that the policy
+            describes.
+        behaviour: the parameters of the distribution that acted, with the offset.
+        log_probs: f32[G, N, D] under it; 0 on padding.
+    """
+
+    actions: jax.Array
+    offset: jax.Array
+    behaviour: tuple[jax.Array, ...]
+    log_probs: jax.Array
+
+
 class Trajectory(NamedTuple):
     """Hold observations and actions of N episodes.
 
@@ -61,19 +77,14 @@ class Trajectory(NamedTuple):
 
     Attributes:
         observations: f32[G, N, F'], for the networks and the critics.
-        actions: f32[G, N, D], the actions that take the credit.
-        log_probs: f32[G, N, D] under the policy that acted; 0 on padding.
-        behaviour: the parameters of the distribution that acted.
-        shift: f32[], or f32[G, 1] where the environment rounds, what projection took off the fine
-            logits; 0 otherwise.
-        proposed_masks: f32[N, G, Cmax], as sampled, before any projection.
+        executed: what was evaluated, for the credit of its reward and of costs told.
+        proposed: what was sampled, before any projection; the same where there is none.
+        proposed_masks: f32[N, G, Cmax], as sampled.
     """
 
     observations: jax.Array
-    actions: jax.Array
-    log_probs: jax.Array
-    behaviour: tuple[jax.Array, ...]
-    shift: jax.Array
+    executed: Taken
+    proposed: Taken
     proposed_masks: jax.Array
 
 
@@ -118,7 +129,7 @@ class Describe(Protocol):
         trajectory: Trajectory,
         /,
     ) -> tuple[jax.Array, ...]:
-        """Return the parameters of the distribution of ``trajectory.actions``."""
+        """Return the parameters of the distribution of actions, before any offset."""
 
 
 class MakeDistribution(Protocol):
@@ -135,7 +146,7 @@ class Policy(NamedTuple):
         init: ``(key) -> params``.
         act: ``(params, settings, normaliser, key) -> (masks f32[N, G, Cmax], Trajectory)``.
         describe: ``(params, settings, normaliser, trajectory) -> parameters`` of the distribution
-            of ``trajectory.actions``, differentiable.
+            of actions before any offset, the location first; differentiable.
         distribution: ``(parameters) -> distrax.Distribution`` of batch shape [G, N, D].
         live: bool[G, 1, D], False on padding.
         num_live: actions per episode that are not padding.
@@ -147,6 +158,18 @@ class Policy(NamedTuple):
     distribution: MakeDistribution
     live: jax.Array
     num_live: int
+
+    def take(
+        self, parameters: tuple[jax.Array, ...], offset: jax.Array, actions: jax.Array
+    ) -> Taken:
+        """Return actions as taken under a distribution moved by an offset."""
+        behaviour = offset_by(parameters, offset)
+        return Taken(
+            actions=actions,
+            offset=offset,
+            behaviour=behaviour,
+            log_probs=self.log_prob(behaviour, actions),
+        )
 
     def log_prob(self, parameters: tuple[jax.Array, ...], actions: jax.Array) -> jax.Array:
         """Return the log-probability of actions.
@@ -251,36 +274,40 @@ def observe_ratios(env: Environment, ratios: jax.Array) -> jax.Array:
     return jax.vmap(lambda step, *past: observe(env, step, *past))(steps, last.T, before.T)
 
 
-def coarse_policy(
-    env: Environment, hidden_sizes: Sequence[int], num_candidates: int, credit: Credit
-) -> Policy:
+def offset_by(parameters: tuple[jax.Array, ...], offset: jax.Array) -> tuple[jax.Array, ...]:
+    """Add an offset to the location, the first of a distribution's parameters."""
+    return (parameters[0] + offset, *parameters[1:])
+
+
+def coarse_policy(env: Environment, config: AgentConfig) -> Policy:
     """Make a policy over one keep ratio per group.
 
     A squashed Gaussian; the action is the Gaussian before squashing. Use it for few decisions and
     whole channels of one order.
 
-    Its mean is ``logit(initial_keep)`` plus a learned number per group plus a network of what was
-    observed. Projection shifts all ratios of a candidate together in logit space.
+    Its mean is ``logit(initial_keep)`` plus a learned number per group; a policy that is a network
+    adds one of what was observed. Projection shifts all ratios of a candidate together in logit
+    space, so what its actions share takes no credit.
 
     Args:
         env: the problem.
-        hidden_sizes: of the network.
-        num_candidates: N.
-        credit: which masks are executed, and which action learns from them.
+        config: which policy, how many candidates, and whether they are projected.
     """
-    network = Mlp(tuple(hidden_sizes), 1, 0.01)
-    groups = env.num_groups
+    network = Mlp(config.hidden_sizes, 1, 0.01)
+    groups, count = env.num_groups, config.candidates
 
     def init(key: jax.Array) -> PyTree:
-        return {
-            "network": network.init(key, jnp.zeros(observation_size(env))),
-            "group_logit": jnp.zeros(groups),
-            "log_std": jnp.zeros(groups),
-        }
+        table = {"group_logit": jnp.zeros(groups), "log_std": jnp.zeros(groups)}
+        if not config.has_network:
+            return table
+        return table | {"network": network.init(key, jnp.zeros(observation_size(env)))}
 
     def step_parameters(params, settings, normaliser, step, observations):
-        correction = jnp.asarray(network.apply(params["network"], normaliser(observations)))[..., 0]
-        mean = starting_logits(env)[step] + params["group_logit"][step] + correction
+        mean = starting_logits(env)[step] + params["group_logit"][step]
+        mean = jnp.broadcast_to(mean, observations.shape[:-1])
+        if config.has_network:
+            seen = normaliser(observations)
+            mean += jnp.asarray(network.apply(params["network"], seen))[..., 0]
         std = settings.initial_std * jnp.exp(params["log_std"][step])
         return mean, jnp.broadcast_to(jnp.maximum(std, settings.minimum_std), mean.shape)
 
@@ -299,26 +326,23 @@ def coarse_policy(
             ratio = squash(action, settings)
             return (ratio, kept + ratio * fraction[group]), (observations, action, parameters)
 
-        start = (jnp.ones(num_candidates), jnp.zeros(num_candidates))
+        start = (jnp.ones(count), jnp.zeros(count))
         steps = (jnp.arange(groups), jax.random.split(key, groups))
         _, (observations, actions, parameters) = jax.lax.scan(step, start, steps)
         ratios = squash(actions.T, settings)
-        proposed = ratios_to_masks(env, ratios)
-        masks = proposed
-        if credit != "sampled":
-            masks, shift = project_logits(env, logit(ratios))
-        if credit == "projected":
-            # A shift that all candidates share carries no credit, and could be as large as 30.
-            actions = actions + jnp.clip(shift - shift.mean(), -3.0, 3.0)
-        actions = actions[..., None]
-        behaviour = jax.tree.map(lambda leaf: leaf[..., None], parameters)
-        log_probs = _normal(behaviour).log_prob(actions)
+        masks = proposed = ratios_to_masks(env, ratios)
+        mean, std = parameters
+        shared = jnp.zeros(count)
+        if config.projects:
+            masks, _ = project_logits(env, logit(ratios))
+            if not config.has_network:  # whose later means follow what the first actions share
+                shared = common_part(actions - mean, std)
+        parameters = (mean[..., None], std[..., None])
+        nothing = jnp.zeros((1, 1, 1))
         return masks, Trajectory(
             observations=observations,
-            actions=actions,
-            log_probs=log_probs,
-            behaviour=behaviour,
-            shift=jnp.zeros(()),
+            executed=policy.take(parameters, shared[None, :, None], actions[..., None]),
+            proposed=policy.take(parameters, nothing, actions[..., None]),
             proposed_masks=proposed,
         )
 
@@ -329,7 +353,7 @@ def coarse_policy(
         parameters = jax.vmap(one)(jnp.arange(groups), trajectory.observations)
         return jax.tree.map(lambda leaf: leaf[..., None], parameters)
 
-    return Policy(
+    policy = Policy(
         init=init,
         act=act,
         describe=describe,
@@ -337,28 +361,25 @@ def coarse_policy(
         live=jnp.ones((groups, 1, 1), bool),
         num_live=groups,
     )
+    return policy
 
 
-def fine_policy(
-    env: Environment, hidden_sizes: Sequence[int], num_candidates: int, credit: Credit
-) -> Policy:
+def fine_policy(env: Environment, config: AgentConfig) -> Policy:
     """Make a policy over one Bernoulli per unit.
 
     Use it where which unit goes matters. It starts from the scores: the better a unit ranks, the
     likelier it is kept.
 
-    Logits are ``sharpness * (initial_keep * C - rank) / C`` plus a learned number per group, a
-    learned number per unit, and a network of (score, rank, descriptor) that all units share.
+    Logits are ``sharpness * (initial_keep * C - rank) / C`` plus a learned number per group and one
+    per unit; a policy that is a network adds one of (score, rank, descriptor) that all units share.
     Projection keeps units by falling ``logit + noise`` as the budgets allow: the sample is the
     same but for its threshold, 0 without projection.
 
     Args:
         env: the problem.
-        hidden_sizes: of the network.
-        num_candidates: N.
-        credit: which masks are executed, and which action learns from them.
+        config: which policy, how many candidates, and whether they are projected.
     """
-    network = Mlp(tuple(hidden_sizes), 1, 0.01)
+    network = Mlp(config.hidden_sizes, 1, 0.01)
     sizes = jnp.asarray(env.sizes, jnp.float32)[:, None]
     rank = jnp.where(env.alive, env.ranks, 0).astype(jnp.float32)
     shape = (env.num_groups, env.num_units)
@@ -368,52 +389,39 @@ def fine_policy(
     )
 
     def init(key: jax.Array) -> PyTree:
-        return {
-            "network": network.init(key, features),
-            "group_logit": jnp.zeros(env.num_groups),
-            "unit_logit": jnp.zeros(shape),
-        }
+        table = {"group_logit": jnp.zeros(env.num_groups), "unit_logit": jnp.zeros(shape)}
+        return table | {"network": network.init(key, features)} if config.has_network else table
 
     def logits_of(params, settings):
         start = env.initial_keep[:, None] - (rank + 0.5) / sizes
-        correction = jnp.asarray(network.apply(params["network"], features))[..., 0]
-        learned = params["group_logit"][:, None] + params["unit_logit"] + correction
+        learned = params["group_logit"][:, None] + params["unit_logit"]
+        if config.has_network:
+            learned += jnp.asarray(network.apply(params["network"], features))[..., 0]
         return settings.sharpness * start + learned
 
     def act(params, settings, normaliser, key):
         logits = logits_of(params, settings)
-        priorities = logits + jax.random.logistic(key, (num_candidates, *shape))
+        priorities = logits + jax.random.logistic(key, (config.candidates, *shape))
         proposed = jnp.where(env.alive, (priorities > 0) | best_units(env, priorities), False)
         proposed = round_masks(env, proposed.astype(jnp.float32), priorities)
-        masks, credited, shift = proposed, proposed, jnp.zeros(())
-        if credit != "sampled":
-            masks = project_priorities(env, priorities)
-        if credit == "projected":
-            credited = masks
-            dropped = jnp.where(env.alive & (masks < 0.5), priorities, -jnp.inf)
-            # Rounding gives every group a threshold of its own.
-            axes = (1, 2) if max(env.multiples) == 1 else 2
-            threshold = jnp.max(dropped, axis=axes)
-            shift = jnp.mean(jnp.where(jnp.isfinite(threshold), threshold, 0.0), axis=0)
-            shift = shift[..., None] if shift.ndim else shift
-        actions = jnp.swapaxes(credited, 0, 1)
-        behaviour = ((logits - shift)[:, None],)
-        log_probs = _bernoulli(behaviour).log_prob(actions)
-        log_probs = jnp.where(env.alive[:, None], log_probs, 0.0)
-        observations = observe_ratios(env, masks_to_ratios(env, masks))
+        masks = project_priorities(env, priorities) if config.projects else proposed
+
+        def taken(masks: jax.Array, level: float | None) -> Taken:
+            passed = thresholds(env, priorities, masks, level)
+            offset, actions = -jnp.swapaxes(passed, 0, 1), jnp.swapaxes(masks, 0, 1)
+            return policy.take((logits[:, None],), offset, actions)
+
         return masks, Trajectory(
-            observations=observations,
-            actions=actions,
-            log_probs=log_probs,
-            behaviour=behaviour,
-            shift=shift,
+            observations=observe_ratios(env, masks_to_ratios(env, masks)),
+            executed=taken(masks, None if config.projects else 0.0),
+            proposed=taken(proposed, 0.0),
             proposed_masks=proposed,
         )
 
     def describe(params, settings, normaliser, trajectory):
-        return ((logits_of(params, settings) - trajectory.shift)[:, None],)
+        return (logits_of(params, settings)[:, None],)
 
-    return Policy(
+    policy = Policy(
         init=init,
         act=act,
         describe=describe,
@@ -421,6 +429,7 @@ def fine_policy(
         live=env.alive[:, None],
         num_live=sum(env.sizes),
     )
+    return policy
 
 
 def _normal(parameters: tuple[jax.Array, ...]) -> distrax.Distribution:

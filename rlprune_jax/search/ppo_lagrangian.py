@@ -3,6 +3,12 @@
 The clipped surrogate is that of Schulman et al. 2017 (arXiv 1707.06347), taken per action and
 summed, so that at ratio 1 its gradient is REINFORCE's however many units act at once. Multipliers
 and their error relative to the budget are those of ``multipliers``.
+
+What an iteration does, in order: N candidates are sampled (and projected); they are told; the
+multipliers move by the mean costs of these candidates; the policy then takes up to ``epochs`` steps
+on the same candidates at the new multipliers. Each step's divergence from the policy that acted is
+looked at before the step: the first one that finds it above 1.5 ``target_kl`` is not taken, nor any
+after it, so a long step before may have passed it by far.
 """
 
 from typing import NamedTuple
@@ -18,7 +24,7 @@ from rlprune_jax.search.advantages import (
     normalise,
     rank_utilities,
 )
-from rlprune_jax.search.config import AgentConfig, ConstraintHandling, HParams, check_hparams
+from rlprune_jax.search.config import AgentConfig, HParams, check_hparams, check_live
 from rlprune_jax.search.critics import (
     Running,
     make_critics,
@@ -28,7 +34,6 @@ from rlprune_jax.search.critics import (
 )
 from rlprune_jax.search.environment import Environment, candidate_costs
 from rlprune_jax.search.policy import (
-    Credit,
     Normaliser,
     PolicySettings,
     coarse_policy,
@@ -47,12 +52,6 @@ from rlprune_jax.search.searcher import (
 from rlprune_jax.search.surrogate import Acting, Batch, Learner, improve, optimizer
 from rlprune_jax.types import PyTree
 
-# Under "both" the multipliers act on what was sampled, so the sample has to take the credit.
-CREDIT: dict[ConstraintHandling, Credit] = {
-    "multiplier": "sampled",
-    "projection": "projected",
-    "both": "sampled_of_projected",
-}
 ELITE_FRACTION = 0.5  # CMA-ES gives the better half of a batch its logarithmic weights
 
 
@@ -114,12 +113,13 @@ def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
             f"constraint={config.constraint!r} must be 'multiplier' where env.cost_fn is None;"
             " projection needs traceable costs"
         )
-    credit = CREDIT[config.constraint]
     make_policy = coarse_policy if config.granularity == "coarse" else fine_policy
-    policy = make_policy(env, config.hidden_sizes, config.candidates, credit)
+    policy = make_policy(env, config)
     critics = make_critics(env, config)
+    told = jnp.asarray(env.measured or (False,) * env.num_budgets)
 
     def init(hparams: HParams, key: jax.Array) -> AgentState:
+        check_live(config, hparams)
         hparams = check_hparams(hparams)
         require_key("key", key)
         policy_key, critic_key = jax.random.split(key)
@@ -151,23 +151,24 @@ def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
         rewards = worst_for_missing(rewards)
         if config.constraint == "both":
             # What the host was asked of the projected candidate is known of no other.
-            proposed = candidate_costs(env, trajectory.proposed_masks)
-            costs = jnp.where(jnp.asarray(env.measured or False), costs, proposed)
+            costs = jnp.where(told, costs, candidate_costs(env, trajectory.proposed_masks))
         costs = worst_for_missing_costs(costs, env.limits) / env.limits
         dual = state.dual
-        if config.constraint != "projection":
+        if config.has_multiplier:
             target = jnp.ones(env.num_budgets)
             dual = _dual(config, hparams).update(dual, costs.mean(0), target)
-        multiplier = dual.multiplier * (config.constraint != "projection")
+        multiplier = dual.multiplier * config.has_multiplier
         outcomes = running_update(state.outcomes, jnp.column_stack([rewards, costs]))
         normaliser = _normaliser(config, state.observations)
         scale = running_std(outcomes) if config.normalise_returns else jnp.ones(1 + env.num_budgets)
         results = jnp.column_stack([rewards, costs]) / scale
         values = critics.values(state.params["critics"], normaliser(trajectory.observations))
         raw = _raw_advantages(config, hparams, results, values)
+        both = config.constraint == "both"
         batch = Batch(
             trajectory=trajectory,
-            advantages=_combine(config, raw * scale, multiplier),
+            advantages=_combine(config, raw * scale, multiplier * told if both else multiplier),
+            priced=_priced(config, raw * scale, multiplier * ~told) if both else None,
             returns=raw + values,
             acting=Acting(settings=_settings(config, state), normaliser=normaliser),
         )
@@ -187,7 +188,7 @@ def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
         found["proposed_cost_mean"] = costs.mean(0) * env.limits
         return state, metrics | losses | found
 
-    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn, limits=env.limits)
 
 
 def _multiplier_metrics(
@@ -252,10 +253,19 @@ def _raw_advantages(
 def _combine(config: AgentConfig, raw: jax.Array, multiplier: jax.Array) -> jax.Array:
     """``(A_r - sum_k lambda_k A_k) / (1 + sum_k lambda_k)``, f32[G, N], shaped."""
     reward = normalise(raw[..., 0])
-    centre_only = not config.standardise_cost
-    cost = jax.vmap(lambda a: normalise(a, centre_only), in_axes=-1, out_axes=-1)(raw[..., 1:])
-    combined = (reward - cost @ multiplier) / (1.0 + multiplier.sum())
+    combined = (reward - _costs(config, raw) @ multiplier) / (1.0 + multiplier.sum())
     if config.shaping == "standardise":
         return combined
     fraction = ELITE_FRACTION if config.shaping == "elite" else None
     return jnp.broadcast_to(rank_utilities(combined[0], fraction), combined.shape)
+
+
+def _priced(config: AgentConfig, raw: jax.Array, multiplier: jax.Array) -> jax.Array:
+    """``-sum_k lambda_k A_k / (1 + sum_k lambda_k)``, f32[G, N]."""
+    return -_costs(config, raw) @ multiplier / (1.0 + multiplier.sum())
+
+
+def _costs(config: AgentConfig, raw: jax.Array) -> jax.Array:
+    """Advantages f32[G, N, K] of the costs, standardised or centred."""
+    centre_only = not config.standardise_cost
+    return jax.vmap(lambda a: normalise(a, centre_only), in_axes=-1, out_axes=-1)(raw[..., 1:])

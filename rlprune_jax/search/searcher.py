@@ -63,12 +63,14 @@ class Searcher(NamedTuple):
         ask: ``(state, key) -> (candidates, state)``.
         tell: ``(state, candidates, rewards f32[N], costs f32[N, K]) -> (state, metrics)``.
         cost_fn: the traceable costs of one mask that its environment has, or None.
+        limits: f32[K], the budgets of its environment, or None.
     """
 
     init: Init
     ask: Ask
     tell: Tell
     cost_fn: CostFunction | None = None
+    limits: jax.Array | None = None
 
 
 def worst_for_missing(rewards: jax.Array) -> jax.Array:

@@ -12,7 +12,14 @@ from jax.typing import ArrayLike
 
 from rlprune_jax.search.config import AgentConfig, HParams
 from rlprune_jax.search.critics import Critics
-from rlprune_jax.search.policy import Normaliser, Policy, PolicySettings, Trajectory
+from rlprune_jax.search.policy import (
+    Normaliser,
+    Policy,
+    PolicySettings,
+    Taken,
+    Trajectory,
+    offset_by,
+)
 from rlprune_jax.search.searcher import Metrics
 from rlprune_jax.types import PyTree
 
@@ -29,13 +36,16 @@ class Batch(NamedTuple):
 
     Attributes:
         trajectory: N episodes.
-        advantages: f32[G, N], rewards and costs combined.
+        advantages: f32[G, N] of what was executed: rewards and costs told, combined.
+        priced: f32[G, N], advantages of the costs of what was proposed; None where they are not
+            counted apart.
         returns: f32[G, N, 1 + K], targets of the critics.
         acting: under what the policy acted.
     """
 
     trajectory: Trajectory
     advantages: jax.Array
+    priced: jax.Array | None
     returns: jax.Array
     acting: Acting
 
@@ -125,24 +135,32 @@ def improve(
     transform = optimizer(hparams)
     part = config.candidates // config.minibatches
 
+    def objective(new: tuple[jax.Array, ...], taken: Taken, advantages: jax.Array):
+        moved = offset_by(new, taken.offset)
+        log_ratio = policy.log_prob(moved, taken.actions) - taken.log_probs
+        gain = clipped_surrogate(log_ratio, advantages, hparams.clip_epsilon)
+        # Summed over an episode's actions and averaged over episodes: the joint REINFORCE gradient.
+        return policy.num_live * policy.mean_live(gain), log_ratio, moved
+
     def loss_fn(params: PyTree, chosen: jax.Array) -> tuple[jax.Array, Metrics]:
         episodes = _take(batch.trajectory, chosen)
         new = policy.describe(params["policy"], *acting, episodes)
-        log_ratio = policy.log_prob(new, episodes.actions) - episodes.log_probs
-        objective = clipped_surrogate(log_ratio, batch.advantages[:, chosen], hparams.clip_epsilon)
-        # Summed over an episode's actions and averaged over episodes: the joint REINFORCE gradient.
-        policy_loss = -policy.num_live * policy.mean_live(objective)
-        entropy = policy.entropy(new)
+        gain, log_ratio, moved = objective(new, episodes.executed, batch.advantages[:, chosen])
+        if batch.priced is not None:
+            # Costs depend on how many units a group keeps, so prices move groups alone.
+            groups = policy.describe(_groups_alone(params["policy"]), *acting, episodes)
+            gain += objective(groups, episodes.proposed, batch.priced[:, chosen])[0]
+        entropy = policy.entropy(moved)
         values = critics.values(params["critics"], acting.normaliser(episodes.observations))
         value_loss = jnp.mean(jnp.square(values - batch.returns[:, chosen]))
         bonus = hparams.entropy_coef * entropy * policy.num_live
-        loss = policy_loss + hparams.value_coef * value_loss * config.critic - bonus
+        loss = -gain + hparams.value_coef * value_loss * config.critic - bonus
         outside = jnp.abs(jnp.expm1(log_ratio)) > hparams.clip_epsilon
         return loss, {
-            "policy_loss": policy_loss,
+            "policy_loss": -gain,
             "value_loss": value_loss,
             "entropy": entropy,
-            "approx_kl": policy.divergence(episodes.behaviour, new),
+            "approx_kl": policy.divergence(episodes.executed.behaviour, moved),
             "clip_fraction": policy.mean_live(outside.astype(jnp.float32)),
         }
 
@@ -175,15 +193,21 @@ def _shuffle(config: AgentConfig, key: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.permutation(key, config.candidates))(keys)
 
 
+def _groups_alone(params: PyTree) -> PyTree:
+    """Return the policy's parameters, of which gradients reach the numbers per group alone."""
+    held = jax.lax.stop_gradient(params)
+    return {**held, "group_logit": params["group_logit"]}
+
+
 def _take(trajectory: Trajectory, chosen: jax.Array) -> Trajectory:
     """The chosen episodes; what is shared by all candidates stays as it is."""
-    behaviour = tuple(
-        leaf[:, chosen] if leaf.shape[1] > 1 else leaf for leaf in trajectory.behaviour
-    )
+
+    def of(leaf: jax.Array) -> jax.Array:
+        return leaf[:, chosen] if leaf.shape[1] > 1 else leaf
+
     return trajectory._replace(
-        observations=trajectory.observations[:, chosen],
-        actions=trajectory.actions[:, chosen],
-        log_probs=trajectory.log_probs[:, chosen],
-        behaviour=behaviour,
+        observations=of(trajectory.observations),
+        executed=jax.tree.map(of, trajectory.executed),
+        proposed=jax.tree.map(of, trajectory.proposed),
         proposed_masks=trajectory.proposed_masks[chosen],
     )

@@ -16,7 +16,9 @@ from rlprune_jax.search import (
 
 SMALL = {"candidates": 6, "epochs": 3, "hidden_sizes": (8,)}
 CONFIGS = {
-    "coarse-both": AgentConfig(**SMALL, constraint="both", critic=True, minibatches=2),
+    "coarse-both": AgentConfig(
+        **SMALL, constraint="both", policy="network", critic=True, minibatches=2
+    ),
     "coarse-multiplier": AgentConfig(**SMALL, constraint="multiplier", iterations=4),
     "fine-multiplier": AgentConfig(
         **SMALL, granularity="fine", constraint="multiplier", dual="softplus_adam"
@@ -199,25 +201,3 @@ def test_under_both_the_multiplier_of_a_measured_cost_follows_what_is_told(env):
     np.testing.assert_allclose(
         metrics["proposed_cost_mean"], [7.0, proposed[:, 1].mean()], rtol=1e-5
     )
-
-
-@pytest.mark.parametrize("granularity", ["fine", "coarse"])
-def test_defaults_learn_as_they_did_before_the_rates_were_renamed(env, units_reward, granularity):
-    """Numbers of the commit before, where the rates were named otherwise."""
-    config = AgentConfig(granularity=granularity, candidates=6, epochs=3, hidden_sizes=(8,))
-    agent = ppo_lagrangian(env, config)
-
-    @jax.jit
-    def run(key):
-        state, archive = agent.init(HParams(), key), archive_init(env, 3)
-        return run_search(agent, units_reward, env.limits, state, archive, 2, key)
-
-    params = run(jax.random.key(0)).state.params["policy"]
-    before = {
-        "fine": [0.366694, -0.368261, 0.387096],
-        "coarse": [0.464523, 0.203704, -0.416817],
-    }
-    np.testing.assert_allclose(params["group_logit"], before[granularity], atol=1e-4)
-    if granularity == "fine":
-        before_units = [0.563790, 0.610066, 0.559748, -0.539567, -0.589900]
-        np.testing.assert_allclose(params["unit_logit"][2, :5], before_units, atol=1e-4)
