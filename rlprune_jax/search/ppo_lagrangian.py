@@ -119,8 +119,8 @@ def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
     told = jnp.asarray(env.measured or (False,) * env.num_budgets)
 
     def init(hparams: HParams, key: jax.Array) -> AgentState:
-        check_live(config, hparams)
-        hparams = check_hparams(hparams)
+        given, hparams = hparams, check_hparams(hparams)
+        check_live(config, given)
         require_key("key", key)
         policy_key, critic_key = jax.random.split(key)
         params = {"policy": policy.init(policy_key), "critics": critics.init(critic_key)}

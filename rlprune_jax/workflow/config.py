@@ -14,6 +14,7 @@ from rlprune_jax.per_group import read_overrides
 
 Granularity = Literal["fine", "coarse"]
 ConstraintHandling = Literal["projection", "multiplier", "both"]
+PolicyKind = Literal["table", "network"]
 DualRule = Literal["pid", "projected_gradient", "adam_clip", "softplus_adam"]
 UnitScore = Literal["taylor", "magnitude", "random"]
 RewardName = Literal["metric", "accuracy", "loss"]
@@ -43,11 +44,16 @@ class SearchConfig:
     granularity: Granularity = "fine"
     """coarse: a keep ratio per group of units; fine: every unit by itself."""
     constraint: ConstraintHandling | None = None
-    """multiplier: Lagrangian; projection: every candidate is put on the budgets; both. By default
-    projection; with latency or a function among the budgets, whose place in the projection is
-    taken by an estimate, both."""
+    """How the agent meets budgets. projection: a policy gradient whose candidates are all put on
+    the budgets; no multiplier is learned. multiplier: candidates as sampled, PPO with a Lagrange
+    multiplier per budget. both: projection, and multipliers that hold what is sampled near the
+    budgets. By default projection; with latency or a function among the budgets, whose place in the
+    projection is taken by an estimate, both."""
+    policy: PolicyKind = "table"
+    """table: a learned number per group and unit, which reads no state; network: one of what is
+    observed beside them."""
     dual: DualRule = "pid"
-    """Update of the multipliers."""
+    """Update of the multipliers; nothing with constraint projection."""
     evaluations: int = 768
     """Candidates that the agent, and each baseline, may evaluate."""
     candidates: int = 16
@@ -62,8 +68,8 @@ class SearchConfig:
     score: UnitScore = "taylor"
     """What ranks the units of a group."""
     sparsity_informed: bool = False
-    """Show the agent each group's PQ Index and the fraction of units that it says are enough, and
-    start from these fractions."""
+    """Show the agent, whose policy is then a network, each group's PQ Index and the fraction of
+    units that it says are enough, and start from these fractions."""
     reward: RewardName = "metric"
     """What candidates are rewarded with on held-out data after batch-norm recalibration: the task's
     metric (accuracy, of a classification), or its loss with the sign turned."""
@@ -191,6 +197,13 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
     if config.constraint is None:
         filled["constraint"] = "both" if measured else "projection"
     config = dataclasses.replace(config, **filled)  # type: ignore[arg-type]
+    require(
+        config.dual == "pid" or config.constraint != "projection",
+        "dual",
+        config.dual,
+        "left out with constraint='projection', which learns no multiplier; choose "
+        "constraint='multiplier' or 'both'",
+    )
     check_numbers(config)
     for name in ("min_keep_of", "round_to_of"):
         read_overrides(name, getattr(config, name))

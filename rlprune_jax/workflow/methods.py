@@ -60,6 +60,7 @@ def agent_config(config: PruneConfig) -> AgentConfig:
     return AgentConfig(
         granularity=config.granularity,
         constraint=config.constraint,
+        policy="network" if config.sparsity_informed else config.policy,
         dual=config.dual,
         candidates=config.candidates,
         iterations=config.evaluations // config.candidates,
@@ -98,7 +99,8 @@ def agent(pruning: Pruning) -> Strategy:
 
 def agent_sparsity_informed(pruning: Pruning) -> Strategy:
     """Search by the agent that sees each group's PQ Index."""
-    return _agent(pruning, informed(pruning))
+    config = dataclasses.replace(pruning.config, sparsity_informed=True)
+    return _agent(dataclasses.replace(pruning, config=config), informed(pruning))
 
 
 def _agent(pruning: Pruning, env: Environment) -> Strategy:

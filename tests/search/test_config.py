@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlprune_jax.search import AgentConfig, HParams
+from rlprune_jax.search import (
+    AgentConfig,
+    HParams,
+    archive_init,
+    ppo_lagrangian,
+    run_search,
+)
 from rlprune_jax.search.config import check_hparams
 
 
@@ -23,6 +29,11 @@ from rlprune_jax.search.config import check_hparams
         ({"hidden_sizes": (0,)}, "hidden_sizes=0"),
         ({"iterations": 0}, "iterations=0"),
         ({"critic": True, "shaping": "rank"}, "critic=False"),
+        ({"policy": "tree"}, "policy='tree'"),
+        ({"dual": "adam_clip"}, "dual='adam_clip' must be left out with constraint='projection'"),
+        ({"standardise_cost": False}, "standardise_cost=False must be left out"),
+        ({"normalise_observations": True}, "normalise_observations=True must be left out"),
+        ({"normalise_returns": False}, "normalise_returns=False must be left out"),
     ],
 )
 def test_bad_configurations_are_refused_by_name(changes, message):
@@ -66,3 +77,53 @@ def test_good_numbers_become_float32_scalars_also_where_they_are_traced():
     assert all(leaf.dtype == jnp.float32 and leaf.shape == () for leaf in found)
     rates = jax.jit(lambda rate: check_hparams(HParams(learning_rate=rate)).learning_rate)
     assert jax.vmap(rates)(jnp.array([0.1, 0.2])).tolist() == pytest.approx([0.1, 0.2])
+
+
+STRUCTURES = [
+    {"granularity": "fine"},
+    {"granularity": "coarse"},
+    {"granularity": "fine", "constraint": "both"},
+    {"constraint": "multiplier", "dual": "softplus_adam", "iterations": 12},
+    {"policy": "network", "critic": True},
+]
+EXTREME = {
+    "entropy_coef": 0.05,
+    "action_clip_start": 0.2,
+    "action_clip_slope": -0.4,
+    "multiplier_max": 0.01,
+    "max_grad_norm": 0.01,
+    "target_kl": 1e-3,
+    "minimum_std": 1.0,
+    "clip_epsilon": 0.01,
+    "value_coef": 1e4,
+    "dual_kp": 50.0,
+}
+"""Other values of the numbers that half of their default might not show."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_the_numbers_that_change_anything_are_those_called_live(env, units_reward, structure):
+    config = AgentConfig(candidates=8, hidden_sizes=(4,), **structure)
+    agent = ppo_lagrangian(env, config)
+
+    @jax.jit
+    def run(hparams):
+        state, archive = agent.init(hparams, jax.random.key(1)), archive_init(env, 1)
+        found = run_search(agent, units_reward, None, state, archive, 6, jax.random.key(0))
+        return found.history.rewards
+
+    before = np.asarray(run(HParams()))
+    changing = []
+    for name, default in HParams._field_defaults.items():
+        other = HParams(**{name: EXTREME.get(name, default * 0.5)})
+        if not np.array_equal(np.asarray(run(other)), before):
+            changing.append(name)
+    assert tuple(changing) == config.live_numbers
+
+
+def test_a_number_that_does_nothing_is_refused(env):
+    agent = ppo_lagrangian(env, AgentConfig(granularity="fine"))
+    with pytest.raises(ValueError, match="hparams.dual_kp=0.5 must be left at 1.0"):
+        agent.init(HParams(dual_kp=0.5), jax.random.key(0))
+    agent.init(HParams(dual_kp=1.0, unit_learning_rate=0.2), jax.random.key(0))

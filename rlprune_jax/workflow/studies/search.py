@@ -147,7 +147,23 @@ class SearchStudy(SearchingStudy):
         """Train the network and make the job of one search."""
         from rlprune_jax.workflow.studies.problem import prepare
 
+        self.check_live()
         return self.job_on(prepare(self, (self.budget,), run))
+
+    def check_live(self) -> None:
+        """Refuse to vary a number that the agent does not read.
+
+        Raises:
+            ValueError: naming the number, and those that it reads.
+        """
+        from rlprune_jax.search import AgentConfig
+
+        live = AgentConfig(granularity=self.granularity, constraint=self.constraint).live_numbers
+        text = (
+            f"does nothing with granularity={self.granularity} and constraint={self.constraint}; "
+            f"vary some of {names(name for name in RANGES if name in live)}"
+        )
+        require_each("vary", self.vary, lambda name: name in live or name in CHOICES, text)
 
     def job_on(self, pruning: "Pruning") -> StudyJob:
         """Make the job of one search on a problem."""
