@@ -30,7 +30,7 @@ KNAPSACK_LEVELS = 64
 """Numbers of units of a group among which the knapsack chooses, at most."""
 
 
-class Measured(NamedTuple):
+class SingleGroups(NamedTuple):
     """Hold what single groups cost.
 
     Attributes:
@@ -173,21 +173,21 @@ def _measure_then(
 ) -> Searcher:
     """Measure as planned, then propose what is solved for, i32[N, G]."""
 
-    def init(hparams: PyTree, key: jax.Array) -> Measured:
+    def init(hparams: PyTree, key: jax.Array) -> SingleGroups:
         rewards = jnp.zeros(plan.counts.shape[:2], jnp.float32)
-        return Measured(iteration=jnp.int32(0), rewards=rewards, model=fit_costs(env))
+        return SingleGroups(iteration=jnp.int32(0), rewards=rewards, model=fit_costs(env))
 
-    def solved(state: Measured) -> jax.Array:
+    def solved(state: SingleGroups) -> jax.Array:
         errors = measured_errors(env, plan, state.rewards)
         return put_on_budgets(env, solve(state.model, errors))
 
-    def ask(state: Measured, key: jax.Array) -> tuple[Candidates, Measured]:
+    def ask(state: SingleGroups, key: jax.Array) -> tuple[Candidates, SingleGroups]:
         masks = measure_or(env, plan, state.iteration, lambda: solved(state))
         return Candidates(masks=masks, trajectory=()), state
 
     def tell(
-        state: Measured, candidates: Candidates, rewards: jax.Array, costs: jax.Array
-    ) -> tuple[Measured, Metrics]:
+        state: SingleGroups, candidates: Candidates, rewards: jax.Array, costs: jax.Array
+    ) -> tuple[SingleGroups, Metrics]:
         rewards, costs = check_told(candidates.masks, rewards, costs, env.num_budgets)
         metrics = batch_metrics(rewards, costs, env.limits)
         told = note_measured(plan, state.rewards, state.iteration, rewards)
@@ -215,7 +215,10 @@ def measure_or(
 def note_measured(
     plan: MeasurementPlan, known: jax.Array, iteration: jax.Array, rewards: jax.Array
 ) -> jax.Array:
-    """Return measurements f32[T, N] with an iteration's rewards f32[N] among them."""
+    """Return measurements with an iteration's rewards among them.
+
+    f32[T, N] and f32[N].
+    """
     if plan.iterations == 0:
         return known
     row = jnp.minimum(iteration, plan.iterations - 1)

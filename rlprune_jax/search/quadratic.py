@@ -125,7 +125,9 @@ def model_costs(env: Environment, model: QuadraticCosts, counts: jax.Array) -> j
 def marginal_costs(
     env: Environment, model: QuadraticCosts, counts: jax.Array, levels: jax.Array
 ) -> jax.Array:
-    """Return what each level of a group adds, all else as it is.
+    """Return what each level of a group adds.
+
+    All other groups stay as they are.
 
     The cost with group g at level s and the others at ``counts``, less that with g at its last
     level. Where the model is exact it answers, else the cost function.

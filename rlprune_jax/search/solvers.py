@@ -26,7 +26,7 @@ PRICE_RATE = 4.0  # of the logarithm of a price, per relative excess
 
 
 def choose_levels(errors: jax.Array, costs: jax.Array, capacity: jax.Array) -> jax.Array:
-    """Choose a level per group of least summed error within a capacity.
+    """Choose levels of least summed error within a capacity.
 
     Dynamic programming over groups and what is spent. Costs are rounded to the nearest of
     ``BUCKETS`` parts of the capacity, so that the sum may be over it by half a part per group.
@@ -71,7 +71,7 @@ def choose_levels(errors: jax.Array, costs: jax.Array, capacity: jax.Array) -> j
 def solve_levels(
     env: Environment, model: QuadraticCosts, levels: np.ndarray, errors: jax.Array
 ) -> jax.Array:
-    """Return numbers of units of least summed error on the budgets.
+    """Return widths of least summed error on the budgets.
 
     From the whole network, targets shrink geometrically to the limits in 24 steps; at each, costs
     are what levels add with all else as it is, and `choose_levels` chooses. Six more steps at the

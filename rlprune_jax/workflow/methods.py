@@ -192,7 +192,7 @@ def _measuring(pruning: Pruning, make: MakeSearcher) -> Strategy:
 
 
 def coefficient_search(pruning: Pruning) -> Strategy:
-    """Search for how much each group's errors weigh, as SPDY does."""
+    """Search for the weight of each group's errors (SPDY)."""
     count, iterations = pruning.config.candidates, _iterations(pruning)
     return _strategy(pruning, search_method(spdy, num_candidates=count, iterations=iterations))
 

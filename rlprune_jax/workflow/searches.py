@@ -178,7 +178,9 @@ def evaluations_of_start(config: PruneConfig) -> int:
 def run_strategy(
     pruning: Pruning, strategy: Strategy, stage: str, run: Run, archive: Archive | None = None
 ) -> SearchState:
-    """Run a strategy as a stage, from its last checkpoint on.
+    """Run a strategy as a stage.
+
+    It goes on from its last checkpoint.
 
     Args:
         pruning: the problem.
