@@ -86,7 +86,7 @@ NEAR = {
     "dynamic_programming": 0.97,
     "spdy": 0.9,
     "spdy_measured": 0.97,
-    "evopress": 0.95,
+    "evopress": 0.9,
     "cma_es": 0.9,
 }
 
