@@ -10,6 +10,7 @@ import rlprune_jax as rp
 from rlprune_jax.costs import limits
 from rlprune_jax.runs import MemoryRun, open_run_at
 from rlprune_jax.search import EmptyArchiveError
+from rlprune_jax.training.task import Evaluation
 from rlprune_jax.workflow import searches
 from rlprune_jax.workflow.delivery import deliver, evaluate_masked
 from rlprune_jax.workflow.searches import search
@@ -156,8 +157,10 @@ def test_the_room_of_the_same_name_can_be_called():
     assert rp.search.make_environment is not None
 
 
-@pytest.mark.parametrize("granularity", ["fine", "coarse"])
-@pytest.mark.parametrize("start", ["dynamic_programming", "random_search", "uniform"])
+@pytest.mark.parametrize(
+    ("start", "granularity"),
+    [("dynamic_programming", "fine"), ("random_search", "coarse"), ("uniform", "coarse")],
+)
 def test_a_start_is_counted_and_never_lost(start, granularity):
     settings = {"evaluations": 48, "granularity": granularity}
     pruning = small_pruning("params=0.5", start=start, start_evaluations=16, **settings)
@@ -200,7 +203,7 @@ def test_the_best_of_a_start_stays_where_the_agent_finds_nothing(monkeypatch):
     strategy, archive = searches.begun(pruning, MemoryRun())
     monkeypatch.setattr(searches, "begun", lambda *arguments: (strategy, archive))
     found = jnp.full(8, jnp.nan)
-    monkeypatch.setattr(searches, "_evaluate", lambda *arguments: rp.Evaluation(found, found))
+    monkeypatch.setattr(searches, "_evaluate", lambda *arguments: Evaluation(found, found))
     rewards = search(pruning).archive.feasible.rewards
     np.testing.assert_array_equal(rewards, archive.feasible.rewards)
 
