@@ -26,7 +26,7 @@ from rlprune_jax.types import PyTree
 LEVELS = 12
 """Numbers of units that are measured of each group, at most."""
 
-KNAPSACK_LEVELS = 64
+KNAPSACK_LEVELS = 32
 """Numbers of units of a group among which the knapsack chooses, at most."""
 
 

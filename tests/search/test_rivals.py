@@ -142,10 +142,17 @@ def test_dynamic_programming_finds_the_best_widths_of_a_sum():
     assert float(found.history.rewards[first, 0]) == pytest.approx(best, rel=1e-6)
 
 
-def test_the_knapsack_keeps_the_most_importance_of_a_sum():
+def stepped(masks):
+    """A cost that jumps with every third unit, as that of a device with tiles, f32[1]."""
+    return linear(jnp.ceil(masks.sum(-1, keepdims=True) / 3))[:1]
+
+
+# The smallest network costs 10 of either; what is above it is whole buckets.
+@pytest.mark.parametrize(("cost_fn", "limit"), [(priced, SUM), (stepped, [18.0])])
+def test_the_knapsack_keeps_the_most_importance_of_a_sum(cost_fn, limit):
     rng = np.random.default_rng(2)
     scores = [rng.uniform(0.1, 1.0, size) for size in (6, 9, 4, 7)]
-    env = problem(priced, SUM, scores)
+    env = problem(cost_fn, limit, scores)
 
     def importance(counts):
         tables = [np.concatenate([[0], np.cumsum(-np.sort(-each))]) for each in scores]
