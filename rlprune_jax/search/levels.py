@@ -175,17 +175,17 @@ def plan_measurements(
     """
     require_count("num_candidates", num_candidates)
     room = num_candidates * most_iterations
-    for number in range(max(num_levels, 3), 2, -1):
-        levels = group_levels(env, number)
+    for many in range(max(num_levels, 3), 2, -1):
+        levels = group_levels(env, many)
         pairs = _single_groups(env, levels)
         if len(pairs) < room:
             break
     pairs = pairs[: max(room - 1, 0)]
-    number = {pair: index + 1 for index, pair in enumerate(pairs)}
+    numbers = {pair: index + 1 for index, pair in enumerate(pairs)}
     place = np.full(levels.shape, -1, np.int32)
     for group, size in enumerate(env.sizes):
         for level, count in enumerate(levels[group].tolist()):
-            place[group, level] = 0 if count == size else number.get((group, count), -1)
+            place[group, level] = 0 if count == size else numbers.get((group, count), -1)
     rows = -(-(len(pairs) + 1) // num_candidates) if room else 0
     counts = np.tile(np.array(env.sizes, np.int32), (rows * num_candidates, 1))
     for index, (group, count) in enumerate(pairs):
