@@ -5,6 +5,7 @@ A message names the argument, its value, what it must be, and the way out where 
 settings are refused before it is there.
 """
 
+import importlib.util
 import math
 import operator
 from collections.abc import Sequence
@@ -110,6 +111,29 @@ def require_choice(argument: str, value: object, choices: Sequence[str]) -> None
         ValueError: it is none of them; the message lists them.
     """
     require(value in choices, argument, value, f"one of {', '.join(map(repr, choices))}")
+
+
+def require_extra(library: str, extra: str, user: str) -> None:
+    """Refuse what needs a library that is not installed.
+
+    Args:
+        library: that an optional extra installs.
+        extra: of this package.
+        user: what needs it, as its name is written.
+
+    Raises:
+        ValueError: the library is not there; the message names the extra.
+
+    Example:
+        >>> require_extra("no_such_library", "more", "method='best'")
+        Traceback (most recent call last):
+        ValueError: method='best' needs no_such_library, which is not installed; pip install \
+'rlprune_jax[more]'
+    """
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(
+            f"{user} needs {library}, which is not installed; pip install 'rlprune_jax[{extra}]'"
+        )
 
 
 def require_key(argument: str, key: object) -> None:

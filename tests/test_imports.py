@@ -176,6 +176,7 @@ def test_there_are_no_circles():
         ("tensorflow_probability", "rlprune_jax.search.policy"),
         ("safetensors", "rlprune_jax.export.weights"),
         ("rich", "rlprune_jax.runs.progress"),
+        ("cmaes", "rlprune_jax.search.cma"),
         ("optuna", "rlprune_jax.study.optuna_workers"),
         ("pyarrow", "rlprune_jax.study.results"),
     ],

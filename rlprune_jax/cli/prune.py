@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from rlprune_jax.cli.common import run_command
 from rlprune_jax.cli.options import PruneOptions, resolved
-from rlprune_jax.workflow.config import AGENT
+from rlprune_jax.workflow.config import AGENT, extendable_searches
 from rlprune_jax.workflow.sources import BUNDLED
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, ob
     if not similar:
         return
     source = max(similar, key=usefulness)
-    searches = [f"search-{method}" for method in (AGENT, *options.search.baselines)]
+    searches = [f"search-{method}" for method in extendable_searches(options.search)]
     stages = adopt_stages(run, source, ["dense", *(searches if usefulness(source) else ())])
     if stages:
         say(f"goes on from {source}: {', '.join(stages)}")

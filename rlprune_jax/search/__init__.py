@@ -23,6 +23,8 @@ from rlprune_jax.search.baselines import (
     ranked,
     uniform,
 )
+from rlprune_jax.search.cma import cma_es
+from rlprune_jax.search.coefficients import LevelErrors, spdy
 from rlprune_jax.search.config import (
     AgentConfig,
     ConstraintHandling,
@@ -45,6 +47,7 @@ from rlprune_jax.search.environment import (
     ratios_to_masks,
     reachable,
 )
+from rlprune_jax.search.evolution import evopress
 from rlprune_jax.search.loop import (
     Evaluate,
     History,
@@ -57,8 +60,9 @@ from rlprune_jax.search.loop import (
     search_method,
     start_search,
 )
+from rlprune_jax.search.measuring import dynamic_programming, fastnas, knapsack
 from rlprune_jax.search.ppo_lagrangian import AgentState, ppo_lagrangian
-from rlprune_jax.search.problem import make_environment
+from rlprune_jax.search.problem import make_environment, start_from
 from rlprune_jax.search.searcher import Candidates, Metrics, Searcher
 
 __all__ = [
@@ -77,6 +81,7 @@ __all__ = [
     "HParams",
     "History",
     "HostCosts",
+    "LevelErrors",
     "Metrics",
     "SearchMethod",
     "SearchResult",
@@ -89,10 +94,15 @@ __all__ = [
     "archive_update",
     "candidate_costs",
     "check_archive",
+    "cma_es",
     "cross_entropy",
+    "dynamic_programming",
+    "evopress",
+    "fastnas",
     "feasible",
     "gates_to_masks",
     "global_threshold",
+    "knapsack",
     "make_environment",
     "masks_to_gates",
     "masks_to_ratios",
@@ -107,6 +117,8 @@ __all__ = [
     "run_search",
     "run_search_host",
     "search_method",
+    "spdy",
+    "start_from",
     "start_search",
     "uniform",
 ]

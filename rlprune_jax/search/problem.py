@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from rlprune_jax.checks import require, require_count
-from rlprune_jax.kept import rank
+from rlprune_jax.kept import is_kept, rank
 from rlprune_jax.per_group import PerGroup, per_group
 from rlprune_jax.search.environment import CostFunction, Environment, project_ratios
 
@@ -128,6 +128,43 @@ def make_environment(
         start = jax.jit(project_ratios)(env, jnp.full(groups, 0.5))
         return dataclasses.replace(env, initial_keep=start)
     return env
+
+
+def start_from(env: Environment, mask: ArrayLike) -> Environment:
+    """Return the problem with a mask as the policy's start.
+
+    Use it to go on from what another search has found. Keep ratios start at the mask's, and the
+    units that it keeps rank before the others of their group; among both the old order stays, and
+    scores go with the ranks.
+
+    Args:
+        env: the problem.
+        mask: bool or f32[G, Cmax].
+
+    Example:
+        >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
+        ...                        cost_fn=lambda masks: masks.sum()[None] / 5)
+        >>> begun = start_from(env, [[1, 0, 0], [0, 1, 1]])
+        >>> begun.ranks.tolist(), float(begun.initial_keep[0])
+        ([[0, 1, 3], [2, 1, 0]], 0.5)
+    """
+    kept = is_kept(jnp.asarray(mask)) & env.alive
+    padding = env.num_units
+    # Two keys a unit: whether it is kept, and its old rank.
+    order = jnp.where(env.alive, jnp.where(kept, 0, padding) + env.ranks, 3 * padding)
+    ranks = jnp.argsort(jnp.argsort(order, axis=1), axis=1).astype(jnp.int32)
+
+    def reordered(scores: jax.Array) -> jax.Array:
+        falling = -jnp.sort(jnp.where(env.alive, -scores, jnp.inf), axis=1)
+        return jnp.where(env.alive, jnp.take_along_axis(falling, ranks, axis=1), 0.0)
+
+    return dataclasses.replace(
+        env,
+        ranks=jnp.where(env.alive, ranks, padding),
+        scores=reordered(env.scores),
+        raw_scores=reordered(env.raw_scores),
+        initial_keep=kept.sum(1) / jnp.asarray(env.sizes, jnp.float32),
+    )
 
 
 def _check_costs(env: Environment, cost_fn: CostFunction) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, Union, get_args, get_origin
 
 import tyro
 
-from rlprune_jax.checks import require, require_count, require_range
+from rlprune_jax.checks import require, require_count, require_extra, require_range
 from rlprune_jax.costs.options import KV_LAYERS
 from rlprune_jax.per_group import read_overrides
 
@@ -28,10 +28,22 @@ MethodName = Literal[
     "random_search_coarse",
     "cross_entropy_coarse",
     "agent_sparsity_informed",
+    "fastnas",
+    "dynamic_programming",
+    "spdy",
+    "evopress",
+    "knapsack",
+    "cma_es",
 ]
 
 Lines = tyro.conf.UseAppendAction[tuple[str, ...]]
 """An option that may be given any number of times."""
+
+LIBRARIES = {"cma_es": "cmaes"}
+"""What methods need beside this package, all of the extra ``rivals``."""
+
+PLANNED = ("fastnas", "dynamic_programming", "cma_es")
+"""Methods that plan all of their evaluations at once, so that more of them are another search."""
 
 AGENT = "agent"
 """The method that every run has."""
@@ -65,6 +77,12 @@ class SearchConfig:
         "cross_entropy",
     )
     """What to run beside the agent."""
+    start: MethodName | None = None
+    """Method that searches first, with a part of the agent's evaluations; the agent starts from the
+    best that it finds."""
+    start_evaluations: int | None = None
+    """Evaluations of that method, out of the agent's; a quarter of them unless told, and no more
+    than the method needs."""
     score: UnitScore = "taylor"
     """What ranks the units of a group."""
     sparsity_informed: bool = False
@@ -205,6 +223,7 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
         "constraint='multiplier' or 'both'",
     )
     check_numbers(config)
+    check_start(config)
     for name in ("min_keep_of", "round_to_of"):
         read_overrides(name, getattr(config, name))
     layers: object = config.kv_layers
@@ -268,6 +287,59 @@ def check_numbers(config: PruneConfig) -> None:
         require_count("reward_finetune", steps, 0)
 
 
+def extendable_searches(config: SearchConfig) -> list[str]:
+    """Return methods whose search goes on with more evaluations.
+
+    The others begin anew: those that plan ahead, and an agent that another method starts.
+
+    Example:
+        >>> extendable_searches(SearchConfig(baselines=("spdy", "fastnas")))
+        ['agent', 'spdy']
+    """
+    methods = [AGENT, *config.baselines] if config.start is None else config.baselines
+    return [method for method in methods if method not in PLANNED]
+
+
+def check_start(config: PruneConfig) -> None:
+    """Refuse a start of the agent that cannot be.
+
+    Raises:
+        ValueError: naming the option, its value and what it may be.
+    """
+    if config.start is None:
+        require(
+            config.start_evaluations is None,
+            "start_evaluations",
+            config.start_evaluations,
+            "left out where start names no method",
+        )
+        return
+    check_libraries((config.start,))
+    least, most = config.candidates, config.evaluations - config.candidates
+    require(
+        most >= least,
+        "start",
+        config.start,
+        f"left out with evaluations={config.evaluations}; it and the agent need "
+        f"candidates={config.candidates} each",
+    )
+    if config.start_evaluations is not None:
+        number = require_count("start_evaluations", config.start_evaluations)
+        require(
+            least <= number <= most,
+            "start_evaluations",
+            number,
+            f"from {least} to {most}; it and the agent need candidates={config.candidates} each",
+        )
+    require(
+        len(set(config.reward_finetune)) == 1,
+        "start",
+        config.start,
+        f"left out with reward_finetune={config.reward_finetune}; rewards after different numbers "
+        "of steps do not compare",
+    )
+
+
 def check_choices(config: object) -> None:
     """Refuse values that a field's type does not name.
 
@@ -301,10 +373,22 @@ def check_methods(baselines: Sequence[str], known: Collection[str]) -> None:
     """
     for name in baselines:
         require(name in known, "baselines", name, f"among {', '.join(known)}")
+    check_libraries(baselines)
     repeated = [name for name in (AGENT, *baselines) if (AGENT, *baselines).count(name) > 1]
     require(
         not repeated, "baselines", tuple(baselines), "each method once; the agent runs in any case"
     )
+
+
+def check_libraries(methods: Sequence[str]) -> None:
+    """Refuse methods whose library is not installed.
+
+    Raises:
+        ValueError: naming the method, the library and the extra that brings it.
+    """
+    for name in methods:
+        if name in LIBRARIES:
+            require_extra(LIBRARIES[name], "rivals", f"method {name!r}")
 
 
 def _choices(kind: object) -> tuple[object, ...]:

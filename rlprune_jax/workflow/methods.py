@@ -13,15 +13,23 @@ from rlprune_jax.search import (
     Environment,
     HParams,
     SearchMethod,
+    cma_es,
     cross_entropy,
+    dynamic_programming,
+    evopress,
+    fastnas,
     global_threshold,
+    knapsack,
     ppo_lagrangian,
     project_ratios,
     random_search,
     ranked,
     search_method,
+    spdy,
     uniform,
 )
+from rlprune_jax.search.loop import MakeSearcher
+from rlprune_jax.search.measuring import plan_solution
 from rlprune_jax.types import Gates, PyTree, Variables
 from rlprune_jax.units.structured_sap import group_sparsity, structured_sap_scores
 from rlprune_jax.workflow.config import PruneConfig
@@ -167,12 +175,53 @@ def _cross_entropy(pruning: Pruning, granularity: str) -> Strategy:
     return _strategy(pruning, method)
 
 
+def fastnas_threshold(pruning: Pruning) -> Strategy:
+    """Narrow all groups until each loses as much alone."""
+    return _measuring(pruning, fastnas)
+
+
+def dynamic_programming_on_losses(pruning: Pruning) -> Strategy:
+    """Solve for the widths of least summed loss, measured alone."""
+    return _measuring(pruning, dynamic_programming)
+
+
+def _measuring(pruning: Pruning, make: MakeSearcher) -> Strategy:
+    """Measure, in as many iterations as needed, and solve in one more."""
+    count, most = pruning.config.candidates, _iterations(pruning)
+    plan = plan_solution(pruning.env, count, most)
+    method = search_method(make, num_candidates=count, most_iterations=most)
+    return _strategy(pruning, method, iterations=plan.iterations + 1)
+
+
+def coefficient_search(pruning: Pruning) -> Strategy:
+    """Search for the weight of each group's errors (SPDY)."""
+    count, iterations = pruning.config.candidates, _iterations(pruning)
+    return _strategy(pruning, search_method(spdy, num_candidates=count, iterations=iterations))
+
+
+def level_swaps(pruning: Pruning) -> Strategy:
+    """Swap levels between groups, as EvoPress does."""
+    return _strategy(pruning, search_method(evopress, num_candidates=pruning.config.candidates))
+
+
+def importance_knapsack(pruning: Pruning) -> Strategy:
+    """Keep the units of most importance for their cost."""
+    method = search_method(knapsack, num_candidates=pruning.config.candidates)
+    return _strategy(pruning, method, iterations=1)
+
+
+def covariance_adaptation(pruning: Pruning) -> Strategy:
+    """Search keep ratios by CMA-ES, of the extra ``rivals``."""
+    count, iterations = pruning.config.candidates, _iterations(pruning)
+    return _strategy(pruning, search_method(cma_es, num_candidates=count, iterations=iterations))
+
+
+def _iterations(pruning: Pruning) -> int:
+    return pruning.config.evaluations // pruning.config.candidates
+
+
 def _strategy(pruning: Pruning, method: SearchMethod, **changed: PyTree) -> Strategy:
-    config = pruning.config
-    usual: dict[str, PyTree] = {
-        "env": pruning.env,
-        "iterations": config.evaluations // config.candidates,
-    }
+    usual: dict[str, PyTree] = {"env": pruning.env, "iterations": _iterations(pruning)}
     return Strategy(method=method, **usual | changed)
 
 
@@ -186,5 +235,11 @@ METHODS: dict[str, Method] = {
     "random_search_coarse": random_coarse,
     "cross_entropy_coarse": cross_entropy_coarse,
     "agent_sparsity_informed": agent_sparsity_informed,
+    "fastnas": fastnas_threshold,
+    "dynamic_programming": dynamic_programming_on_losses,
+    "spdy": coefficient_search,
+    "evopress": level_swaps,
+    "knapsack": importance_knapsack,
+    "cma_es": covariance_adaptation,
 }
 """All methods by name, for command line, studies and library. A new one is one function here."""

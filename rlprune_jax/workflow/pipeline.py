@@ -18,14 +18,19 @@ from rlprune_jax.pytree import tree_hash
 from rlprune_jax.runs import Extension, MemoryRun, Run, open_run_at
 from rlprune_jax.training.task import SPLITS, Task
 from rlprune_jax.types import PyTree
-from rlprune_jax.workflow.config import AGENT, PruneConfig, check_methods
+from rlprune_jax.workflow.config import (
+    AGENT,
+    PruneConfig,
+    check_methods,
+    extendable_searches,
+)
 from rlprune_jax.workflow.delivery import Delivered, deliver, evaluate_network
 from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Network
 from rlprune_jax.workflow.notes import notes
 from rlprune_jax.workflow.pruning import Budgets, Problem, Pruning, check_problem, pose
 from rlprune_jax.workflow.results import NetworkResult, PruneResult, of_latencies
-from rlprune_jax.workflow.searches import Search, search
+from rlprune_jax.workflow.searches import Search, search, search_rows
 from rlprune_jax.workflow.shipping import BATCHES, Shipped, ship
 from rlprune_jax.workflow.tuning import Finetune
 
@@ -111,7 +116,8 @@ def prune(
 def extension(run_dir: str | os.PathLike, config: PruneConfig) -> Extension:
     """Return how a finished run goes on with more evaluations.
 
-    Its searches go on from their archives; what they deliver is finetuned anew.
+    Its searches go on from their archives, but for those that plan all of their evaluations at
+    once; what they deliver is finetuned anew.
 
     Raises:
         ValueError: the run has had more evaluations than are asked for now.
@@ -127,7 +133,7 @@ def extension(run_dir: str | os.PathLike, config: PruneConfig) -> Extension:
         f"at least {stored}, as many as the run in {os.fspath(run_dir)} has had; or choose another "
         "run_dir",
     )
-    stages = tuple(f"search-{method}" for method in (AGENT, *config.baselines))
+    stages = tuple(f"search-{method}" for method in extendable_searches(config))
     return Extension(settings=("evaluations",), stages=stages)
 
 
@@ -278,7 +284,7 @@ def network_result(delivered: Delivered, found: Search) -> NetworkResult:
 
 def search_numbers(found: Search, run: Run, limit: np.ndarray) -> dict[str, float]:
     """Return how the agent's search went."""
-    rows = run.metrics(f"search-{found.method}")
+    rows = search_rows(run, found.method)
     seconds = sum(row["seconds"] for row in rows)
     compiling = sum(row["compile_seconds"] for row in rows)
     return {

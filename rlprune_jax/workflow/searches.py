@@ -1,5 +1,6 @@
 """One method's search on one problem, resumable."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -15,16 +16,18 @@ from rlprune_jax.search import (
     Archive,
     Environment,
     SearchState,
+    check_archive,
     feasible,
     masks_to_gates,
     run_search_host,
+    start_from,
     start_search,
 )
 from rlprune_jax.training.task import Evaluation
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.candidates import CandidateData, Evaluator, evaluate_candidates
-from rlprune_jax.workflow.config import AGENT
-from rlprune_jax.workflow.methods import METHODS
+from rlprune_jax.workflow.config import AGENT, PruneConfig
+from rlprune_jax.workflow.methods import METHODS, Strategy
 from rlprune_jax.workflow.pruning import Pruning, candidate_data, reward_repair, stage_key
 
 ARCHIVE_SIZE = 16
@@ -109,9 +112,85 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose from {', '.join(METHODS)}")
     run = MemoryRun() if run is None else run
+    if method == AGENT and pruning.config.start is not None:
+        strategy, archive = begun(pruning, run)
+    else:
+        strategy, archive = METHODS[method](pruning), None
+    found = run_strategy(pruning, strategy, f"search-{method}", run, archive)
+    # Not in the state, whose shapes would then say how long the search is: it can be extended.
+    rows = search_rows(run, method)
+    return Search(
+        archive=found.archive,
+        rewards=history_of(rows, "rewards"),
+        costs=history_of(rows, "costs"),
+        method=method,
+        fill=strategy.fill,
+    )
+
+
+START_STAGE = f"search-{AGENT}-start"
+"""Stage in which the agent's start is searched for."""
+
+
+def search_rows(run: Run, method: str) -> list[Json]:
+    """Return what the iterations of a method recorded.
+
+    Those of the agent's start come first.
+    """
+    start = run.metrics(START_STAGE) if method == AGENT else []
+    return [*start, *run.metrics(f"search-{method}")]
+
+
+def begun(pruning: Pruning, run: Run) -> tuple[Strategy, Archive]:
+    """Search for the agent's start, by another method.
+
+    Returns:
+        The agent's strategy, for the evaluations that are left and from the best mask that was
+        found; and the archive to go on with.
+
+    Raises:
+        EmptyArchiveError: nothing was found.
+    """
     config = pruning.config
-    strategy = METHODS[method](pruning)
-    env, iterations = strategy.env, strategy.iterations
+    assert config.start is not None
+    part = dataclasses.replace(config, start=None, evaluations=evaluations_of_start(config))
+    strategy = METHODS[config.start](dataclasses.replace(pruning, config=part))
+    found = run_strategy(pruning, strategy, START_STAGE, run)
+    check_archive(found.archive)
+    used = int(found.archive.seen)
+    rest = dataclasses.replace(config, start=None, evaluations=config.evaluations - used)
+    agent = METHODS[AGENT](dataclasses.replace(pruning, config=rest))
+    entries = found.archive
+    best = jnp.where(
+        entries.feasible.valid[0], entries.feasible.masks[0], entries.infeasible.masks[0]
+    )
+    return dataclasses.replace(agent, env=start_from(agent.env, best)), found.archive
+
+
+def evaluations_of_start(config: PruneConfig) -> int:
+    """Return how many evaluations the agent's start may have.
+
+    A quarter of all unless told, at least one iteration.
+    """
+    given = config.start_evaluations
+    return max(config.candidates, config.evaluations // 4 if given is None else given)
+
+
+def run_strategy(
+    pruning: Pruning, strategy: Strategy, stage: str, run: Run, archive: Archive | None = None
+) -> SearchState:
+    """Run a strategy as a stage.
+
+    It goes on from its last checkpoint.
+
+    Args:
+        pruning: the problem.
+        strategy: how it is searched.
+        stage: name in metrics and checkpoints.
+        run: where these go.
+        archive: to begin with; empty where None.
+    """
+    config, env, iterations = pruning.config, strategy.env, strategy.iterations
     data = candidate_data(pruning, train=max(config.reward_finetune) > 0)
     costs_of = search_costs(pruning.constraints)
 
@@ -144,7 +223,9 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         return state, rows
 
     key = stage_key(config.seed, "search")
-    empty = start_search(strategy.method, env, strategy.hparams, ARCHIVE_SIZE, key)
+    first = start_search(strategy.method, env, strategy.hparams, ARCHIVE_SIZE, key)
+    if archive is not None:
+        first = first._replace(archive=archive)
     options = StageOptions(
         chunk=1,
         save_seconds=config.save_seconds,
@@ -152,23 +233,24 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         check=None,  # a reward that is NaN is a candidate's failure, not the search's
     )
     with CompileClock() as clock:
-        found = run_stage(run, f"search-{method}", empty, iterations, advance, options)
-    # Not in the state, whose shapes would then say how long the search is: it can be extended.
-    rows = run.metrics(f"search-{method}")
-    return Search(
-        archive=found.archive,
-        rewards=history_of(rows, "rewards"),
-        costs=history_of(rows, "costs"),
-        method=method,
-        fill=strategy.fill,
-    )
+        return run_stage(run, stage, first, iterations, advance, options)
 
 
 def history_of(rows: Sequence[Json], name: str) -> jax.Array:
     """Return what iterations recorded, NaN where not finite.
 
+    Iterations of fewer candidates than others are filled up with NaN.
+
     Example:
         >>> history_of([{"rewards": [0.5, None]}], "rewards")
         Array([[0.5, nan]], dtype=float32)
     """
-    return jnp.asarray(np.array([row[name] for row in rows], np.float32))
+    found = [np.array(row[name], np.float32) for row in rows]
+    # The agent's start may have had fewer candidates an iteration.
+    widest = max(map(len, found))
+    missing = [[(0, widest - len(row)), *[(0, 0)] * (row.ndim - 1)] for row in found]
+    padded = [
+        np.pad(row, width, constant_values=np.nan)
+        for row, width in zip(found, missing, strict=True)
+    ]
+    return jnp.asarray(np.stack(padded))

@@ -124,6 +124,6 @@ def test_the_numbers_that_change_anything_are_those_called_live(env, units_rewar
 
 def test_a_number_that_does_nothing_is_refused(env):
     agent = ppo_lagrangian(env, AgentConfig(granularity="fine"))
-    with pytest.raises(ValueError, match="hparams.dual_kp=0.5 must be left at 1.0"):
+    with pytest.raises(ValueError, match=r"hparams\.dual_kp=0\.5 must be left at 1\.0"):
         agent.init(HParams(dual_kp=0.5), jax.random.key(0))
     agent.init(HParams(dual_kp=1.0, unit_learning_rate=0.2), jax.random.key(0))

@@ -21,6 +21,7 @@ from rlprune_jax.search import (
     project_ratios,
     ratios_to_masks,
     reachable,
+    start_from,
 )
 from rlprune_jax.search.environment import project_logits, round_masks
 from rlprune_jax.units.gates import round_gates
@@ -303,3 +304,28 @@ def test_measured_needs_one_entry_per_budget():
     assert env.measured == (False, True)
     with pytest.raises(ValueError, match=r"measured=\(True,\): needs 2 entries"):
         make_environment([2], [[1.0, 2.0]], [[0.0]], limits=[0.5, 1.0], measured=[True])
+
+
+def test_a_start_ranks_what_it_keeps_before_the_rest(env):
+    rng = np.random.default_rng(3)
+    mask = (rng.uniform(size=env.ranks.shape) < 0.5) & np.asarray(env.alive)
+    begun = start_from(env, mask)
+    sizes = np.asarray(env.sizes)
+    np.testing.assert_allclose(begun.initial_keep, mask.sum(1) / sizes, rtol=1e-6)
+    ranks, old = np.asarray(begun.ranks), np.asarray(env.ranks)
+    for row, was, kept, size in zip(ranks, old, mask, sizes, strict=True):
+        assert sorted(row[:size]) == list(range(size)) and (row[size:] == env.num_units).all()
+        np.testing.assert_array_equal(row < kept.sum(), kept)
+        for part in (kept[:size], ~kept[:size]):  # the old order stays within each part
+            assert (np.argsort(row[:size][part]) == np.argsort(was[:size][part])).all()
+    for name in ("scores", "raw_scores"):
+        new, given = np.asarray(getattr(begun, name)), np.asarray(getattr(env, name))
+        np.testing.assert_allclose(np.sort(new), np.sort(given))
+        assert all(
+            (np.diff(one[np.argsort(row)][:size]) <= 0).all()
+            for one, row, size in zip(new, ranks, sizes, strict=True)
+        )
+    # The best units by rank are the mask itself.
+    assert (ratios_to_masks(begun, begun.initial_keep) == mask).all()
+    unchanged = start_from(env, np.asarray(env.alive))
+    np.testing.assert_array_equal(unchanged.ranks, env.ranks)

@@ -1,6 +1,7 @@
 """Settings are filled in and refused by name, without JAX."""
 
 import dataclasses
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from rlprune_jax.workflow.config import (
     MethodName,
     PruneConfig,
     check_methods,
+    extendable_searches,
     overrides,
     resolve,
 )
@@ -74,6 +76,12 @@ def test_defaults_that_depend_on_others():
         ({"round_to_of": ("(=2",)}, r"round_to_of='\(=2' is not of the form REGEX=N"),
         ({"kv_layers": "key("}, r"kv_layers='key\(' is no regular expression"),
         ({"min_keep_of": ("a=0",)}, "N is an integer of at least 1"),
+        ({"start": "dp"}, "start='dp' must be one of uniform, .*dynamic_programming"),
+        ({"start_evaluations": 16}, "start_evaluations=16 must be left out where start names no"),
+        ({"start": "uniform", "evaluations": 24}, "start='uniform' must be left out with evalu"),
+        ({"start": "uniform", "start_evaluations": 8}, "start_evaluations=8 must be from 16 to"),
+        ({"start": "uniform", "start_evaluations": 760}, "=760 must be from 16 to 752"),
+        ({"start": "uniform", "reward_finetune": (0, 5)}, "start='uniform' must be left out with"),
     ],
 )
 def test_wrong_settings_are_refused(changes, message):
@@ -85,6 +93,22 @@ def test_wrong_settings_are_refused(changes, message):
 def test_every_setting_refuses_nonsense_by_name(field):
     with pytest.raises(ValueError, match=field.name):
         resolve(dataclasses.replace(PruneConfig(), **{field.name: object()}))
+
+
+def test_a_method_whose_library_is_missing_is_refused_before_anything_is_run(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    wanted = r"method 'cma_es' needs cmaes.*pip install 'rlprune_jax\[rivals\]'"
+    with pytest.raises(ValueError, match=wanted):
+        check_methods(("cma_es",), get_args(MethodName))
+    with pytest.raises(ValueError, match=wanted):
+        resolve(PruneConfig(start="cma_es"))
+
+
+def test_searches_that_plan_ahead_and_started_agents_begin_anew():
+    rivals = ("spdy", "fastnas", "cma_es", "uniform")
+    assert extendable_searches(PruneConfig(baselines=rivals)) == [AGENT, "spdy", "uniform"]
+    started = PruneConfig(baselines=rivals, start="spdy")
+    assert extendable_searches(started) == ["spdy", "uniform"]
 
 
 def test_methods_are_checked_against_the_registry():

@@ -10,7 +10,7 @@ from small import small_pruning
 from rlprune_jax.costs import limits, satisfies
 from rlprune_jax.search import check_archive, start_search
 from rlprune_jax.units.structured_sap import group_sparsity, structured_sap_scores
-from rlprune_jax.workflow.config import AGENT, MethodName
+from rlprune_jax.workflow.config import AGENT, LIBRARIES, MethodName
 from rlprune_jax.workflow.delivery import deliver
 from rlprune_jax.workflow.fitting import deliverable
 from rlprune_jax.workflow.methods import METHODS, agent_config, informed
@@ -22,8 +22,14 @@ def test_the_registry_and_the_settings_name_the_same_methods():
     assert next(iter(METHODS)) == AGENT
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "agent_sparsity_informed"])
+NAMES = [name for name in METHODS if name != "agent_sparsity_informed"]
+MEASURING = ("fastnas", "dynamic_programming")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_method_gives_candidates_within_the_budgets(name):
+    if name in LIBRARIES:
+        pytest.importorskip(LIBRARIES[name])
     pruning = small_pruning("params=0.5")
     strategy = METHODS[name](pruning)
     found = search(pruning, name)
@@ -32,8 +38,11 @@ def test_every_method_gives_candidates_within_the_budgets(name):
     assert found.rewards.shape == (strategy.iterations, count)
     assert found.evaluations == found.rewards.size <= pruning.config.evaluations
     check_archive(found.archive)
-    # Projection is the default: no candidate is over the budgets.
-    assert found.feasible_fraction(limits(pruning.constraints)) == 1
+    # Projection is the default: no candidate is over the budgets, but those that measure groups.
+    fraction = found.feasible_fraction(limits(pruning.constraints))
+    assert (0 < fraction < 1) if name in MEASURING else fraction == 1
+    entries = found.archive.feasible
+    assert (np.asarray(entries.costs)[np.asarray(entries.valid)] <= 0.5).all()
     for gates in deliverable(pruning.env, pruning.constraints, found.archive, 3):
         assert satisfies(pruning.constraints, gates)
 
@@ -81,3 +90,13 @@ def test_the_agent_is_as_the_settings_say():
     config = agent_config(pruning.config)
     assert (config.granularity, config.constraint, config.dual) == ("coarse", "both", "adam_clip")
     assert (config.candidates, config.iterations) == (8, 2)
+
+
+def test_rivals_that_measure_leave_the_rest_of_the_evaluations():
+    pruning = small_pruning("params=0.5", evaluations=64)
+    # Two groups of 8 and 6 units: 11 levels below each fit into half of the 64 evaluations, of
+    # which 6 (of 2 to 7 units) and 4 (of 2 to 5) are different; with the dense 11 in 2 iterations.
+    for name in MEASURING:
+        assert METHODS[name](pruning).iterations == 2 + 1
+    assert METHODS["spdy"](pruning).iterations == METHODS["evopress"](pruning).iterations == 8
+    assert METHODS["knapsack"](pruning).iterations == 1

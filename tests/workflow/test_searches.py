@@ -10,6 +10,7 @@ import rlprune_jax as rp
 from rlprune_jax.costs import limits
 from rlprune_jax.runs import MemoryRun, open_run_at
 from rlprune_jax.search import EmptyArchiveError
+from rlprune_jax.training.task import Evaluation
 from rlprune_jax.workflow import searches
 from rlprune_jax.workflow.delivery import deliver, evaluate_masked
 from rlprune_jax.workflow.searches import search
@@ -154,3 +155,78 @@ def test_the_room_of_the_same_name_can_be_called():
     one, other = rp.search(pruning, method="uniform"), search(pruning, "uniform")
     np.testing.assert_array_equal(one.rewards, other.rewards)
     assert rp.search.make_environment is not None
+
+
+@pytest.mark.parametrize(
+    ("start", "granularity"),
+    [("dynamic_programming", "fine"), ("random_search", "coarse"), ("uniform", "coarse")],
+)
+def test_a_start_is_counted_and_never_lost(start, granularity):
+    settings = {"evaluations": 48, "granularity": granularity}
+    pruning = small_pruning("params=0.5", start=start, start_evaluations=16, **settings)
+    run = MemoryRun()
+    found = search(pruning, run=run)
+    alone = search(small_pruning("params=0.5", **settings | {"evaluations": 16}), start)
+    used = alone.evaluations
+    rows = {stage: run.metrics(stage) for stage in (searches.START_STAGE, "search-agent")}
+    count = len(alone.rewards)
+    assert len(rows[searches.START_STAGE]) == count
+    assert len(rows["search-agent"]) == (48 - used) // 8
+    # The start's numbers come first, filled up where it has fewer candidates an iteration.
+    width = alone.rewards.shape[1]
+    np.testing.assert_array_equal(found.rewards[:count, :width], alone.rewards)
+    assert np.isnan(found.rewards[:count, width:]).all()
+    assert used < found.evaluations <= 48
+    assert found.evaluations == int(found.archive.seen)
+    assert found.best_reward >= alone.best_reward
+    assert found.best_reward == np.nanmax(np.where(found.costs[..., 0] <= 0.5, found.rewards, -1))
+
+
+def test_the_agent_begins_at_the_best_of_its_start():
+    pruning = small_pruning("params=0.5", start="random_search", evaluations=48)
+    strategy, archive = searches.begun(pruning, MemoryRun())
+    mask = np.asarray(archive.feasible.masks[0], bool)
+    sizes = np.asarray(pruning.env.sizes)
+    np.testing.assert_allclose(strategy.env.initial_keep, mask.sum(1) / sizes)
+    ranks = np.asarray(strategy.env.ranks)
+    np.testing.assert_array_equal(ranks < mask.sum(1, keepdims=True), mask)
+    # A quarter of the evaluations, in whole iterations, and at least one of these.
+    assert int(archive.seen) == 8 and strategy.iterations == 5
+    # One program serves both: only numbers differ.
+    plain = searches.METHODS["agent"](small_pruning("params=0.5", evaluations=40))
+    assert plain.method == strategy.method
+    assert jax.tree.structure(plain.env) == jax.tree.structure(strategy.env)
+
+
+def test_the_best_of_a_start_stays_where_the_agent_finds_nothing(monkeypatch):
+    pruning = small_pruning("params=0.5", start="random_search", evaluations=32)
+    strategy, archive = searches.begun(pruning, MemoryRun())
+    monkeypatch.setattr(searches, "begun", lambda *arguments: (strategy, archive))
+    found = jnp.full(8, jnp.nan)
+    monkeypatch.setattr(searches, "_evaluate", lambda *arguments: Evaluation(found, found))
+    rewards = search(pruning).archive.feasible.rewards
+    np.testing.assert_array_equal(rewards, archive.feasible.rewards)
+
+
+@pytest.mark.parametrize("killed_at", [1, 3])
+def test_a_start_that_is_interrupted_ends_as_one_that_was_not(tmp_path, monkeypatch, killed_at):
+    pruning = small_pruning(
+        "params=0.5", save_seconds=0.0, start="random_search", evaluations=48, start_evaluations=16
+    )
+    whole = search(pruning)
+    original, calls = searches.run_search_host, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(searches, "run_search_host", killed)
+    with pytest.raises(KeyboardInterrupt), open_run_at(tmp_path / "run", {}) as run:
+        search(pruning, run=run)
+    with open_run_at(tmp_path / "run", {}) as run:
+        resumed = search(pruning, run=run)
+    assert len(calls) == 6 + 1  # each iteration once, and the killed one
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
