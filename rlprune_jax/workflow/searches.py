@@ -24,8 +24,9 @@ from rlprune_jax.training.task import Evaluation
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.candidates import CandidateData, Evaluator, evaluate_candidates
 from rlprune_jax.workflow.config import AGENT
+from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.methods import METHODS
-from rlprune_jax.workflow.pruning import Pruning, candidate_data, stage_key
+from rlprune_jax.workflow.pruning import Pruning, candidate_data
 
 ARCHIVE_SIZE = 16
 """Masks that a search remembers, of each kind."""
@@ -40,6 +41,7 @@ class Search(NamedTuple):
         costs: f32[T, N, K] of all candidates.
         method: its name.
         fill: whether room that is left within the budgets is filled in what is delivered.
+        spent: evaluations that the method's preparation was worth.
     """
 
     archive: Archive
@@ -47,11 +49,12 @@ class Search(NamedTuple):
     costs: jax.Array
     method: str = AGENT
     fill: bool = True
+    spent: int = 0
 
     @property
     def evaluations(self) -> int:
-        """How many candidates were evaluated."""
-        return int(np.isfinite(np.asarray(self.costs)).all(-1).sum())
+        """How many candidates were evaluated, and what preparation was worth as many."""
+        return self.spent + int(np.isfinite(np.asarray(self.costs)).all(-1).sum())
 
     @property
     def best_reward(self) -> float:
@@ -160,6 +163,7 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         costs=history_of(rows, "costs"),
         method=method,
         fill=strategy.fill,
+        spent=strategy.spent,
     )
 
 
