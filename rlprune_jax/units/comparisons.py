@@ -129,7 +129,14 @@ def marginal_costs(graph: Graph, costs: UnitCosts, gates: Gates | None = None) -
     return found
 
 
-def per_cost(graph: Graph, scores: Gates, costs: UnitCosts, gates: Gates | None = None) -> Gates:
+def per_cost(
+    graph: Graph,
+    scores: Gates,
+    costs: UnitCosts,
+    gates: Gates | None = None,
+    *,
+    power: float = 1.0,
+) -> Gates:
     """Divide scores by what the units cost.
 
     Use it where a dear unit has to be worth its price: with a cost in bytes of activations it is
@@ -140,6 +147,7 @@ def per_cost(graph: Graph, scores: Gates, costs: UnitCosts, gates: Gates | None 
         scores: group name -> f32[units].
         costs: as in ``marginal_costs``.
         gates: as in ``marginal_costs``.
+        power: of the cost; below 1 dear units are favoured somewhat.
 
     Returns:
         Group name -> f32[units]; a unit that costs nothing scores as if it cost the least above 0.
@@ -151,7 +159,7 @@ def per_cost(graph: Graph, scores: Gates, costs: UnitCosts, gates: Gates | None 
     every = jnp.concatenate([prices[name] for name in graph.names])
     least = jnp.min(jnp.where(every > 0, every, jnp.inf))
     least = jnp.where(jnp.isfinite(least), least, 1.0)
-    return {name: scores[name] / jnp.maximum(prices[name], least) for name in graph.names}
+    return {name: scores[name] / jnp.maximum(prices[name], least) ** power for name in graph.names}
 
 
 def isomorphic_scopes(graph: Graph) -> tuple[int, ...]:

@@ -18,8 +18,9 @@ from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.network import Definition
 from rlprune_jax.workflow.scoring import in_minibatches, masked_loss
 
-Comparison = Literal["none", "mean", "cost", "isomorphic", "lamp"]
-"""How units of different groups are compared."""
+Comparison = Literal["root_cost", "cost", "none", "mean", "isomorphic"]
+"""How units of different groups are compared: by their scores over the root of what they cost, over
+what they cost, as they are, over the mean of their group, or with groups of one kind alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +95,9 @@ def iterative_fisher_priorities(
         return gates_to_masks(env, compared(fisher_scores(graph, loss, batches, gates), gates))
 
     def compared(scores: Gates, gates: Gates) -> Gates:
-        if how.comparison == "cost":
-            return per_cost(graph, scores, costs, gates)
+        if how.comparison in ("cost", "root_cost"):
+            power = 1.0 if how.comparison == "cost" else 0.5
+            return per_cost(graph, scores, costs, gates, power=power)
         if how.comparison == "isomorphic":
             means = normalise_scores(graph, scores, "mean", gates)
             return isomorphic_scores(graph, means, gates)

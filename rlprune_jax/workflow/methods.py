@@ -202,14 +202,25 @@ def own_scores(pruning: Pruning, **options: str) -> Gates:
 def _one_cut(pruning: Pruning, scores: Gates) -> Strategy:
     """Cut at one threshold, with minimal fractions of every group from none to the uniform one."""
     method = search_method(
-        ranked, scores=_with_minimum(pruning.env, scores, pruning.config.candidates)
+        ranked, scores=with_minimum(pruning.env, scores, pruning.config.candidates)
     )
     return _strategy(pruning, method, iterations=1)
 
 
 @partial(jax.jit, static_argnums=2)
-def _with_minimum(env: Environment, scores: Gates, count: int) -> Gates:
-    """Raise the best units of each group above all others, from none to the uniform ratio."""
+def with_minimum(env: Environment, scores: Gates, count: int) -> Gates:
+    """Raise the best units of each group above all others.
+
+    Use it with a threshold over all groups, which may leave a group next to nothing.
+
+    Args:
+        env: the problem.
+        scores: group name -> f32[units], comparable across groups.
+        count: how many minimums are tried, evenly from none to the largest uniform ratio.
+
+    Returns:
+        Group name -> f32[count, units], priorities.
+    """
     ratios = project_ratios(env, jnp.full(env.num_groups, 0.5, jnp.float32))
     priorities = gates_to_masks(env, scores)
     values = jnp.where(env.alive, priorities, -jnp.inf)
@@ -230,7 +241,7 @@ FISHER_EXAMPLES = 256
 FISHER_POOL = 8192
 """Training examples that they are drawn of."""
 
-COMPARISONS: tuple[Comparison, ...] = ("mean", "cost", "isomorphic", "none")
+COMPARISONS: tuple[Comparison, ...] = ("root_cost", "cost", "none", "mean")
 """How iterative Fisher pruning compares groups, tried in this order while evaluations last."""
 
 

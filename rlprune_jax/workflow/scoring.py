@@ -9,10 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from rlprune_jax.costs import Constraint, estimate_costs, limits
+from rlprune_jax.graph.groups import Graph
 from rlprune_jax.training.task import Batch, Objective, Task, count_examples
 from rlprune_jax.types import Gates, PyTree, Variables
 from rlprune_jax.units.activation_scores import ActivationStatistic, activation_scores
-from rlprune_jax.units.comparisons import isomorphic_scores, normalise_scores, per_cost
+from rlprune_jax.units.comparisons import (
+    Normaliser,
+    isomorphic_scores,
+    normalise_scores,
+    per_cost,
+)
 from rlprune_jax.units.gradient_scores import GatedLoss, fisher_scores, taylor_scores
 from rlprune_jax.units.norm_scores import norm_scale_scores
 from rlprune_jax.units.scores import check_scores, random_scores
@@ -74,7 +80,23 @@ def score_units(
     """
     raw = raw_scores(network, task, config)
     check_scores(config.score, raw)
-    graph = network.graph
+    return normalised(network.graph, raw, config, constraints)
+
+
+def normalised(
+    graph: Graph, raw: Gates, config: PruneConfig, constraints: tuple[Constraint, ...] = ()
+) -> Gates:
+    """Return scores as groups are compared by, of ``raw_scores``.
+
+    Args:
+        graph: of the network.
+        raw: group name -> f32[units].
+        config: its ``score_normaliser`` and ``score_scope``.
+        constraints: as in ``score_units``.
+
+    Raises:
+        ValueError: costs that are to be divided by and are not there.
+    """
     if config.score_normaliser == "cost":
         if not constraints:
             raise ValueError(
@@ -86,7 +108,7 @@ def score_units(
     return isomorphic_scores(graph, raw) if config.score_scope == "isomorphic" else raw
 
 
-def usual_normaliser(config: PruneConfig) -> str:
+def usual_normaliser(config: PruneConfig) -> Normaliser:
     """Return the normaliser of a score unless told."""
     return "mean" if config.score in MEAN_NORMALISED else "none"
 
