@@ -32,14 +32,14 @@ class FisherSteps:
         objective: of the task.
         steps: from the dense network to the budgets.
         examples: that each step scores on, drawn anew.
-        comparison: of units of different groups.
+        comparisons: of units of different groups; all steps are done with each.
     """
 
     definition: Definition
     objective: Objective
     steps: int
     examples: int
-    comparison: Comparison
+    comparisons: tuple[Comparison, ...]
 
 
 class FisherData(NamedTuple):
@@ -73,59 +73,85 @@ def iterative_fisher_priorities(
         key: draws the examples.
 
     Returns:
-        Group name -> f32[units]: of what is kept 1 to 2 by its last place, of all else the number
-        of the step that took it, less all steps. The greatest within the budgets are the mask.
+        Group name -> f32[R, units], a row for each comparison: of what is kept 1 to 2 by its last
+        place, of all else the number of the step that took it, less all steps. The greatest within
+        the budgets are the mask.
 
     Reference:
         Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression".
     """
-    graph = how.definition.graph
     whole = env.alive.astype(jnp.float32)
     start = jnp.maximum(env.cost_fn(whole), env.limits)  # type: ignore[misc]
+
+    def run(comparison: jax.Array) -> jax.Array:
+        own_key = jax.random.fold_in(key, comparison)
+
+        def step(carry: _Carry, number: jax.Array) -> tuple[_Carry, None]:
+            gates = masks_to_gates(env, carry.masks)
+            scores = _scores(how, variables, data, gates, jax.random.fold_in(own_key, number))
+            compared = gates_to_masks(env, _compared(how, env, (scores, gates), comparison))
+            # What is gone comes last, the longest gone behind.
+            priorities = jnp.where(is_kept(carry.masks), compared, carry.last - how.steps - 1.0)
+            progress = (number + 1.0) / how.steps
+            bounds = jnp.exp((1 - progress) * jnp.log(start) + progress * jnp.log(env.limits))
+            # Of the last step the limits themselves, not what rounding makes of them.
+            bounds = jnp.where(number + 1 == how.steps, env.limits, bounds)
+            masks = project_priorities(dataclasses.replace(env, limits=bounds), priorities)
+            last = jnp.where(is_kept(masks), number + 1.0, carry.last)
+            return _Carry(masks=masks, priorities=priorities, last=last), None
+
+        begin = _Carry(masks=whole, priorities=whole, last=jnp.zeros_like(whole))
+        numbers = jnp.arange(how.steps, dtype=jnp.int32)
+        end, _ = jax.lax.scan(step, begin, numbers)
+        kept = is_kept(end.masks)
+        places = rank(jnp.where(kept, end.priorities, -jnp.inf).reshape(-1)).reshape(kept.shape)
+        return jnp.where(kept, 2.0 - places / kept.size, end.last - how.steps)
+
+    found = jax.lax.map(run, jnp.arange(len(how.comparisons), dtype=jnp.int32))
+    return masks_to_gates(env, found)
+
+
+class _Carry(NamedTuple):
+    """Hold f32[G, Cmax] each: masks, priorities, and the last step after which units were kept."""
+
+    masks: jax.Array
+    priorities: jax.Array
+    last: jax.Array
+
+
+def _scores(
+    how: FisherSteps, variables: Variables, data: FisherData, gates: Gates, key: jax.Array
+) -> Gates:
+    """Return the Fisher scores of a masked network, its statistics recalibrated."""
+    definition = how.definition
+    if definition.apply_train is not None:
+        masked = masked_training(definition, gates)
+        variables = recalibrate(masked, variables, *data.calibration)
     count = count_examples(data.pool)
+    chosen = jax.random.randint(key, (min(how.examples, count),), 0, count)
+    batches = in_minibatches(jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data.pool))
+    loss = masked_loss(definition, how.objective, variables)
+    return fisher_scores(definition.graph, loss, batches, gates)
 
-    def scored(masks: jax.Array, key: jax.Array) -> jax.Array:
-        gates = masks_to_gates(env, masks)
-        own = variables
-        if how.definition.apply_train is not None:
-            own = recalibrate(masked_training(how.definition, gates), own, *data.calibration)
-        chosen = jax.random.randint(key, (min(how.examples, count),), 0, count)
-        batches = in_minibatches(jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], data.pool))
-        loss = masked_loss(how.definition, how.objective, own)
-        return gates_to_masks(env, compared(fisher_scores(graph, loss, batches, gates), gates))
 
-    def compared(scores: Gates, gates: Gates) -> Gates:
-        if how.comparison in ("cost", "root_cost"):
-            power = 1.0 if how.comparison == "cost" else 0.5
-            return per_cost(graph, scores, costs, gates, power=power)
-        if how.comparison == "isomorphic":
-            means = normalise_scores(graph, scores, "mean", gates)
-            return isomorphic_scores(graph, means, gates)
-        return normalise_scores(graph, scores, how.comparison, gates)
+def _compared(
+    how: FisherSteps, env: Environment, scored: tuple[Gates, Gates], comparison: jax.Array
+) -> Gates:
+    """Return scores as units of different groups are compared by."""
+    graph = how.definition.graph
 
     def costs(gates: Gates) -> jax.Array:
         return env.cost_fn(gates_to_masks(env, gates)) / env.limits  # type: ignore[misc]
 
-    def step(carry: tuple, number: jax.Array) -> tuple[tuple, None]:
-        masks, _, last = carry
-        scores = scored(masks, jax.random.fold_in(key, number))
-        # What is gone comes last, the longest gone behind.
-        priorities = jnp.where(is_kept(masks), scores, last - how.steps - 1.0)
-        progress = (number + 1.0) / how.steps
-        bounds = jnp.exp((1 - progress) * jnp.log(start) + progress * jnp.log(env.limits))
-        # Of the last step the limits themselves, not what rounding makes of them.
-        bounds = jnp.where(number + 1 == how.steps, env.limits, bounds)
-        masks = project_priorities(dataclasses.replace(env, limits=bounds), priorities)
-        return (masks, priorities, jnp.where(is_kept(masks), number + 1.0, last)), None
+    def compare(name: Comparison, scores: Gates, gates: Gates) -> Gates:
+        if name in ("cost", "root_cost"):
+            return per_cost(graph, scores, costs, gates, power=1.0 if name == "cost" else 0.5)
+        if name == "isomorphic":
+            means = normalise_scores(graph, scores, "mean", gates)
+            return isomorphic_scores(graph, means, gates)
+        return normalise_scores(graph, scores, name, gates)
 
-    begin = (whole, whole, jnp.zeros_like(whole))
-    (masks, priorities, last), _ = jax.lax.scan(
-        step, begin, jnp.arange(how.steps, dtype=jnp.float32)
-    )
-    kept = is_kept(masks)
-    places = rank(jnp.where(kept, priorities, -jnp.inf).reshape(-1)).reshape(kept.shape)
-    inside = 2.0 - places / kept.size
-    return masks_to_gates(env, jnp.where(kept, inside, last - how.steps))
+    return jax.lax.switch(comparison, [partial(compare, name) for name in how.comparisons], *scored)
 
 
 def step_cost(calibration: int, examples: int, candidate: int) -> float:

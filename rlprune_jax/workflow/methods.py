@@ -259,18 +259,9 @@ def iterative_fisher(pruning: Pruning) -> Strategy:
     runs = min(len(COMPARISONS), max(1, int(config.evaluations // (FISHER_STEPS * each + 1))))
     steps = max(1, min(FISHER_STEPS, int((config.evaluations / runs - 1) // each)))
     pool = FisherData(data.calibration, task.sample("train", FISHER_POOL))
+    how = FisherSteps(network.definition, task.objective, steps, examples, COMPARISONS[:runs])
     key = stage_key(config.seed, "iterative_fisher")
-    found = [
-        iterative_fisher_priorities(
-            FisherSteps(network.definition, task.objective, steps, examples, comparison),
-            network.variables,
-            pruning.env,
-            pool,
-            jax.random.fold_in(key, number),
-        )
-        for number, comparison in enumerate(COMPARISONS[:runs])
-    ]
-    scores = jax.tree.map(lambda *rows: jnp.stack(rows), *found)
+    scores = iterative_fisher_priorities(how, network.variables, pruning.env, pool, key)
     spent = math.ceil(runs * steps * each)
     return _strategy(pruning, search_method(ranked, scores=scores), iterations=1, spent=spent)
 

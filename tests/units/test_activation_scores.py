@@ -49,13 +49,11 @@ def test_layers_that_read_a_unit_are_reduced(reduction, expected):
         hidden = x @ variables["a"]
         return hidden @ variables["b"] + (3 * hidden) @ variables["c"]
 
-    ones = jnp.ones((1, 1))
-    variables = {"a": ones, "b": ones, "c": ones}
-    graph = trace_graph(apply, variables, ones)
-    found = activation_scores(
-        apply, graph, variables, (ones,), reduction=reduction, normaliser="none"
-    )
-    assert float(found["a"][0]) == expected
+    variables = {"a": jnp.eye(2), "b": jnp.ones((2, 1)), "c": jnp.ones((2, 1))}
+    x = jnp.ones((1, 2))
+    graph = trace_graph(apply, variables, x)
+    found = activation_scores(apply, graph, variables, (x,), reduction=reduction, normaliser="none")
+    assert found["a"].tolist() == [expected, expected]
 
 
 def test_a_unit_of_many_indices_is_the_mean_over_them():

@@ -142,12 +142,13 @@ def test_coupled_slots_are_summed_before_they_are_squared():
         hidden = x @ variables["a"]
         return hidden @ variables["b"] + hidden @ variables["c"]
 
-    ones = jnp.ones((1, 1))
-    graph = trace_graph(apply, {"a": ones, "b": ones, "c": ones}, ones)
+    twice = jnp.ones((2, 1))
+    x = jnp.ones((1, 2))
+    graph = trace_graph(apply, {"a": jnp.eye(2), "b": twice, "c": twice}, x)
     masked = gated(apply, graph)
     for second, expected in ((-1.0, 0.0), (1.0, 4.0)):
-        variables = {"a": ones, "b": ones, "c": second * ones}
+        variables = {"a": jnp.eye(2), "b": twice, "c": second * twice}
         found = fisher_scores(
-            graph, lambda gates, x, v=variables: masked(v, gates, x).sum(), ones[None]
+            graph, lambda gates, x, v=variables: masked(v, gates, x).sum(), x[None]
         )
-        assert float(found["a"][0]) == expected
+        assert found["a"].tolist() == [expected, expected]

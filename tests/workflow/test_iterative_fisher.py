@@ -1,5 +1,7 @@
 """Steps of Fisher pruning against a loop in Python, and the limits that they keep to."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from rlprune_jax.training.recalibration import recalibrate
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.config import PruneConfig
 from rlprune_jax.workflow.iterative_fisher import (
+    Comparison,
     FisherData,
     FisherSteps,
     iterative_fisher_priorities,
@@ -27,15 +30,15 @@ POOL = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:1], MLP.task.train)
 """One example, so that every draw is the same."""
 
 
-def priorities(pruning, steps, comparison="none", pool=POOL):
+def priorities(pruning, steps, comparisons=("none",)):
     how = FisherSteps(
         definition=pruning.network.definition,
         objective=pruning.task.objective,
         steps=steps,
         examples=8,
-        comparison=comparison,
+        comparisons=comparisons,
     )
-    data = FisherData(calibration=(), pool=pool)
+    data = FisherData(calibration=(), pool=POOL)
     return iterative_fisher_priorities(
         how, pruning.network.variables, pruning.env, data, jax.random.key(0)
     )
@@ -74,7 +77,7 @@ def loop(steps, limit=0.5, least=2):
 
 @pytest.mark.parametrize("steps", [1, 6])
 def test_steps_are_those_of_a_loop_in_python(steps):
-    found = priorities(small_pruning("params=0.5"), steps)
+    found = {name: rows[0] for name, rows in priorities(small_pruning("params=0.5"), steps).items()}
     kept, taken = loop(steps)
     for name, row in kept.items():
         np.testing.assert_array_equal(np.asarray(found[name]) > 0, row > 0, err_msg=name)
@@ -87,14 +90,30 @@ def test_many_steps_are_not_one():
     assert any((one[name] != many[name]).any() for name in one)
 
 
-@pytest.mark.parametrize("comparison", ["root_cost", "cost", "none", "mean", "isomorphic"])
-def test_several_budgets_rounding_and_minima_are_kept_at_once(comparison):
+def test_several_budgets_rounding_and_minima_are_kept_at_once():
     pruning = small_pruning("params=0.6", "macs=0.5", round_to=2, min_keep=4)
-    found = priorities(pruning, 5, comparison)
-    gates = {name: (row > 0).astype(jnp.float32) for name, row in found.items()}
-    assert satisfies(pruning.constraints, gates)
-    for row in gates.values():
-        assert row.sum() >= 4 and row.sum() % 2 == 0
+    found = priorities(pruning, 5, get_args(Comparison))
+    for number in range(len(get_args(Comparison))):
+        gates = {name: (rows[number] > 0).astype(jnp.float32) for name, rows in found.items()}
+        assert satisfies(pruning.constraints, gates)
+        for row in gates.values():
+            assert row.sum() >= 4 and row.sum() % 2 == 0
+
+
+def test_comparisons_are_made_anew_at_each_step():
+    """Of one step by each comparison: what it takes are the lowest of what is compared."""
+    pruning = small_pruning("params=0.7")
+    found = priorities(pruning, 1, ("root_cost", "cost", "mean"))
+    raw = fisher(MLP.ones)
+    for number, divisor in enumerate(
+        # A unit of the first group owns 4 + 1 + 6 parameters, one of the second 8 + 3.
+        ({"a": 11**0.5, "b": 11**0.5}, {"a": 11, "b": 11}, {n: v.mean() for n, v in raw.items()})
+    ):
+        scores = {name: values / divisor[name] for name, values in raw.items()}
+        kept = {name: np.asarray(rows[number]) > 0 for name, rows in found.items()}
+        free = [name for name in kept if kept[name].sum() > 2]
+        gone = [scores[name][~kept[name]].max() for name in kept if (~kept[name]).any()]
+        assert max(gone) <= min(scores[name][kept[name]].min() for name in free)
 
 
 def test_statistics_are_recalibrated_at_each_step():
@@ -103,10 +122,11 @@ def test_statistics_are_recalibrated_at_each_step():
     config = PruneConfig(evaluations=16, candidates=8)
     pruning = make_pruning(small.network, small.task, "params=0.5", config)
     definition = small.network.definition
-    how = FisherSteps(definition, small.task.objective, 1, 4, "none")
+    how = FisherSteps(definition, small.task.objective, 1, 4, ("none",))
     pool = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:1], small.data.batch)
     data = FisherData(small.data.calibration, pool)
     found = iterative_fisher_priorities(how, small.variables, pruning.env, data, jax.random.key(0))
+    found = {name: rows[0] for name, rows in found.items()}
     masked = masked_training(definition, small.ones)
     own = recalibrate(masked, small.variables, *small.data.calibration)
 
