@@ -74,8 +74,8 @@ def iterative_fisher_priorities(
 
     Returns:
         Group name -> f32[R, units], a row for each comparison: of what is kept 1 to 2 by its last
-        place, of all else the number of the step that took it, less all steps. The greatest within
-        the budgets are the mask.
+        place, of all else how many steps it was kept, less all steps, with a fraction for its place
+        among those that went with it. The greatest within the budgets are the mask.
 
     Reference:
         Liu et al. 2021, "Group Fisher Pruning for Practical Network Compression".
@@ -97,22 +97,30 @@ def iterative_fisher_priorities(
             # Of the last step the limits themselves, not what rounding makes of them.
             bounds = jnp.where(number + 1 == how.steps, env.limits, bounds)
             masks = project_priorities(dataclasses.replace(env, limits=bounds), priorities)
-            last = jnp.where(is_kept(masks), number + 1.0, carry.last)
+            # Of those that go together the best goes last: what did not fit then does not fit now.
+            goes = number + 1.0 - (_places(priorities) + 1.0) / (masks.size + 1.0)
+            last = jnp.where(is_kept(carry.masks), goes, carry.last)
+            last = jnp.where(is_kept(masks), number + 1.0, last)
             return _Carry(masks=masks, priorities=priorities, last=last), None
 
         begin = _Carry(masks=whole, priorities=whole, last=jnp.zeros_like(whole))
         numbers = jnp.arange(how.steps, dtype=jnp.int32)
         end, _ = jax.lax.scan(step, begin, numbers)
         kept = is_kept(end.masks)
-        places = rank(jnp.where(kept, end.priorities, -jnp.inf).reshape(-1)).reshape(kept.shape)
+        places = _places(jnp.where(kept, end.priorities, -jnp.inf))
         return jnp.where(kept, 2.0 - places / kept.size, end.last - how.steps)
 
     found = jax.lax.map(run, jnp.arange(len(how.comparisons), dtype=jnp.int32))
     return masks_to_gates(env, found)
 
 
+def _places(priorities: jax.Array) -> jax.Array:
+    """Return the places of priorities f32[G, Cmax] over all groups, i32[G, Cmax]."""
+    return rank(priorities.reshape(-1)).reshape(priorities.shape)
+
+
 class _Carry(NamedTuple):
-    """Hold f32[G, Cmax] each: masks, priorities, and the last step after which units were kept."""
+    """Hold masks, priorities, and how many steps units were kept, f32[G, Cmax] each."""
 
     masks: jax.Array
     priorities: jax.Array
