@@ -98,7 +98,7 @@ class UnitCosts(Protocol):
 
 
 def marginal_costs(graph: Graph, costs: UnitCosts, gates: Gates | None = None) -> Gates:
-    """Return what each unit costs where it is the next to go.
+    """Return what the network saves without each unit.
 
     All units of a group own as much, so one is priced for all of them, but residual branches each
     by itself.
@@ -163,7 +163,7 @@ def per_cost(
 
 
 def isomorphic_scopes(graph: Graph) -> tuple[int, ...]:
-    """Return a number for each group, the same for those of one kind.
+    """Return a number for each kind of group.
 
     Of one kind are groups that are made, followed and read by as many layers of the same kinds:
     the inner widths of residual blocks, the residual widths, heads, feed-forward widths.

@@ -25,7 +25,9 @@ what they cost, as they are, over the mean of their group, or with groups of one
 
 @dataclasses.dataclass(frozen=True)
 class FisherSteps:
-    """Hold how the steps go. Static structure of a jitted program.
+    """Hold how the steps go.
+
+    Static structure of a jitted program.
 
     Attributes:
         definition: of the network.
@@ -58,7 +60,7 @@ class FisherData(NamedTuple):
 def iterative_fisher_priorities(
     how: FisherSteps, variables: Variables, env: Environment, data: FisherData, key: jax.Array
 ) -> Gates:
-    """Return priorities by when steps of Fisher pruning take each unit.
+    """Return priorities by how long Fisher pruning keeps units.
 
     Each step goes the same factor nearer to every budget: in ``steps`` steps costs fall from those
     of the dense network to the limits. It recalibrates the batch statistics of the masked network,

@@ -163,7 +163,7 @@ def network_slimming(pruning: Pruning) -> Strategy:
 
 
 def isomorphic_magnitude(pruning: Pruning) -> Strategy:
-    """Cut groups of one kind at one threshold on their norms.
+    """Cut groups of one kind at one norm.
 
     With a minimum of units per group, as ``global_magnitude``.
     """
@@ -171,7 +171,7 @@ def isomorphic_magnitude(pruning: Pruning) -> Strategy:
 
 
 def isomorphic_fisher(pruning: Pruning) -> Strategy:
-    """Cut groups of one kind at one threshold on Fisher scores.
+    """Cut groups of one kind at one Fisher score.
 
     Per-sample Fisher scores over their group's mean, with a minimum as ``global_magnitude``.
     """
@@ -246,7 +246,7 @@ COMPARISONS: tuple[Comparison, ...] = ("root_cost", "cost", "none", "mean")
 
 
 def iterative_fisher(pruning: Pruning) -> Strategy:
-    """Prune step by step by the Fisher scores of what is left.
+    """Prune step by step by Fisher scores.
 
     Steps are counted as evaluations, by the examples that go through the network.
     """

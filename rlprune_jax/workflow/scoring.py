@@ -61,9 +61,9 @@ class Scored(NamedTuple):
 def score_units(
     network: Network, task: Task, config: PruneConfig, constraints: tuple[Constraint, ...] = ()
 ) -> Gates:
-    """Score the importance of every unit as a run's settings say.
+    """Score the importance of every unit.
 
-    On training data, where the score looks at any.
+    As a run's settings say, on training data, where the score looks at any.
 
     Args:
         network: dense and trained.
@@ -143,7 +143,7 @@ def relative_costs(constraints: tuple[Constraint, ...]) -> Callable[[Gates], jax
 
 
 def masked_loss(definition: Definition, objective: Objective, variables: Variables) -> GatedLoss:
-    """Return the loss of the masked network as a function of gates."""
+    """Return the masked network's loss, a function of gates."""
 
     def loss(gates: Gates, batch: Batch) -> jax.Array:
         inputs = objective.network_inputs(batch)
@@ -153,7 +153,9 @@ def masked_loss(definition: Definition, objective: Objective, variables: Variabl
 
 
 def in_minibatches(examples: Batch, size: int = SCORE_BATCH) -> Batch:
-    """Return examples [N, ...] as minibatches [M, B, ...]; what is left over goes.
+    """Return examples [N, ...] as minibatches [M, B, ...].
+
+    What is left over goes.
 
     Example:
         >>> in_minibatches(jnp.arange(5.0), 2).tolist()

@@ -53,7 +53,10 @@ class Search(NamedTuple):
 
     @property
     def evaluations(self) -> int:
-        """How many candidates were evaluated, and what preparation was worth as many."""
+        """How many candidates were evaluated.
+
+        What came before the search counts as the evaluations that it was worth.
+        """
         return self.spent + int(np.isfinite(np.asarray(self.costs)).all(-1).sum())
 
     @property

@@ -82,7 +82,7 @@ def test_fisher_is_the_mean_square_of_single_example_derivatives():
     for name in total:
         assert found[name][0] == 0  # pruned, whatever its derivative
         np.testing.assert_allclose(found[name][1:], total[name][1:], rtol=2e-4, atol=1e-10)
-        assert total[name][0] > 0
+    assert any(values[0] > 0 for values in total.values())
 
 
 def linear(variables, x):
