@@ -112,8 +112,8 @@ def _of_group(found: list[_Found], group: Group) -> list[jax.Array]:
             return whole
         if readings and np.any([each.there[own] for each in readings], axis=0).all():
             # Each layer reads some of the units, as after a split.
-            times = sum(each.there[own].astype(np.float32) for each in readings)
-            return [sum(each.values[own] for each in readings) / times]
+            times = np.sum([each.there[own] for each in readings], axis=0)
+            return [jnp.stack([each.values[own] for each in readings]).sum(0) / times]
     return []
 
 

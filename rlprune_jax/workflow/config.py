@@ -27,8 +27,8 @@ UnitScore = Literal[
     "activation_variance",
     "random",
 ]
-ScoreReduction = Literal["sum", "mean", "max", "first"]
-ScoreNormaliser = Literal["none", "mean", "max", "sum", "standard", "lamp", "cost"]
+ScoreReduction = Literal["usual", "sum", "mean", "max", "first"]
+ScoreNormaliser = Literal["usual", "none", "mean", "max", "sum", "standard", "lamp", "cost"]
 ScoreScope = Literal["network", "isomorphic"]
 RewardName = Literal["metric", "accuracy", "loss"]
 MethodName = Literal[
@@ -84,13 +84,13 @@ class SearchConfig:
     of the weights; lamp: squared norm over those no smaller; geometric_median: distance from the
     other units; norm_scale: scale of batch norm; activation, activation_variance: of what the next
     layer reads; random."""
-    score_reduction: ScoreReduction | None = None
+    score_reduction: ScoreReduction = "usual"
     """How scores of coupled layers (a residual stream) become one, of scores of weights and
-    activations; first is that of the first layer. By default sum, and mean of activations."""
-    score_normaliser: ScoreNormaliser | None = None
+    activations; first is that of the first layer. Usual are sum, and mean of activations."""
+    score_normaliser: ScoreNormaliser = "usual"
     """What scores are divided by before groups are compared: mean, max, sum, deviation (standard)
-    or those no smaller (lamp) of the group, or by what a unit costs in the budgets (cost). By
-    default mean of scores of weights and activations, none of the others."""
+    or those no smaller (lamp) of the group, or by what a unit costs in the budgets (cost). Usual
+    are mean of scores of weights and activations, none of the others."""
     score_scope: ScoreScope = "network"
     """isomorphic: only groups of one kind are compared with one another, and each kind keeps the
     same fraction under one threshold."""

@@ -159,7 +159,7 @@ def _compared(
         if name == "isomorphic":
             means = normalise_scores(graph, scores, "mean", gates)
             return isomorphic_scores(graph, means, gates)
-        return normalise_scores(graph, scores, name, gates)
+        return normalise_scores(graph, scores, "mean" if name == "mean" else "none", gates)
 
     return jax.lax.switch(comparison, [partial(compare, name) for name in how.comparisons], *scored)
 

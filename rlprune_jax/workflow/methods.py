@@ -194,7 +194,7 @@ def own_scores(pruning: Pruning, **options: str) -> Gates:
         pruning: the problem.
         **options: fields of the settings of scores; those of the run do not count.
     """
-    own = {"score_normaliser": None, "score_scope": "network", "score_reduction": None}
+    own = {"score_normaliser": "usual", "score_scope": "network", "score_reduction": "usual"}
     config = dataclasses.replace(pruning.config, **own | options)  # type: ignore[arg-type]
     return score_units(pruning.network, pruning.task, config, pruning.constraints)
 

@@ -53,9 +53,9 @@ class Scored(NamedTuple):
 
     @property
     def reduction(self) -> dict[str, PyTree]:
-        """The option ``reduction``, if the user has given one."""
+        """The option ``reduction``, where it is not the score's own."""
         given = self.config.score_reduction
-        return {} if given is None else {"reduction": given}
+        return {} if given == "usual" else {"reduction": given}
 
 
 def score_units(
@@ -104,12 +104,14 @@ def normalised(
             )
         raw = per_cost(graph, raw, relative_costs(constraints))
     else:
-        raw = normalise_scores(graph, raw, config.score_normaliser or usual_normaliser(config))
+        raw = normalise_scores(graph, raw, normaliser_of(config))
     return isomorphic_scores(graph, raw) if config.score_scope == "isomorphic" else raw
 
 
-def usual_normaliser(config: PruneConfig) -> Normaliser:
-    """Return the normaliser of a score unless told."""
+def normaliser_of(config: PruneConfig) -> Normaliser:
+    """Return the normaliser of a score, the usual one filled in."""
+    if config.score_normaliser not in ("usual", "cost"):
+        return config.score_normaliser
     return "mean" if config.score in MEAN_NORMALISED else "none"
 
 
@@ -190,8 +192,7 @@ def _of_activations(statistic: ActivationStatistic, scored: Scored) -> Gates:
     network = scored.network
     batch = scored.task.sample("train", ACTIVATION_EXAMPLES)
     inputs = scored.task.objective.network_inputs(batch)
-    reduction = scored.config.score_reduction or "mean"
-    options = (statistic, reduction)
+    options = (statistic, scored.reduction.get("reduction", "mean"))
     return _activations(network.definition, options, network.variables, inputs)
 
 

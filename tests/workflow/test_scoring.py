@@ -34,8 +34,8 @@ CNN, MLP = small_cnn(), small_mlp()
 
 def test_settings_and_functions_name_the_same():
     assert get_args(UnitScore) == UNIT_SCORES
-    assert get_args(ScoreReduction) == get_args(SlotReduction)
-    assert set(get_args(ScoreNormaliser)) == {*get_args(Normaliser), "cost"}
+    assert get_args(ScoreReduction) == ("usual", *get_args(SlotReduction))
+    assert set(get_args(ScoreNormaliser)) == {"usual", *get_args(Normaliser), "cost"}
 
 
 @pytest.mark.parametrize("score", UNIT_SCORES)
