@@ -66,7 +66,7 @@ def check_scores(score: str, scores: Gates) -> None:
 
     Args:
         score: its name, for the message.
-        scores: group name -> f32[units], concrete.
+        scores: group name -> f32[units]; those that are traced are not looked at.
 
     Raises:
         ValueError: naming score, group and unit.
@@ -77,6 +77,8 @@ def check_scores(score: str, scores: Gates) -> None:
         ValueError: score='mine' gives nan to unit 1 of group 'conv1'; ...
     """
     for name, values in scores.items():
+        if isinstance(values, jax.core.Tracer):
+            continue
         row = np.asarray(values)
         bad = np.flatnonzero(~np.isfinite(row))
         if bad.size:

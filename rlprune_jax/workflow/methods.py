@@ -38,7 +38,7 @@ from rlprune_jax.workflow.iterative_fisher import (
     step_cost,
 )
 from rlprune_jax.workflow.keys import stage_key
-from rlprune_jax.workflow.pruning import Pruning, candidate_data, search_environment
+from rlprune_jax.workflow.pruning import Pruning, candidate_data
 from rlprune_jax.workflow.scoring import score_units
 
 
@@ -182,9 +182,19 @@ def isomorphic_fisher(pruning: Pruning) -> Strategy:
 def uniform_magnitude(pruning: Pruning) -> Strategy:
     """Keep the same fraction of every group, by norm."""
     scores = own_scores(pruning, score="magnitude")
-    env = search_environment(pruning.graph, pruning.constraints, scores, pruning.config)
     method = search_method(uniform, num_candidates=1)
-    return _strategy(pruning, method, env=env, iterations=1, fill=False)
+    return _strategy(pruning, method, env=_ranked_by(pruning.env, scores), iterations=1, fill=False)
+
+
+@jax.jit
+def _ranked_by(env: Environment, scores: Gates) -> Environment:
+    """Return an environment whose units are in the order of other scores."""
+    raw = gates_to_masks(env, scores)
+    ranks = jnp.where(env.alive, rank(jnp.where(env.alive, raw, -jnp.inf)), env.num_units)
+    lowest = jnp.where(env.alive, raw, jnp.inf).min(1, keepdims=True)
+    above = jnp.where(env.alive, raw - jnp.minimum(lowest, 0.0), 0.0)
+    relative = above / jnp.maximum(above.max(1, keepdims=True), 1e-12)
+    return dataclasses.replace(env, ranks=ranks, raw_scores=raw, scores=relative)
 
 
 def own_scores(pruning: Pruning, **options: str) -> Gates:

@@ -74,6 +74,41 @@ def test_uniform_by_norm_keeps_the_greatest_norms_of_each_group():
         np.testing.assert_array_equal(np.flatnonzero(row), greatest)
 
 
+OF_SCORES = (
+    *("global_magnitude", "uniform_magnitude", "isomorphic_magnitude", "isomorphic_fisher"),
+    "iterative_fisher",
+)
+
+
+@pytest.mark.parametrize("name", OF_SCORES)
+def test_methods_of_scores_can_be_traced(name):
+    """A study makes them inside of its program, of weights and limits that are not known."""
+    pruning = small_pruning("params=0.5")
+
+    def masks(variables, limits):
+        problem = dataclasses.replace(
+            pruning,
+            network=pruning.network.replace(variables),
+            env=dataclasses.replace(pruning.env, limits=limits),
+        )
+        strategy = METHODS[name](problem)
+        searcher = strategy.method(strategy.env)
+        state = searcher.init(None, jax.random.key(0))
+        return searcher.ask(state, jax.random.key(1))[0].masks
+
+    found = jax.eval_shape(masks, pruning.network.variables, pruning.env.limits)
+    assert found.shape[1:] == (2, 8)
+
+
+def test_another_order_of_units_is_as_an_environment_would_have_it():
+    pruning = small_pruning("params=0.5")
+    env = METHODS["uniform_magnitude"](pruning).env
+    wanted = small_pruning("params=0.5", score="magnitude").env
+    np.testing.assert_array_equal(env.ranks, wanted.ranks)
+    np.testing.assert_allclose(env.scores, wanted.scores, rtol=1e-6)
+    np.testing.assert_allclose(env.raw_scores, wanted.raw_scores, rtol=1e-6)
+
+
 def test_minimums_go_from_none_to_the_uniform_widths():
     """Norms that favour one group: without a minimum the other keeps 2, with all of it its 3."""
     pruning = small_pruning("params=0.5")
