@@ -34,6 +34,9 @@ COLUMNS = ("none", "mean", "lamp", "cost", "isomorphic", "uniform")
 Cells = dict[tuple[str, str], float]
 """Score and column -> held-out metric."""
 
+Found = tuple[float, int, float]
+"""Best held-out metric, evaluations, seconds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -143,6 +146,21 @@ def text_of(cells: "dict[tuple[str, str], np.ndarray]") -> str:
     return "\n".join(rows)
 
 
+def text_of_methods(rivals: list[dict[str, Found]]) -> str:
+    """Return the table of methods in Markdown."""
+    import numpy as np
+
+    rows = ["| method | best held-out metric | evaluations | seconds |", "|---|---|---|---|"]
+    for method in rivals[0]:
+        best, evaluations, seconds = np.array([found[method] for found in rivals]).T
+        spread = best.std(ddof=1) if len(best) > 1 else 0.0
+        rows.append(
+            f"| {method.replace('_', ' ')} | {best.mean():.3f} ± {spread:.3f} | "
+            f"{evaluations.mean():.0f} | {seconds.mean():.0f} |"
+        )
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
 def compare(options: Options) -> str:
     """Do all seeds, print the tables, and return the line of JSON."""
     import jax
@@ -164,17 +182,9 @@ def compare(options: Options) -> str:
             print(f"seed {seed} {method}: {done.best_reward:.4f}", file=sys.stderr, flush=True)
         rivals.append(found)
         jax.clear_caches()
-    cells = {name: np.array([table[name] for table in tables]) for name in tables[0]}
-    print(text_of(cells))
-    if options.methods:
-        print("\n| method | best held-out metric | evaluations | seconds |\n|---|---|---|---|")
-    for method in options.methods:
-        best, evaluations, seconds = np.array([found[method] for found in rivals]).T
-        spread = best.std(ddof=1) if len(best) > 1 else 0.0
-        print(
-            f"| {method.replace('_', ' ')} | {best.mean():.3f} ± {spread:.3f} | "
-            f"{evaluations.mean():.0f} | {seconds.mean():.0f} |"
-        )
+        # Printed after each seed, so that a run that is cut leaves the seeds that it did.
+        cells = {name: np.array([table[name] for table in tables]) for name in tables[0]}
+        print(f"{len(tables)} seeds\n\n{text_of(cells)}\n\n{text_of_methods(rivals)}", flush=True)
     return json.dumps(
         {
             "metric": {f"{score}/{column}": row.tolist() for (score, column), row in cells.items()},
