@@ -28,6 +28,7 @@ from rlprune_jax.search import (
 )
 from rlprune_jax.training.task import count_examples
 from rlprune_jax.types import Gates, PyTree, Variables
+from rlprune_jax.units.comparisons import normalise_scores
 from rlprune_jax.units.structured_sap import group_sparsity, structured_sap_scores
 from rlprune_jax.workflow.config import PruneConfig
 from rlprune_jax.workflow.iterative_fisher import (
@@ -149,17 +150,21 @@ def structured_sap(pruning: Pruning) -> Strategy:
 def global_magnitude(pruning: Pruning) -> Strategy:
     """Cut all units at one threshold on their norms.
 
-    With a minimum of units per group, tried from none to what is uniform.
+    Over the mean of their group, and by LAMP; with a minimum of units per group, tried from none to
+    what is uniform.
     """
-    return _one_cut(pruning, own_scores(pruning, score="magnitude"))
+    return _one_cut(
+        pruning, own_scores(pruning, score="magnitude"), own_scores(pruning, score="lamp")
+    )
 
 
 def network_slimming(pruning: Pruning) -> Strategy:
     """Cut all units at one threshold on their norms' scales.
 
-    With a minimum of units per group, as ``global_magnitude``.
+    As they are, and normalised as LAMP; with a minimum as ``global_magnitude``.
     """
-    return _one_cut(pruning, own_scores(pruning, score="norm_scale"))
+    raw = own_scores(pruning, score="norm_scale")
+    return _one_cut(pruning, raw, normalise_scores(pruning.graph, raw, "lamp"))
 
 
 def isomorphic_magnitude(pruning: Pruning) -> Strategy:
@@ -209,12 +214,18 @@ def own_scores(pruning: Pruning, **options: str) -> Gates:
     return score_units(pruning.network, pruning.task, config, pruning.constraints)
 
 
-def _one_cut(pruning: Pruning, scores: Gates) -> Strategy:
-    """Cut at one threshold, with minimal fractions of every group from none to the uniform one."""
-    method = search_method(
-        ranked, scores=with_minimum(pruning.env, scores, pruning.config.candidates)
-    )
-    return _strategy(pruning, method, iterations=1)
+def _one_cut(pruning: Pruning, *ways: Gates) -> Strategy:
+    """Cut at one threshold, with minimal fractions of every group from none to the uniform one.
+
+    Several ways to score share the candidates of one iteration, of which there are at least two.
+    """
+    count = pruning.config.candidates
+    counts = [count - count // 2, count // 2] if len(ways) == 2 else [count]
+    rows = [
+        with_minimum(pruning.env, scores, own) for scores, own in zip(ways, counts, strict=True)
+    ]
+    raised = jax.tree.map(lambda *each: jnp.concatenate(each), *rows)
+    return _strategy(pruning, search_method(ranked, scores=raised), iterations=1)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -110,9 +110,10 @@ def normalised(
 
 def normaliser_of(config: PruneConfig) -> Normaliser:
     """Return the normaliser of a score, the usual one filled in."""
-    if config.score_normaliser not in ("usual", "cost"):
-        return config.score_normaliser
-    return "mean" if config.score in MEAN_NORMALISED else "none"
+    given = config.score_normaliser
+    if given == "usual" or given == "cost":
+        return "mean" if config.score in MEAN_NORMALISED else "none"
+    return given
 
 
 MEAN_NORMALISED = (
