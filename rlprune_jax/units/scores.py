@@ -72,9 +72,11 @@ def check_scores(score: str, scores: Gates) -> None:
         ValueError: naming score, group and unit.
 
     Example:
-        >>> check_scores("mine", {"conv1": np.array([1.0, np.nan])})
-        Traceback (most recent call last):
-        ValueError: score='mine' gives nan to unit 1 of group 'conv1'; ...
+        >>> try:
+        ...     check_scores("mine", {"conv1": np.array([1.0, np.nan])})
+        ... except ValueError as error:
+        ...     print(str(error).partition(";")[0])
+        score='mine' gives nan to unit 1 of group 'conv1'
     """
     for name, values in scores.items():
         if isinstance(values, jax.core.Tracer):
