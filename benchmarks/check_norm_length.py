@@ -30,7 +30,7 @@ from rlprune_jax.graph.gating import evaluate_masked, flat_gates
 from rlprune_jax.graph.matching import Matched, flat_arguments, match
 from rlprune_jax.models import create_model
 from rlprune_jax.units.gates import keep_best
-from rlprune_jax.units.scores import magnitude_scores
+from rlprune_jax.units.weight_scores import magnitude_scores
 from rlprune_jax.workflow.building import build_task
 from rlprune_jax.workflow.sources import DataOptions
 

@@ -62,7 +62,7 @@ from rlprune_jax.units import repair
 from rlprune_jax.wording import metric_text, metric_title
 from rlprune_jax.workflow.config import Granularity, MethodName
 from rlprune_jax.workflow.delivery import Delivered, evaluate_masked
-from rlprune_jax.workflow.pruning import stage_key
+from rlprune_jax.workflow.keys import stage_key
 
 ModelName = Literal["gpt", "llama", "vit_tiny", "convnext_tiny"]
 TEXT_MODELS = ("gpt", "llama")

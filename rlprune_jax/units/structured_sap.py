@@ -16,7 +16,7 @@ from rlprune_jax.per_group import PerGroup, per_group
 from rlprune_jax.sparsity.pqi import pq_bound, pq_index
 from rlprune_jax.sparsity.pruners import sap
 from rlprune_jax.types import Gates, Variables
-from rlprune_jax.units.scores import magnitude_scores
+from rlprune_jax.units.weight_scores import magnitude_scores
 
 
 class GroupSparsity(NamedTuple):

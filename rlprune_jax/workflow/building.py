@@ -196,7 +196,7 @@ def initialised(module: nn.Module, options: NetworkOptions, wanted: Wanted) -> B
             variables = jax.eval_shape(module.init, jax.random.key(0), *wanted.example)
         else:
             # Only here, since it loads the whole search.
-            from rlprune_jax.workflow.pruning import stage_key
+            from rlprune_jax.workflow.keys import stage_key
 
             key = stage_key(wanted.seed, "init")
             # Under jit the forward pass of an initialisation is dead code and never runs.

@@ -16,7 +16,21 @@ Granularity = Literal["fine", "coarse"]
 ConstraintHandling = Literal["projection", "multiplier", "both"]
 PolicyKind = Literal["table", "network"]
 DualRule = Literal["pid", "projected_gradient", "adam_clip", "softplus_adam"]
-UnitScore = Literal["taylor", "magnitude", "random"]
+UnitScore = Literal[
+    "taylor",
+    "fisher",
+    "magnitude",
+    "magnitude_l1",
+    "lamp",
+    "geometric_median",
+    "norm_scale",
+    "activation",
+    "activation_variance",
+    "random",
+]
+ScoreReduction = Literal["usual", "sum", "mean", "max", "first"]
+ScoreNormaliser = Literal["usual", "none", "mean", "max", "sum", "standard", "lamp", "cost"]
+ScoreScope = Literal["network", "isomorphic"]
 RewardName = Literal["metric", "accuracy", "loss"]
 RewardRepair = Literal["none", "fold", "merge", "ridge"]
 MethodName = Literal[
@@ -25,6 +39,12 @@ MethodName = Literal[
     "structured_sap",
     "random_search",
     "cross_entropy",
+    "global_magnitude",
+    "uniform_magnitude",
+    "network_slimming",
+    "isomorphic_magnitude",
+    "isomorphic_fisher",
+    "iterative_fisher",
     "random_search_coarse",
     "cross_entropy_coarse",
     "agent_sparsity_informed",
@@ -84,7 +104,21 @@ class SearchConfig:
     """Evaluations of that method, out of the agent's; a quarter of them unless told, and no more
     than the method needs."""
     score: UnitScore = "taylor"
-    """What ranks the units of a group."""
+    """What ranks the units of a group. taylor: squared mean derivative of the loss by a unit's
+    gate; fisher: squared derivative of each example's loss, averaged; magnitude, magnitude_l1: norm
+    of the weights; lamp: squared norm over those no smaller; geometric_median: distance from the
+    other units; norm_scale: scale of batch norm; activation, activation_variance: of what the next
+    layer reads; random."""
+    score_reduction: ScoreReduction = "usual"
+    """How scores of coupled layers (a residual stream) become one, of scores of weights and
+    activations; first is that of the first layer. Usual are sum, and mean of activations."""
+    score_normaliser: ScoreNormaliser = "usual"
+    """What scores are divided by before groups are compared: mean, max, sum, deviation (standard)
+    or those no smaller (lamp) of the group, or by what a unit costs in the budgets (cost). Usual
+    are mean of scores of weights and activations, none of the others."""
+    score_scope: ScoreScope = "network"
+    """isomorphic: only groups of one kind are compared with one another, and each kind keeps the
+    same fraction under one threshold."""
     sparsity_informed: bool = False
     """Show the agent, whose policy is then a network, each group's PQ Index and the fraction of
     units that it says are enough, and start from these fractions."""

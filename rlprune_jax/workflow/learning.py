@@ -26,8 +26,8 @@ from rlprune_jax.training.task import Batch, Data, Objective, Task, count_exampl
 from rlprune_jax.types import Gates, Variables
 from rlprune_jax.wording import NEGATIVE
 from rlprune_jax.workflow.candidates import masked_training
+from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.network import Definition, Network
-from rlprune_jax.workflow.pruning import stage_key
 
 STEPS_AT_ONCE = 60
 """Most steps of training between two looks at the clock."""

@@ -1,6 +1,7 @@
 """The methods that search: the agent and its rivals, in one registry."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Protocol
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlprune_jax.graph.groups import Graph
+from rlprune_jax.kept import rank
 from rlprune_jax.search import (
     AgentConfig,
     Environment,
@@ -18,8 +20,10 @@ from rlprune_jax.search import (
     dynamic_programming,
     evopress,
     fastnas,
+    gates_to_masks,
     global_threshold,
     knapsack,
+    masks_to_gates,
     ppo_lagrangian,
     project_ratios,
     random_search,
@@ -30,10 +34,21 @@ from rlprune_jax.search import (
 )
 from rlprune_jax.search.loop import MakeSearcher
 from rlprune_jax.search.measuring import plan_solution
+from rlprune_jax.training.task import count_examples
 from rlprune_jax.types import Gates, PyTree, Variables
+from rlprune_jax.units.comparisons import normalise_scores
 from rlprune_jax.units.structured_sap import group_sparsity, structured_sap_scores
 from rlprune_jax.workflow.config import PruneConfig
-from rlprune_jax.workflow.pruning import Pruning
+from rlprune_jax.workflow.iterative_fisher import (
+    Comparison,
+    FisherData,
+    FisherSteps,
+    iterative_fisher_priorities,
+    step_cost,
+)
+from rlprune_jax.workflow.keys import stage_key
+from rlprune_jax.workflow.pruning import Pruning, candidate_data
+from rlprune_jax.workflow.scoring import score_units
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +61,7 @@ class Strategy:
         iterations: of a search.
         hparams: numbers of the agent, None of a rival.
         fill: whether room that is left within the budgets is filled in what is delivered.
+        spent: what came before the search, in evaluations of a candidate.
     """
 
     method: SearchMethod
@@ -53,6 +69,7 @@ class Strategy:
     iterations: int
     hparams: PyTree = None
     fill: bool = True
+    spent: int = 0
 
 
 class Method(Protocol):
@@ -138,6 +155,146 @@ def structured_sap(pruning: Pruning) -> Strategy:
     p = jnp.linspace(0.5, 1.0, pruning.config.candidates)
     scores = _sap_scores(pruning.graph, pruning.network.variables, p)
     return _strategy(pruning, search_method(ranked, scores=scores), iterations=1)
+
+
+def global_magnitude(pruning: Pruning) -> Strategy:
+    """Cut all units at one threshold on their norms.
+
+    Over the mean of their group, and by LAMP; with a minimum of units per group, tried from none to
+    what is uniform.
+    """
+    return _one_cut(
+        pruning, own_scores(pruning, score="magnitude"), own_scores(pruning, score="lamp")
+    )
+
+
+def network_slimming(pruning: Pruning) -> Strategy:
+    """Cut all units at one threshold on their norms' scales.
+
+    As they are, and normalised as LAMP; with a minimum as ``global_magnitude``.
+    """
+    raw = own_scores(pruning, score="norm_scale")
+    return _one_cut(pruning, raw, normalise_scores(pruning.graph, raw, "lamp"))
+
+
+def isomorphic_magnitude(pruning: Pruning) -> Strategy:
+    """Cut groups of one kind at one norm.
+
+    With a minimum of units per group, as ``global_magnitude``.
+    """
+    return _one_cut(pruning, own_scores(pruning, score="magnitude", score_scope="isomorphic"))
+
+
+def isomorphic_fisher(pruning: Pruning) -> Strategy:
+    """Cut groups of one kind at one Fisher score.
+
+    Per-sample Fisher scores over their group's mean, with a minimum as ``global_magnitude``.
+    """
+    scores = own_scores(pruning, score="fisher", score_normaliser="mean", score_scope="isomorphic")
+    return _one_cut(pruning, scores)
+
+
+def uniform_magnitude(pruning: Pruning) -> Strategy:
+    """Keep the same fraction of every group, by norm."""
+    scores = own_scores(pruning, score="magnitude")
+    method = search_method(uniform, num_candidates=1)
+    return _strategy(pruning, method, env=_ranked_by(pruning.env, scores), iterations=1, fill=False)
+
+
+@jax.jit
+def _ranked_by(env: Environment, scores: Gates) -> Environment:
+    """Return an environment whose units are in the order of other scores."""
+    raw = gates_to_masks(env, scores)
+    ranks = jnp.where(env.alive, rank(jnp.where(env.alive, raw, -jnp.inf)), env.num_units)
+    lowest = jnp.where(env.alive, raw, jnp.inf).min(1, keepdims=True)
+    above = jnp.where(env.alive, raw - jnp.minimum(lowest, 0.0), 0.0)
+    relative = above / jnp.maximum(above.max(1, keepdims=True), 1e-12)
+    return dataclasses.replace(env, ranks=ranks, raw_scores=raw, scores=relative)
+
+
+def own_scores(pruning: Pruning, **options: str) -> Gates:
+    """Return scores that a method brings along.
+
+    Args:
+        pruning: the problem.
+        **options: fields of the settings of scores; those of the run do not count.
+    """
+    own = {"score_normaliser": "usual", "score_scope": "network", "score_reduction": "usual"}
+    config = dataclasses.replace(pruning.config, **own | options)  # type: ignore[arg-type]
+    return score_units(pruning.network, pruning.task, config, pruning.constraints)
+
+
+def _one_cut(pruning: Pruning, *ways: Gates) -> Strategy:
+    """Cut at one threshold, with minimal fractions of every group from none to the uniform one.
+
+    Several ways to score share the candidates of one iteration, of which there are at least two.
+    """
+    count = pruning.config.candidates
+    counts = [count - count // 2, count // 2] if len(ways) == 2 else [count]
+    rows = [
+        with_minimum(pruning.env, scores, own) for scores, own in zip(ways, counts, strict=True)
+    ]
+    raised = jax.tree.map(lambda *each: jnp.concatenate(each), *rows)
+    return _strategy(pruning, search_method(ranked, scores=raised), iterations=1)
+
+
+@partial(jax.jit, static_argnums=2)
+def with_minimum(env: Environment, scores: Gates, count: int) -> Gates:
+    """Raise the best units of each group above all others.
+
+    Use it with a threshold over all groups, which may leave a group next to nothing.
+
+    Args:
+        env: the problem.
+        scores: group name -> f32[units], comparable across groups.
+        count: how many minimums are tried, evenly from none to the largest uniform ratio.
+
+    Returns:
+        Group name -> f32[count, units], priorities.
+    """
+    ratios = project_ratios(env, jnp.full(env.num_groups, 0.5, jnp.float32))
+    priorities = gates_to_masks(env, scores)
+    values = jnp.where(env.alive, priorities, -jnp.inf)
+    # Places over all groups, so that nothing depends on the scale of the scores.
+    overall = rank(values.reshape(-1)).reshape(values.shape)
+    own = rank(values)
+    least = jnp.linspace(0.0, 1.0, count)[:, None] * jnp.floor(ratios * jnp.asarray(env.sizes))
+    spared = own < jnp.round(least)[:, :, None]
+    return masks_to_gates(env, jnp.where(spared, 1.0, 0.0) - overall / overall.size)
+
+
+FISHER_STEPS = 75
+"""Steps of iterative Fisher pruning, where the evaluations suffice for so many."""
+
+FISHER_EXAMPLES = 256
+"""Training examples that each step scores on."""
+
+FISHER_POOL = 8192
+"""Training examples that they are drawn of."""
+
+COMPARISONS: tuple[Comparison, ...] = ("root_cost", "cost", "none", "mean")
+"""How iterative Fisher pruning compares groups, tried in this order while evaluations last."""
+
+
+def iterative_fisher(pruning: Pruning) -> Strategy:
+    """Prune step by step by Fisher scores.
+
+    Steps are counted as evaluations, by the examples that go through the network.
+    """
+    config, task, network = pruning.config, pruning.task, pruning.network
+    assert config.calibration_images is not None
+    data = candidate_data(pruning)
+    calibration = count_examples(data.calibration) if network.apply_train is not None else 0
+    examples = min(FISHER_EXAMPLES, count_examples(task.sample("train", FISHER_EXAMPLES)))
+    each = step_cost(calibration, examples, calibration + count_examples(data.batch))
+    runs = min(len(COMPARISONS), max(1, int(config.evaluations // (FISHER_STEPS * each + 1))))
+    steps = max(1, min(FISHER_STEPS, int((config.evaluations / runs - 1) // each)))
+    pool = FisherData(data.calibration, task.sample("train", FISHER_POOL))
+    how = FisherSteps(network.definition, task.objective, steps, examples, COMPARISONS[:runs])
+    key = stage_key(config.seed, "iterative_fisher")
+    scores = iterative_fisher_priorities(how, network.variables, pruning.env, pool, key)
+    spent = math.ceil(runs * steps * each)
+    return _strategy(pruning, search_method(ranked, scores=scores), iterations=1, spent=spent)
 
 
 def random(pruning: Pruning) -> Strategy:
@@ -232,6 +389,12 @@ METHODS: dict[str, Method] = {
     "structured_sap": structured_sap,
     "random_search": random,
     "cross_entropy": cross_entropy_method,
+    "global_magnitude": global_magnitude,
+    "uniform_magnitude": uniform_magnitude,
+    "network_slimming": network_slimming,
+    "isomorphic_magnitude": isomorphic_magnitude,
+    "isomorphic_fisher": isomorphic_fisher,
+    "iterative_fisher": iterative_fisher,
     "random_search_coarse": random_coarse,
     "cross_entropy_coarse": cross_entropy_coarse,
     "agent_sparsity_informed": agent_sparsity_informed,

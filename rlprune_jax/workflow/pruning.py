@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,24 +22,21 @@ from rlprune_jax.files import default_cache_dir
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.search import CostFunction, Environment, make_environment
 from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
-from rlprune_jax.training.task import SPLITS, Batch, Objective, Task, TaskError, count_examples
+from rlprune_jax.training.task import SPLITS, Task, TaskError
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.units.descriptors import layer_descriptors
 from rlprune_jax.units.gates import least_kept
 from rlprune_jax.units.repair import RepairMethod, repair_reach
-from rlprune_jax.units.scores import magnitude_scores, random_scores, taylor_scores
 from rlprune_jax.workflow.candidates import CandidateData, reference_of
 from rlprune_jax.workflow.config import PruneConfig, overrides, resolve
-from rlprune_jax.workflow.network import Definition, Network, check_weights
+from rlprune_jax.workflow.network import Network, check_weights
+from rlprune_jax.workflow.scoring import score_units
 
 Budgets = Sequence[Budget | str] | Budget | str
 """One budget or several, as text (``"params=0.1"``) or as ``Budget``."""
 
 REWARD_ROWS = 2048
 """Rows that a contraction of a candidate is fitted on."""
-
-SCORE_BATCH, SCORE_EXAMPLES = 64, 1024
-"""Minibatches that Taylor scores are averaged over, and examples in all."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,15 +63,6 @@ class Pruning:
     def graph(self) -> Graph:
         """Of the network."""
         return self.network.graph
-
-
-def stage_key(seed: int, stage: str) -> jax.Array:
-    """Return the random key of a stage.
-
-    A function of the seed and its name alone.
-    """
-    number = int.from_bytes(stage.encode()[-4:], "big") % 2**31
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), len(stage))
 
 
 def bind_budgets(network: Network, budgets: Budgets, config: PruneConfig) -> tuple[Constraint, ...]:
@@ -187,7 +174,7 @@ def pose(problem: Problem) -> Pruning:
     network, _, constraints, config = problem
     check_weights(network.variables)
     task = problem.task.on_device()
-    scores = score_units(network, task, config)
+    scores = score_units(network, task, config, constraints)
     env = search_environment(network.graph, constraints, scores, config)
     return Pruning(network=network, task=task, constraints=constraints, env=env, config=config)
 
@@ -336,36 +323,6 @@ def _text(tree: PyTree) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def score_units(network: Network, task: Task, config: PruneConfig) -> Gates:
-    """Score the importance of every unit.
-
-    On training data, where the score looks at any.
-    """
-    if config.score == "random":
-        return random_scores(network.graph, stage_key(config.seed, "scores"))
-    if config.score == "magnitude":
-        return magnitude_scores(network.graph, network.variables)
-    batch = task.sample("train", SCORE_EXAMPLES)
-    count = count_examples(batch)
-    size = min(SCORE_BATCH, count)
-    batches = jax.tree.map(
-        lambda leaf: leaf[: count // size * size].reshape(count // size, size, *leaf.shape[1:]),
-        batch,
-    )
-    return _taylor_scores(network.definition, task.objective, network.variables, batches)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _taylor_scores(
-    definition: Definition, objective: Objective, variables: Variables, batches: Batch
-) -> Gates:
-    def loss(gates: Gates, batch: Batch) -> jax.Array:
-        inputs = objective.network_inputs(batch)
-        return objective.loss(definition.masked(variables, gates, *inputs), batch)
-
-    return taylor_scores(definition.graph, loss, batches)
 
 
 def search_environment(

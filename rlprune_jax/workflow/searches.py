@@ -27,8 +27,9 @@ from rlprune_jax.training.task import Evaluation
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.candidates import CandidateData, Evaluator, evaluate_candidates
 from rlprune_jax.workflow.config import AGENT, PruneConfig
+from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.methods import METHODS, Strategy
-from rlprune_jax.workflow.pruning import Pruning, candidate_data, reward_repair, stage_key
+from rlprune_jax.workflow.pruning import Pruning, candidate_data, reward_repair
 
 ARCHIVE_SIZE = 16
 """Masks that a search remembers, of each kind."""
@@ -43,6 +44,7 @@ class Search(NamedTuple):
         costs: f32[T, N, K] of all candidates.
         method: its name.
         fill: whether room that is left within the budgets is filled in what is delivered.
+        spent: evaluations that the method's preparation was worth.
     """
 
     archive: Archive
@@ -50,11 +52,15 @@ class Search(NamedTuple):
     costs: jax.Array
     method: str = AGENT
     fill: bool = True
+    spent: int = 0
 
     @property
     def evaluations(self) -> int:
-        """How many candidates were evaluated."""
-        return int(np.isfinite(np.asarray(self.costs)).all(-1).sum())
+        """How many candidates were evaluated.
+
+        What came before the search counts as the evaluations that it was worth.
+        """
+        return self.spent + int(np.isfinite(np.asarray(self.costs)).all(-1).sum())
 
     @property
     def best_reward(self) -> float:
@@ -125,6 +131,7 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         costs=history_of(rows, "costs"),
         method=method,
         fill=strategy.fill,
+        spent=strategy.spent,
     )
 
 
@@ -157,14 +164,15 @@ def begun(pruning: Pruning, run: Run) -> tuple[Strategy, Archive]:
     strategy = METHODS[config.start](dataclasses.replace(pruning, config=part))
     found = run_strategy(pruning, strategy, START_STAGE, run)
     check_archive(found.archive)
-    used = int(found.archive.seen)
+    used = strategy.spent + int(found.archive.seen)
     rest = dataclasses.replace(config, start=None, evaluations=config.evaluations - used)
     agent = METHODS[AGENT](dataclasses.replace(pruning, config=rest))
     entries = found.archive
     best = jnp.where(
         entries.feasible.valid[0], entries.feasible.masks[0], entries.infeasible.masks[0]
     )
-    return dataclasses.replace(agent, env=start_from(agent.env, best)), found.archive
+    started = dataclasses.replace(agent, env=start_from(agent.env, best), spent=strategy.spent)
+    return started, found.archive
 
 
 def evaluations_of_start(config: PruneConfig) -> int:

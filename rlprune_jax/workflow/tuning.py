@@ -17,9 +17,10 @@ from rlprune_jax.training.task import Batch, Data, Task, count_examples
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.units.repair import repair
 from rlprune_jax.workflow.candidates import masked_training
+from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.learning import FinetuneRecipe, Training, run_training
 from rlprune_jax.workflow.network import Definition
-from rlprune_jax.workflow.pruning import Pruning, repair_inputs, stage_key
+from rlprune_jax.workflow.pruning import Pruning, repair_inputs
 
 
 class Finetune(Protocol):

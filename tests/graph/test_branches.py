@@ -9,7 +9,7 @@ from networks import assert_masked_equals_slim, random_gates, random_variables
 
 from rlprune_jax import compact, count_macs, count_params, ones_gates, respecialise, trace_graph
 from rlprune_jax.models import create_model, model_functions
-from rlprune_jax.units.scores import magnitude_scores
+from rlprune_jax.units.weight_scores import magnitude_scores
 
 GENERATOR = np.random.default_rng(0)
 

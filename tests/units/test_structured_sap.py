@@ -6,8 +6,8 @@ from small import small_cnn
 
 from rlprune_jax import compact, count_params, gated, ones_gates, pq_index, respecialise
 from rlprune_jax.units.gates import widths
-from rlprune_jax.units.scores import magnitude_scores
 from rlprune_jax.units.structured_sap import group_sparsity, structured_sap, structured_sap_scores
+from rlprune_jax.units.weight_scores import magnitude_scores
 
 
 def uneven(variables):

@@ -11,7 +11,7 @@ from small import in_batches, random_gates, small_mlp, small_pruning
 import rlprune_jax as rp
 from rlprune_jax.costs import satisfies
 from rlprune_jax.runs import DivergenceError, MemoryRun
-from rlprune_jax.units.scores import magnitude_scores
+from rlprune_jax.units.weight_scores import magnitude_scores
 from rlprune_jax.workflow import delivery
 from rlprune_jax.workflow.config import PruneConfig, resolve
 from rlprune_jax.workflow.delivery import deliver, evaluate_masked, evaluate_network

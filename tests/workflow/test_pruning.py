@@ -9,6 +9,7 @@ from small import QUICK, in_batches, mlp_apply, small_mlp, small_pruning
 import rlprune_jax as rp
 from rlprune_jax.training.task import TaskError
 from rlprune_jax.workflow.config import PruneConfig, resolve
+from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.network import NetworkError
 from rlprune_jax.workflow.pruning import (
     bind_budgets,
@@ -16,7 +17,6 @@ from rlprune_jax.workflow.pruning import (
     check_fit,
     check_problem,
     repeated,
-    stage_key,
 )
 
 SMALL = small_mlp()
@@ -156,7 +156,7 @@ def test_checking_computes_nothing():
 
 
 def test_the_scores_of_units_are_those_asked_for():
-    from rlprune_jax.units.scores import magnitude_scores, random_scores
+    from rlprune_jax.units import magnitude_scores, random_scores
 
     by_score = {name: small_pruning(score=name).env for name in ("magnitude", "random")}
     wanted = magnitude_scores(SMALL.graph, SMALL.variables)

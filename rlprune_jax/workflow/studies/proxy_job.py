@@ -10,8 +10,9 @@ from rlprune_jax.search import masks_to_gates, random_search, search_method
 from rlprune_jax.study import Job
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.candidates import Evaluator, evaluate_candidate
+from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.notes import notes
-from rlprune_jax.workflow.pruning import Pruning, stage_key
+from rlprune_jax.workflow.pruning import Pruning
 from rlprune_jax.workflow.studies.base import StudyJob
 from rlprune_jax.workflow.studies.problem import (
     dense_accuracy,

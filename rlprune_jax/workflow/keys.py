@@ -1,0 +1,12 @@
+"""Random keys of the stages of a run."""
+
+import jax
+
+
+def stage_key(seed: int, stage: str) -> jax.Array:
+    """Return the random key of a stage.
+
+    A function of the seed and its name alone.
+    """
+    number = int.from_bytes(stage.encode()[-4:], "big") % 2**31
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), len(stage))
