@@ -72,7 +72,7 @@ class Correction(NamedTuple):
 
 
 class DenseRows(NamedTuple):
-    """Hold what a contraction of the dense network reads and makes.
+    """Hold what a dense contraction reads and makes.
 
     Attributes:
         outputs: f[B, R, N], at picked rows.
@@ -221,13 +221,9 @@ def _convolution_form(equation: Equation, shapes: tuple[Shape, Shape, Shape]) ->
         ]
         return jnp.stack(taps, 1).transpose(2, 0, 1, 3).reshape(groups, len(numbers), -1)
 
-    def outputs(output: jax.Array, numbers: jax.Array) -> jax.Array:
-        output = output.transpose(out[0], *out[2:], out[1])
-        return output.reshape(-1, groups, made)[numbers].swapaxes(0, 1)
-
-    def points(operand: jax.Array, numbers: jax.Array) -> jax.Array:
-        operand = operand.transpose(image[0], *image[2:], image[1])
-        return operand.reshape(-1, groups, inputs)[numbers].swapaxes(0, 1)
+    def positions(axes: Shape, array: jax.Array, numbers: jax.Array) -> jax.Array:
+        array = array.transpose(axes[0], *axes[2:], axes[1])
+        return array.reshape(-1, groups, array.shape[-1] // groups)[numbers].swapaxes(0, 1)
 
     def weights(array: jax.Array) -> jax.Array:
         array = array.reshape(groups, -1, inputs, made).transpose(1, 2, 0, 3)
@@ -241,8 +237,8 @@ def _convolution_form(equation: Equation, shapes: tuple[Shape, Shape, Shape]) ->
         row_count=count * int(np.prod(space, dtype=int)),
         point_count=count * int(np.prod([shapes[0][i] for i in image[2:]], dtype=int)),
         features=features,
-        outputs=outputs,
-        points=points,
+        outputs=partial(positions, out),
+        points=partial(positions, image),
         weights=weights,
         made=made,
         columns=(out[1],),
