@@ -84,7 +84,7 @@ class DenseRows(NamedTuple):
 
 
 class Site(NamedTuple):
-    """Hold a contraction of the masked network that is to be refitted.
+    """Hold a masked contraction that is to be refitted.
 
     Attributes:
         form: of it.
