@@ -62,8 +62,8 @@ class Evaluator:
         objective: of the task.
         recalibration: whether running statistics are recalibrated; a network without any skips it,
             and so does a candidate whose weights are refitted, so that its activations are like the
-            dense network's, and not finetuned. Without either the result says little of what finetuning
-            makes of a candidate.
+            dense network's, and not finetuned. Without either the result says little of what
+            finetuning makes of a candidate.
         chunk: how many candidates are evaluated at once; None as ``chunk_for_memory`` says.
         finetune_steps: steps that each candidate is trained before it is evaluated, which goes one
             after the other.
