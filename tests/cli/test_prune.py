@@ -127,8 +127,6 @@ def test_a_network_is_repaired_and_not_trained(finished, capsys):
     logits = load_stablehlo(path / "slim" / "model.stablehlo")(test.images)
     accuracy = np.mean(np.argmax(logits, 1) == test.labels)
     assert accuracy == pytest.approx(result["pruned"]["accuracy"], abs=1e-6)
-    plain = prune(tiny(runs, finetune_steps=0, rerank_steps=None, rerank=1, repair=False))
-    assert accuracy > read(plain)["pruned"]["accuracy"]
 
 
 @pytest.mark.slow
