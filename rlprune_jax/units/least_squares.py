@@ -262,7 +262,7 @@ class _Sums(NamedTuple):
 
 
 def fit_weights(site: Site, ridge: float) -> Correction:
-    r"""Return the change of weights that explains best what an output lacks.
+    r"""Return the change of weights that fits an output best.
 
     It minimises ``|X D + b - R|^2 + d |D|^2`` per block, of ``D`` and, with a bias, of ``b``.
     The damping ``d`` is ``ridge`` times the mean square of the features that are not constant, but
@@ -287,7 +287,7 @@ def fit_weights(site: Site, ridge: float) -> Correction:
 
 
 def merge_channels(site: Site, ridge: float) -> Correction:
-    """Return the change of weights that lets kept channels stand for others.
+    """Return the change of weights that merges channels.
 
     Each channel of the dense operand is explained, at every position alone, by those that the
     masked network has there: ``min over A, a of |P A + a - (P0 - P)|^2 + d |A|^2``. The weights
@@ -316,7 +316,7 @@ def merge_channels(site: Site, ridge: float) -> Correction:
 
 
 def fit_bias(site: Site) -> Correction:
-    """Return the bias that explains best what an output lacks."""
+    """Return the bias that fits an output best."""
     return Correction(jnp.zeros_like(site.weights), _lacking_mean(site, site.weights))
 
 
