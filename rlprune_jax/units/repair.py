@@ -115,7 +115,7 @@ def merge_units(
     ridge: float = 1e-3,
     rows: int | None = ROWS,
 ) -> Variables:
-    """Let units that are kept stand for those that are gone.
+    """Merge units that are gone into those that stay.
 
     Use it in place of ``repair`` where contractions sum over many positions of a window: each
     channel of the dense network is written as a combination of those that are kept, by ridge least
