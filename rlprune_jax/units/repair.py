@@ -270,7 +270,7 @@ def repair_towards(
     gates: Gates,
     reference: DenseReference,
 ) -> Variables:
-    """Repair a masked network towards a dense one that has run before.
+    """Repair a masked network towards a dense reference.
 
     Args:
         method: how; that of the reference.
