@@ -77,7 +77,7 @@ class RepairPlan(NamedTuple):
 
 
 class RepairSchedule(NamedTuple):
-    """Hold what a repair evaluates, in the order of the program.
+    """Hold what a repair evaluates, in program order.
 
     Attributes:
         refits: those behind a gate.
