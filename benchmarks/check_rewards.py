@@ -14,6 +14,7 @@ JSON.
 """
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -149,11 +150,13 @@ def draw_masks(pruning: Pruning, count: int, seed: int) -> list[Mask]:
     third = count // 3
     config = dataclasses.replace(pruning.config, evaluations=256)
     found = search(dataclasses.replace(pruning, config=config), "agent").archive.feasible.masks
-    return [
-        *(Mask("random", fitted(at_random())) for _ in range(third)),
-        *(Mask("uniform", fitted(nearly_uniform())) for _ in range(third)),
-        *(Mask("agent", fitted(mask)) for mask in np.asarray(found)[: count - 2 * third]),
+    kinds = [
+        [Mask("random", fitted(at_random())) for _ in range(third)],
+        [Mask("uniform", fitted(nearly_uniform())) for _ in range(third)],
+        [Mask("agent", fitted(mask)) for mask in np.asarray(found)[: count - 2 * third]],
     ]
+    # In turn, so that a check that is cut short has seen all kinds.
+    return [mask for row in itertools.zip_longest(*kinds) for mask in row if mask is not None]
 
 
 def with_reward(pruning: Pruning, kind: str) -> Pruning:
@@ -220,9 +223,15 @@ def rank_masks(options: RewardOptions, pruning: Pruning, seed: int) -> dict[str,
         say("reward", repair=kind, mean=found.mean(), best=found.max(), seconds=seconds[kind])
     finetune = finetuner(pruning)
     short = options.steps[0]
-    tested = [finetune(mask.gates, short, False) for mask in masks]
-    for kind, values in rewards.items():
-        say("rank", repair=kind, spearman=spearmanr(values, tested).statistic)
+    tested = []
+    for mask in masks:
+        tested.append(finetune(mask.gates, short, False))
+        if len(tested) % 12 == 0 or len(tested) == len(masks):
+            coefficients = {
+                kind: spearmanr(values[: len(tested)], tested).statistic
+                for kind, values in rewards.items()
+            }
+            say("rank", masks=len(tested), **coefficients)
     return {
         "kinds": [mask.kind for mask in masks],
         "rewards": rewards,

@@ -8,6 +8,9 @@ them after a short finetune on held-out data, finetune the winner on all trainin
 agent's network to the kept units, check that it equals its masked twin, and read the test data
 once. The run directory, printed last, holds result.json, metrics.jsonl, report.html and slim/.
 
+With --finetune-steps 0 nothing is trained after the cut: what remains is refitted to the dense
+network's activations by least squares, in seconds.
+
 The same command resumes an interrupted run, or says that it is finished. With more --evaluations,
 other --baselines or another finetuning it goes on from the dense network and the searches of a
 finished run that is the same otherwise; a search that is extended follows the schedules of the

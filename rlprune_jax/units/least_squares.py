@@ -72,7 +72,7 @@ class Correction(NamedTuple):
 
 
 class DenseRows(NamedTuple):
-    """Hold what a contraction of the dense network reads and makes.
+    """Hold what a dense contraction reads and makes.
 
     Attributes:
         outputs: f[B, R, N], at picked rows.
@@ -84,7 +84,7 @@ class DenseRows(NamedTuple):
 
 
 class Site(NamedTuple):
-    """Hold a contraction of the masked network that is to be refitted.
+    """Hold a masked contraction that is to be refitted.
 
     Attributes:
         form: of it.
@@ -221,13 +221,9 @@ def _convolution_form(equation: Equation, shapes: tuple[Shape, Shape, Shape]) ->
         ]
         return jnp.stack(taps, 1).transpose(2, 0, 1, 3).reshape(groups, len(numbers), -1)
 
-    def outputs(output: jax.Array, numbers: jax.Array) -> jax.Array:
-        output = output.transpose(out[0], *out[2:], out[1])
-        return output.reshape(-1, groups, made)[numbers].swapaxes(0, 1)
-
-    def points(operand: jax.Array, numbers: jax.Array) -> jax.Array:
-        operand = operand.transpose(image[0], *image[2:], image[1])
-        return operand.reshape(-1, groups, inputs)[numbers].swapaxes(0, 1)
+    def positions(axes: Shape, array: jax.Array, numbers: jax.Array) -> jax.Array:
+        array = array.transpose(axes[0], *axes[2:], axes[1])
+        return array.reshape(-1, groups, array.shape[-1] // groups)[numbers].swapaxes(0, 1)
 
     def weights(array: jax.Array) -> jax.Array:
         array = array.reshape(groups, -1, inputs, made).transpose(1, 2, 0, 3)
@@ -241,8 +237,8 @@ def _convolution_form(equation: Equation, shapes: tuple[Shape, Shape, Shape]) ->
         row_count=count * int(np.prod(space, dtype=int)),
         point_count=count * int(np.prod([shapes[0][i] for i in image[2:]], dtype=int)),
         features=features,
-        outputs=outputs,
-        points=points,
+        outputs=partial(positions, out),
+        points=partial(positions, image),
         weights=weights,
         made=made,
         columns=(out[1],),
@@ -266,7 +262,7 @@ class _Sums(NamedTuple):
 
 
 def fit_weights(site: Site, ridge: float) -> Correction:
-    r"""Return the change of weights that explains best what an output lacks.
+    r"""Return the change of weights that fits an output best.
 
     It minimises ``|X D + b - R|^2 + d |D|^2`` per block, of ``D`` and, with a bias, of ``b``.
     The damping ``d`` is ``ridge`` times the mean square of the features that are not constant, but
@@ -291,7 +287,7 @@ def fit_weights(site: Site, ridge: float) -> Correction:
 
 
 def merge_channels(site: Site, ridge: float) -> Correction:
-    """Return the change of weights that lets kept channels stand for others.
+    """Return the change of weights that merges channels.
 
     Each channel of the dense operand is explained, at every position alone, by those that the
     masked network has there: ``min over A, a of |P A + a - (P0 - P)|^2 + d |A|^2``. The weights
@@ -320,7 +316,7 @@ def merge_channels(site: Site, ridge: float) -> Correction:
 
 
 def fit_bias(site: Site) -> Correction:
-    """Return the bias that explains best what an output lacks."""
+    """Return the bias that fits an output best."""
     return Correction(jnp.zeros_like(site.weights), _lacking_mean(site, site.weights))
 
 

@@ -29,7 +29,7 @@ from rlprune_jax.units.least_squares import (
 from rlprune_jax.units.repair_plan import (
     Origin,
     Refit,
-    Schedule,
+    RepairSchedule,
     plan_repair,
     schedule_repair,
     to_variable,
@@ -115,7 +115,7 @@ def merge_units(
     ridge: float = 1e-3,
     rows: int | None = ROWS,
 ) -> Variables:
-    """Let units that are kept stand for those that are gone.
+    """Merge units that are gone into those that stay.
 
     Use it in place of ``repair`` where contractions sum over many positions of a window: each
     channel of the dense network is written as a combination of those that are kept, by ridge least
@@ -270,7 +270,7 @@ def repair_towards(
     gates: Gates,
     reference: DenseReference,
 ) -> Variables:
-    """Repair a masked network towards a dense one that has run before.
+    """Repair a masked network towards a dense reference.
 
     Args:
         method: how; that of the reference.
@@ -373,7 +373,7 @@ def _check_inputs(inputs: Inputs) -> None:
     )
 
 
-def _schedule(matched: Matched, graph: Graph, variables: Variables) -> Schedule:
+def _schedule(matched: Matched, graph: Graph, variables: Variables) -> RepairSchedule:
     count = len(flatten_with_paths(variables))
     # Which equations read units does not depend on the gates.
     steps = masked_steps(matched, flat_gates(graph, ones_gates(graph)))
@@ -394,7 +394,7 @@ class _Run:
         self._values.update(self._program.constants)
         self._steps: MaskedSteps = masked_steps(matched, gates)
 
-    def start(self, schedule: Schedule, outside: Mapping[int, jax.Array]) -> None:
+    def start(self, schedule: RepairSchedule, outside: Mapping[int, jax.Array]) -> None:
         """Evaluate what variables alone make, and take the rest from the dense network."""
         for number in schedule.of_variables:
             self._bind(number)

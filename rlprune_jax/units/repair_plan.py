@@ -76,8 +76,8 @@ class RepairPlan(NamedTuple):
     skipped: dict[int, str]
 
 
-class Schedule(NamedTuple):
-    """Hold what a repair evaluates, in the order of the program.
+class RepairSchedule(NamedTuple):
+    """Hold what a repair evaluates, in program order.
 
     Attributes:
         refits: those behind a gate.
@@ -94,7 +94,7 @@ class Schedule(NamedTuple):
 
 def schedule_repair(
     matched: Matched, refits: dict[int, Refit], is_changed: Callable[[int], bool], count: int
-) -> Schedule:
+) -> RepairSchedule:
     """Find what a repair has to evaluate.
 
     Args:
@@ -120,7 +120,7 @@ def schedule_repair(
         if number in refits:
             behind[number] = refits[number]
             changed.update(_corrected(program, number, refits[number]))
-    return Schedule(
+    return RepairSchedule(
         refits=behind,
         of_variables=tuple(of_variables),
         touched=tuple(touched),

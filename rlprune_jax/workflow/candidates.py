@@ -61,9 +61,9 @@ class Evaluator:
         definition: of the network.
         objective: of the task.
         recalibration: whether running statistics are recalibrated; a network without any skips it,
-            and so does a candidate that is repaired, whose activations are like the dense
-            network's, and not finetuned. Without either the result says little of what finetuning
-            makes of a candidate.
+            and so does a candidate whose weights are refitted, so that its activations are like the
+            dense network's, and not finetuned. Without either the result says little of what
+            finetuning makes of a candidate.
         chunk: how many candidates are evaluated at once; None as ``chunk_for_memory`` says.
         finetune_steps: steps that each candidate is trained before it is evaluated, which goes one
             after the other.
@@ -86,7 +86,8 @@ class Evaluator:
     @property
     def recalibrates(self) -> bool:
         """Tell whether candidates get statistics of their own."""
-        fits_dense = self.repair is not None and not self.finetune_steps
+        refits = self.repair is not None and self.repair.kind != "fold"
+        fits_dense = refits and not self.finetune_steps
         return self.recalibration and not fits_dense and self.definition.apply_train is not None
 
 

@@ -155,9 +155,10 @@ class RepairConfig:
     """How what remains is refitted to the dense network's activations."""
 
     repair_reward: RewardRepair = "none"
-    """Before each reward, in place of recalibration. merge: kept channels stand for those that are
-    gone, by least squares; ridge: all weights are refitted, which costs more; fold: biases alone;
-    none. Weights that are tied, computed or read in a loop stay as they are."""
+    """Before each reward. merge: kept channels stand for those that are gone, by least squares;
+    ridge: all weights are refitted, which costs more; both in place of recalibration. fold: biases
+    alone, of use without batch norm. Weights that are tied, computed or read in a loop stay as they
+    are."""
     repair: bool | None = None
     """Refit the weights of what is delivered by least squares, before it is finetuned. By default
     where nothing is finetuned."""

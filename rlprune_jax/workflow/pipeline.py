@@ -49,14 +49,17 @@ def prune(
 
     What it can do is kept. The agent and its rivals search at the same number of evaluations; the
     best of each is brought within every budget, finetuned and evaluated once on the test data. A
-    second call on the same network compiles nothing new.
+    second call on the same network compiles nothing new. With ``finetune_steps=0`` nothing is
+    trained: weights that remain are refitted to the dense network's activations, by least squares
+    on ``repair_images`` training examples, and no label is read but in the search.
 
     Args:
         network: dense and trained; it is not trained again.
         task: what it is to do, and its data.
         budgets: as text (``"params=0.1"``, ``"macs=0.3"``, ``"weight_bytes=100kB"``,
             ``"latency=2ms"``) or ``Budget``; any number of them.
-        finetune: training of your own in place of ours, see ``Finetune``.
+        finetune: training of your own in place of ours, see ``Finetune``; not called where
+            ``finetune_steps=0``.
         run_dir: a folder that makes the run resumable; without one nothing is written. A finished
             run in it goes on where more ``evaluations`` are asked for.
         config: settings; ``PruneConfig()`` where None.

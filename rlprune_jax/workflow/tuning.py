@@ -79,7 +79,7 @@ class Tuner:
     def short(self, number: int, gates: Gates) -> Variables:
         """Return variables to compare a candidate by.
 
-        Trained without held-out data.
+        Trained without held-out data; repaired alone where there are no steps.
 
         Raises:
             DivergenceError: the loss or the variables became NaN or infinite.
@@ -89,7 +89,7 @@ class Tuner:
     def last(self, gates: Gates) -> Variables:
         """Return the variables to deliver.
 
-        Trained with the held-out data too.
+        Trained with the held-out data too; repaired alone where there are no steps.
 
         Raises:
             DivergenceError: the loss or the variables became NaN or infinite.

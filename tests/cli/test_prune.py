@@ -115,6 +115,21 @@ def test_a_finished_run_is_found_and_not_done_again(finished, capsys):
 
 
 @pytest.mark.slow
+def test_a_network_is_repaired_and_not_trained(finished, capsys):
+    runs, _ = finished
+    path = prune(tiny(runs, finetune_steps=0, rerank_steps=None, rerank=1))
+    assert "goes on from" in capsys.readouterr().err
+    assert all("finetune" not in record["stage"] for record in records(path))
+    result = read(path)
+    assert all(budget["satisfied"] for budget in result["budgets"])
+    assert result["equivalence"]["max_abs_diff"] <= 1e-4
+    test = data.load("digits").test
+    logits = load_stablehlo(path / "slim" / "model.stablehlo")(test.images)
+    accuracy = np.mean(np.argmax(logits, 1) == test.labels)
+    assert accuracy == pytest.approx(result["pruned"]["accuracy"], abs=1e-6)
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_extended(finished, capsys):
     runs, short = finished
 

@@ -14,7 +14,7 @@ from rlprune_jax.workflow.searches import ARCHIVE_SIZE
 
 SMALL = small_mlp()
 SIZES = {split: SMALL.task.size(split) for split in ("train", "held_out")}
-FITS = {**QUICK, "reward_images": 1, "calibration_images": 1, "batch_size": 1}
+FITS = {**QUICK, "reward_images": 1, "calibration_images": 1, "repair_images": 1, "batch_size": 1}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_what_a_repair_leaves_as_it_is_is_told():
 
     variables = {"tied": jnp.ones((4, 6)), "free": jnp.ones((6, 6))}
     network = rp.Network(apply, variables, jnp.ones((2, 4)))
-    config = PruneConfig(**FITS, repair_images=1)
+    config = PruneConfig(**FITS)
     assert notes(config, SMALL.task, network) == {}
     asked = dataclasses.replace(config, repair_reward="merge", repair=True)
     why = "1 of 2 contractions stay as they are: its weights are read 2 times (1)"
