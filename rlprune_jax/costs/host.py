@@ -205,8 +205,8 @@ class FunctionCost:
         Raises:
             CostError: see ``call_checked``.
         """
-        known = len(self._seen) <= CHECKED_TWICE
-        return _quartiles(self._ask(gates, 2 if known else 1)).upper
+        count = 2 if len(self._seen) < CHECKED_TWICE else 1
+        return _quartiles(self._ask(gates, count)).upper
 
     def exact(self, gates: Gates) -> Measured:
         """Return the cost with its noise, from two answers or more.

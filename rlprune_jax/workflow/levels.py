@@ -229,15 +229,13 @@ def largest_number(fits: Callable[[int], bool], low: int, high: int, asks: int) 
     """
     if high < low:
         return None
-    grid = np.unique(np.linspace(low, high, max(2, asks // 3)).round().astype(int))[::-1]
-    above = high + 1
-    for tried, number in enumerate(map(int, grid), start=1):
-        if fits(number):
-            break
-        above = number
-    else:
+    grid = np.unique(np.linspace(low, high, max(2, asks // 2)).round().astype(int))[::-1].tolist()
+    number = next((each for each in grid if fits(each)), None)
+    if number is None:
         return None
-    if above - number - 1 <= asks - tried:
+    tried = grid.index(number)
+    above = grid[tried - 1] if tried else high + 1
+    if above - number - 1 <= asks - tried - 1:
         return next((each for each in range(above - 1, number, -1) if fits(each)), number)
     while above - number > 1:
         middle = (above + number) // 2
@@ -355,7 +353,7 @@ def shrink(asked: Asked, levels: Levels, high: np.ndarray) -> list[np.ndarray]:
     if asked.left < FEW_ASKS:
         found = shrink_together(asked, levels, high)
         return [] if found is None else [found]
-    asks = min(asked.left // 5, 48)
+    asks = min(asked.left // 4, 48)
     worth = densities(levels, low, high)
     found_all = [
         along(asked, levels, together(low, high), asks),

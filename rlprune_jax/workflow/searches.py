@@ -17,6 +17,7 @@ from rlprune_jax.search import (
     SearchState,
     feasible,
     masks_to_gates,
+    renew_rewards,
     run_search_host,
     start_search,
 )
@@ -126,13 +127,17 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         rows = []
         for iteration in range(start, start + steps):
             began, compiled = time.perf_counter(), clock.seconds
-            stairs = config.reward_finetune
-            stair = stairs[iteration * len(stairs) // iterations]
+            stair = stair_of(config.reward_finetune, iteration, iterations)
+            if len(set(config.reward_finetune)) > 1:
+                before = last_stair(run.metrics(f"search-{method}"), rows)
+                if stair != before and int(state.archive.seen):
+                    state = renew_rewards(strategy.method, env, partial(rewards, stair), state)
             state, metrics, history = run_search_host(
                 strategy.method, env, partial(rewards, stair), state, 1, costs
             )
             row: dict[str, PyTree] = {name: np.asarray(value[0]) for name, value in metrics.items()}
             row |= {
+                "reward_finetune": stair,
                 "best": np.asarray(state.archive.feasible.rewards[0]),
                 "seconds": time.perf_counter() - began,
                 "compile_seconds": clock.seconds - compiled,
@@ -161,6 +166,30 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         method=method,
         fill=strategy.fill,
     )
+
+
+def stair_of(stairs: Sequence[int], iteration: int, iterations: int) -> int:
+    """Return the finetuning steps before a reward in an iteration.
+
+    Equal parts of a search, and its last iteration has the last entry, however few there are: what
+    methods of one iteration and of many find is then rewarded alike.
+
+    Example:
+        >>> [stair_of((0, 20, 40), iteration, 6) for iteration in range(6)]
+        [0, 0, 20, 20, 40, 40]
+        >>> stair_of((0, 20, 40), 0, 1)
+        40
+    """
+    return stairs[((iteration + 1) * len(stairs) - 1) // iterations]
+
+
+def last_stair(stored: Sequence[Json], rows: Sequence[tuple[int, dict]]) -> int | None:
+    """Return the finetuning steps of the last iteration, None before any.
+
+    Read from what was recorded, as a search that is extended has other parts than before.
+    """
+    values = rows[-1][1] if rows else stored[-1] if stored else {}
+    return values.get("reward_finetune")
 
 
 def history_of(rows: Sequence[Json], name: str) -> jax.Array:
