@@ -322,3 +322,17 @@ def test_a_latency_is_measured_and_met(tmp_path, monkeypatch):
     rows = {row["name"]: row for row in delivered.budget_rows()}
     assert rows["latency"]["unit"] == "ms" and 0 < rows["latency"]["achieved"] < 1000
     assert rows["params"]["achieved"] <= 0.5
+
+
+def test_a_predicted_latency_stands_beside_what_was_measured(tmp_path, monkeypatch):
+    """Limits far off: what is tried is that both are told, in the unit of the limit."""
+    monkeypatch.setenv("RLPRUNE_CACHE_DIR", str(tmp_path))
+    settings = {**ALONE, "latency_batch": 4}
+    for limit, unit in (("latency_table=1s", 1), ("latency_table=1000x", "dense")):
+        result = rp.prune(NETWORK, TASK, [limit, "params=0.5"], **settings)
+        row = next(row for row in result.budgets if row["name"] == "latency_table")
+        slim = result.pruned.latency_ms[4]
+        dense = result.dense.latency_ms[4]["median"] if unit == "dense" else 1
+        assert row["measured_ms"] == slim and row["satisfied"]
+        assert row["measured"] == pytest.approx(slim["median"] / dense)
+        assert "measured) of" in str(result) and "measured" not in result.budgets[1]
