@@ -46,9 +46,9 @@ class Constraint(NamedTuple):
         return self.in_unit(self.cost.exact(gates))
 
     def measure_again(self, gates: Gates) -> Measured:
-        """Return the cost measured anew, in the unit of the limit.
+        """Measure the cost anew.
 
-        From then on it is what ``measure`` returns. A cost without noise is the same as before.
+        In the unit of the limit. From then on it is what ``measure`` returns. A cost without noise is the same as before.
         """
         again = self.cost.again
         return self.measure(gates) if again is None else self.in_unit(again(gates))

@@ -209,7 +209,9 @@ class FunctionCost:
         return _quartiles(self._ask(gates, count)).upper
 
     def exact(self, gates: Gates) -> Measured:
-        """Return the cost with its noise, from two answers or more.
+        """Return the cost with its noise.
+
+        From two answers, or more where they differ.
 
         Args:
             gates: group name -> f32[units], concrete; a unit counts as kept from 0.5.

@@ -74,7 +74,7 @@ class SlimLatency:
         return self._measure(tuple(widths(self._graph, gates).values()))
 
     def again(self, gates: Gates) -> Latency:
-        """Return the latency at the widths of the gates, measured anew.
+        """Measure the latency at these widths anew.
 
         What was measured before is forgotten: of several measurements the lucky ones are not kept.
 

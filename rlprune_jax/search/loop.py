@@ -309,9 +309,9 @@ def run_search_host(
 def renew_rewards(
     method: SearchMethod, env: Environment, evaluate: Evaluate, search: SearchState
 ) -> SearchState:
-    """Go on with a search whose rewards have changed their meaning.
+    """Replace all rewards that a search remembers.
 
-    Use it between iterations, as where candidates are finetuned longer from now on. The feasible
+    Use it between iterations when rewards change their meaning, as where candidates are finetuned longer from now on. The feasible
     masks of the archive are evaluated anew, and the searcher forgets how large rewards were. The
     key of the evaluation is that of no iteration.
 

@@ -223,7 +223,7 @@ def repaired(pruning: Pruning, gates: Gates, repairs: int) -> tuple[Gates, bool]
 def confirm(
     delivered: Delivered, finetune: Finetune | None = None, run: Run | None = None
 ) -> Delivered:
-    """Measure what was delivered again, and repair it where it is over.
+    """Measure what was delivered again, and repair it.
 
     Use it at the end of a run. Repaired gates are finetuned anew and evaluated on the test data;
     what is still over then says so in ``budget_rows``.

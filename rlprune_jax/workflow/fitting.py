@@ -82,9 +82,9 @@ def fit_to_budgets(
 
 
 def allowed_mask(env: Environment, mask: ArrayLike) -> np.ndarray:
-    """Return a mask bool[G, Cmax] with numbers of units that are allowed.
+    """Change a mask to allowed numbers of units.
 
-    Groups below their least get their best units, those that are rounded lose their worst.
+    Returns bool[G, Cmax]. Groups below their least get their best units, those that are rounded lose their worst.
     """
     kept = np.asarray(is_kept(jnp.asarray(mask))) & np.asarray(env.alive)
     places = rank(np.where(kept, np.inf, -np.asarray(env.ranks, np.float64)))

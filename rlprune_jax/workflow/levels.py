@@ -35,7 +35,9 @@ FEW_ASKS = 24
 
 
 class Asked:
-    """Ask costs whether masks are within their limits, a bounded number of times.
+    """Ask costs whether masks are within their limits.
+
+    A bounded number of times.
 
     Attributes:
         constraints: counts first.
@@ -64,9 +66,9 @@ class Asked:
         return self.left if self.is_bounded else min(self.left, ALL_COUNTED)
 
     def uppers(self, mask: np.ndarray, must: bool = False) -> np.ndarray:
-        """Return the costs f64[K] of a mask, of measured ones the upper quartile.
+        """Return the costs of a mask.
 
-        Counts come first, and the host is not asked for a mask that they refuse: NaN then, as where
+        f64[K], of measured ones the upper quartile. Counts come first, and the host is not asked for a mask that they refuse: NaN then, as where
         no ask is left.
 
         Args:
@@ -96,7 +98,7 @@ class Asked:
         return found
 
     def within(self, mask: np.ndarray, must: bool = False) -> bool:
-        """Return whether a mask bool[G, Cmax] is known to be within every limit."""
+        """Return whether a mask is known to be within limits."""
         return bool((self.uppers(mask, must) <= self.limits).all())
 
     def gates(self, mask: np.ndarray) -> Gates:
@@ -134,7 +136,7 @@ class Levels(NamedTuple):
         return self.places < np.array(counts)[:, None]
 
     def of(self, mask: np.ndarray) -> np.ndarray:
-        """Return the levels i64[G] of a mask that the order makes."""
+        """Return the levels i64[G] of a mask."""
         counts = mask.sum(-1)
         return np.array(
             [np.searchsorted(each, count) for each, count in zip(self.allowed, counts, strict=True)]
@@ -184,16 +186,17 @@ def make_levels(env: Environment, *first: np.ndarray) -> Levels:
 
 
 def combinations(low: np.ndarray, high: np.ndarray) -> int:
-    """Return how many levels there are from low to high i64[G]."""
+    """Count the levels from low to high i64[G]."""
     return math.prod(int(number) + 1 for number in high - low)
 
 
 def best_of_all(
     asked: Asked, levels: Levels, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray | None:
-    """Ask for all levels by falling worth, and return the first that fits.
+    """Return the levels of greatest worth that fit.
 
-    Use it where ``combinations(low, high)`` are few; None where nothing fits.
+    All are asked for by falling worth until one fits; None where nothing does. Use it where
+    ``combinations(low, high)`` are few.
     """
     steps = itertools.product(*(range(a, b + 1) for a, b in zip(low, high, strict=True)))
     every = np.array(list(steps))
@@ -206,9 +209,9 @@ def best_of_all(
 
 
 def largest_number(fits: Callable[[int], bool], low: int, high: int, asks: int) -> int | None:
-    """Find a large number that fits, though smaller ones may not.
+    """Find a large number that fits.
 
-    Numbers are tried from the largest down, evenly spread, and then those above the first that
+    Smaller ones need not fit. Numbers are tried from the largest down, evenly spread, and then those above the first that
     fits: all of them where asks allow it, else by bisection. Where what fits are all numbers up to
     one, it is that one.
 
@@ -263,7 +266,7 @@ class Line(NamedTuple):
 
 
 def line(low: np.ndarray, high: np.ndarray, keys: Sequence[np.ndarray]) -> Line:
-    """Return the line on which steps of great keys are taken first.
+    """Return the line that takes steps of great keys first.
 
     Args:
         low: levels i64[G] of its start.
@@ -278,7 +281,10 @@ def line(low: np.ndarray, high: np.ndarray, keys: Sequence[np.ndarray]) -> Line:
 
 
 def densities(levels: Levels, low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
-    """Return the worth of a unit in every step from low to high, per group."""
+    """Return the worth of a unit in every step.
+
+    Per group, from levels ``low`` to ``high`` i64[G].
+    """
     return [
         np.diff(worth[a : b + 1]) / np.diff(allowed[a : b + 1])
         for worth, allowed, a, b in zip(levels.worth, levels.allowed, low, high, strict=True)
@@ -286,13 +292,16 @@ def densities(levels: Levels, low: np.ndarray, high: np.ndarray) -> list[np.ndar
 
 
 def together(low: np.ndarray, high: np.ndarray) -> Line:
-    """Return the line on which all groups keep the same fraction of what they may."""
+    """Return the line on which all groups grow alike."""
     keys = [-np.arange(1, span + 1) / max(span, 1) for span in high - low]
     return line(low, high, keys)
 
 
 def along(asked: Asked, levels: Levels, way: Line, asks: int, least: int = 0) -> np.ndarray | None:
-    """Return the largest mask on a line that was found to fit, as levels i64[G]; or None."""
+    """Return the largest levels on a line that fit.
+
+    i64[G], or None where none was found (``largest_number``).
+    """
     found = largest_number(
         lambda steps: asked.within(levels.mask(way.at(steps))), least, len(way.groups), asks
     )
@@ -300,9 +309,9 @@ def along(asked: Asked, levels: Levels, way: Line, asks: int, least: int = 0) ->
 
 
 def prices(asked: Asked, levels: Levels, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return what a unit of each group costs beside the others, f64[G].
+    """Return what a unit of each group costs.
 
-    In limits, summed over the costs that are over at ``high``: the cost there less that with the
+    f64[G], in limits, summed over the costs that are over at ``high``: the cost there less that with the
     group alone at ``low``. One ask a group.
     """
     whole = asked.uppers(levels.mask(high))
@@ -333,9 +342,9 @@ def shrink_together(asked: Asked, levels: Levels, high: np.ndarray) -> np.ndarra
 
 
 def shrink(asked: Asked, levels: Levels, high: np.ndarray) -> list[np.ndarray]:
-    """Return masks below one that is over, each found within the limits.
+    """Return masks below one that is over.
 
-    All groups shrink together on one line, by score on another, and dear groups first on a third;
+    Each was found within the limits. All groups shrink together on one line, by score on another, and dear groups first on a third;
     single groups at their least are tried on the way.
 
     Args:
@@ -369,7 +378,7 @@ def shrink(asked: Asked, levels: Levels, high: np.ndarray) -> list[np.ndarray]:
 
 
 def grow(asked: Asked, levels: Levels, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Add units to a mask while it stays within the limits.
+    """Add units to a mask within the limits.
 
     Nothing is ever taken away. Units come by score; a group whose next does not fit leaves room to
     others, and at last two more of one group or one of two are tried.
