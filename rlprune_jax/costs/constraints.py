@@ -48,7 +48,8 @@ class Constraint(NamedTuple):
     def measure_again(self, gates: Gates) -> Measured:
         """Measure the cost anew.
 
-        In the unit of the limit. From then on it is what ``measure`` returns. A cost without noise is the same as before.
+        In the unit of the limit. From then on it is what ``measure`` returns. A cost without noise
+        is the same as before.
         """
         again = self.cost.again
         return self.measure(gates) if again is None else self.in_unit(again(gates))

@@ -311,9 +311,9 @@ def renew_rewards(
 ) -> SearchState:
     """Replace all rewards that a search remembers.
 
-    Use it between iterations when rewards change their meaning, as where candidates are finetuned longer from now on. The feasible
-    masks of the archive are evaluated anew, and the searcher forgets how large rewards were. The
-    key of the evaluation is that of no iteration.
+    Use it between iterations when rewards change their meaning, as where candidates are finetuned
+    longer from now on. The feasible masks of the archive are evaluated anew, and the searcher
+    forgets how large rewards were. The key of the evaluation is that of no iteration.
 
     Args:
         method: from `search_method`.

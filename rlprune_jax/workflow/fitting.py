@@ -84,7 +84,8 @@ def fit_to_budgets(
 def allowed_mask(env: Environment, mask: ArrayLike) -> np.ndarray:
     """Change a mask to allowed numbers of units.
 
-    Returns bool[G, Cmax]. Groups below their least get their best units, those that are rounded lose their worst.
+    Returns bool[G, Cmax]. Groups below their least get their best units, those that are rounded
+    lose their worst.
     """
     kept = np.asarray(is_kept(jnp.asarray(mask))) & np.asarray(env.alive)
     places = rank(np.where(kept, np.inf, -np.asarray(env.ranks, np.float64)))

@@ -68,8 +68,8 @@ class Asked:
     def uppers(self, mask: np.ndarray, must: bool = False) -> np.ndarray:
         """Return the costs of a mask.
 
-        f64[K], of measured ones the upper quartile. Counts come first, and the host is not asked for a mask that they refuse: NaN then, as where
-        no ask is left.
+        f64[K], of measured ones the upper quartile. Counts come first, and the host is not asked
+        for a mask that they refuse: NaN then, as where no ask is left.
 
         Args:
             mask: bool[G, Cmax].
@@ -211,9 +211,9 @@ def best_of_all(
 def largest_number(fits: Callable[[int], bool], low: int, high: int, asks: int) -> int | None:
     """Find a large number that fits.
 
-    Smaller ones need not fit. Numbers are tried from the largest down, evenly spread, and then those above the first that
-    fits: all of them where asks allow it, else by bisection. Where what fits are all numbers up to
-    one, it is that one.
+    Smaller ones need not fit. Numbers are tried from the largest down, evenly spread, and then
+    those above the first that fits: all of them where asks allow it, else by bisection. Where what
+    fits are all numbers up to one, it is that one.
 
     Args:
         fits: whether a number does.
@@ -311,8 +311,8 @@ def along(asked: Asked, levels: Levels, way: Line, asks: int, least: int = 0) ->
 def prices(asked: Asked, levels: Levels, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return what a unit of each group costs.
 
-    f64[G], in limits, summed over the costs that are over at ``high``: the cost there less that with the
-    group alone at ``low``. One ask a group.
+    f64[G], in limits, summed over the costs that are over at ``high``: the cost there less that
+    with the group alone at ``low``. One ask a group.
     """
     whole = asked.uppers(levels.mask(high))
     over = ~(whole <= asked.limits)
@@ -344,8 +344,8 @@ def shrink_together(asked: Asked, levels: Levels, high: np.ndarray) -> np.ndarra
 def shrink(asked: Asked, levels: Levels, high: np.ndarray) -> list[np.ndarray]:
     """Return masks below one that is over.
 
-    Each was found within the limits. All groups shrink together on one line, by score on another, and dear groups first on a third;
-    single groups at their least are tried on the way.
+    Each was found within the limits. All groups shrink together on one line, by score on another,
+    and dear groups first on a third; single groups at their least are tried on the way.
 
     Args:
         asked: of the costs.

@@ -186,7 +186,8 @@ def stair_of(stairs: Sequence[int], iteration: int, iterations: int) -> int:
 def last_stair(stored: Sequence[Json], rows: Sequence[tuple[int, dict]]) -> int | None:
     """Return the finetuning steps of the last iteration.
 
-    None before any. Read from what was recorded, as a search that is extended has other parts than before.
+    None before any. Read from what was recorded, as a search that is extended has other parts than
+    before.
     """
     values = rows[-1][1] if rows else stored[-1] if stored else {}
     return values.get("reward_finetune")
