@@ -4,6 +4,7 @@ A mask that is within every budget, by the costs themselves, is only ever added 
 is shrunk, in several ways, and the one that keeps most of it is taken. Estimates decide nothing.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ from rlprune_jax.checks import require_count
 from rlprune_jax.costs.constraints import Constraint, exact_costs
 from rlprune_jax.kept import is_kept, rank
 from rlprune_jax.search.archive import Archive
-from rlprune_jax.search.environment import Environment, ratios_to_masks, round_masks
+from rlprune_jax.search.environment import Environment, ratios_to_masks
 from rlprune_jax.types import Gates, PyTree
 from rlprune_jax.workflow.levels import (
     Asked,
@@ -32,6 +33,9 @@ from rlprune_jax.workflow.levels import (
 from rlprune_jax.workflow.network import Network
 
 Candidate = TypeVar("Candidate")
+
+MUST_ASK = 2
+"""Known masks that are asked for even where no asks are left."""
 
 
 def fit_to_budgets(
@@ -87,11 +91,14 @@ def allowed_mask(env: Environment, mask: ArrayLike) -> np.ndarray:
     Returns bool[G, Cmax]. Groups below their least get their best units, those that are rounded
     lose their worst.
     """
-    kept = np.asarray(is_kept(jnp.asarray(mask))) & np.asarray(env.alive)
-    places = rank(np.where(kept, np.inf, -np.asarray(env.ranks, np.float64)))
-    least = places < np.maximum(kept.sum(-1), np.asarray(env.min_keep))[:, None]
-    rounded = round_masks(env, jnp.asarray(least, jnp.float32), env.raw_scores)
-    return np.asarray(rounded) > 0
+    alive, sizes = np.asarray(env.alive), np.asarray(env.sizes)
+    multiples = np.asarray(env.multiples)
+    kept = np.asarray(is_kept(jnp.asarray(mask))) & alive
+    counts = kept.sum(-1)
+    fewer = np.maximum(counts // multiples * multiples, np.asarray(env.min_keep))
+    wanted = np.where(counts == sizes, counts, fewer)
+    standing = 2 * kept - np.asarray(env.ranks, np.float64) / env.num_units
+    return rank(np.where(alive, standing, -np.inf)) < wanted[:, None]
 
 
 def _below(
@@ -111,8 +118,10 @@ def _below(
     starts = sorted(shrink(asked, levels, high), key=levels.worth_of)[-2:]
     masks = [levels.mask(grow(asked, levels, each, high)) for each in starts]
     least = max(masks, key=kept, default=np.zeros_like(wanted))
-    others = [each for each in known if kept(each) > kept(least)]
-    masks += [each for each in others if asked.within(each, must=True)]
+    others = sorted((each for each in known if kept(each) > kept(least)), key=kept, reverse=True)
+    # The first few whatever was asked before: the search has found them within.
+    best = (each for n, each in enumerate(others) if asked.within(each, must=n < MUST_ASK))
+    masks += list(itertools.islice(best, 1))
     return max(masks, key=kept) if masks else _last_resort(env, asked, levels, high)
 
 
