@@ -8,7 +8,9 @@ import pytest
 
 from rlprune_jax.costs import Budget, Constraint, Cost
 from rlprune_jax.costs.cost import without_noise
+from rlprune_jax.kept import rank
 from rlprune_jax.search import make_environment
+from rlprune_jax.search.environment import round_masks
 from rlprune_jax.workflow.fitting import allowed_mask, fit_to_budgets
 from rlprune_jax.workflow.levels import Asked, largest_number, make_levels, unit_worth
 
@@ -107,6 +109,21 @@ def test_what_is_within_is_delivered_with_what_can_be_added_alone(function, fill
         above = np.array(list(itertools.product(*ranges)))
         assert (function(above) <= limit).sum() == 1
     assert cases >= 2
+
+
+@pytest.mark.parametrize("asks", [12, 128])
+@pytest.mark.parametrize("function", ODD)
+def test_a_large_network_within_loses_nothing_however_few_are_asked_for(function, asks):
+    for seed, keep in itertools.product(range(3), (0.2, 0.7)):
+        env, _, _ = problem(LARGE, function, 1.0, asks)
+        mask = draw(env, seed, keep)
+        limit = float(function(mask.sum(-1)))
+        if limit >= FORBIDDEN:
+            continue
+        _, constraints, calls = problem(LARGE, function, limit, asks)
+        given = as_mask(env, fit_to_budgets(env, constraints, mask))
+        assert (given >= mask).all() and function(given.sum(-1)) <= limit
+        assert len(calls) <= asks + 1
 
 
 @pytest.mark.parametrize("function", ODD)
@@ -224,3 +241,17 @@ def test_the_largest_number_is_found_where_numbers_fit_up_to_one(asks):
         assert found == last and len(tried) <= asks + 7
     assert largest_number(lambda number: False, 0, 100, asks) is None
     assert largest_number(lambda number: True, 3, 2, asks) is None
+
+
+@pytest.mark.parametrize(("least", "multiple"), [(1, 1), (2, 3), (3, 4)])
+def test_numbers_of_units_are_those_that_a_search_rounds_to(least, multiple):
+    """``round_masks`` is a second way to the same masks."""
+    scores = [np.random.default_rng(3).normal(size=size) for size in (5, 8, 12)]
+    env = make_environment((5, 8, 12), scores, np.eye(3), [1.0], min_keep=least, round_to=multiple)
+    for seed in range(3):
+        mask = np.random.default_rng(seed).random(env.ranks.shape) < 0.2 + 0.3 * seed
+        # Groups below their least get their best units first.
+        kept = np.where(mask & np.asarray(env.alive), np.inf, -np.asarray(env.ranks, float))
+        enough = rank(kept) < np.maximum((kept == np.inf).sum(-1), least)[:, None]
+        expected = np.asarray(round_masks(env, enough.astype(np.float32), env.raw_scores))
+        np.testing.assert_array_equal(allowed_mask(env, mask), expected > 0)
