@@ -173,8 +173,8 @@ def budgets_table(budgets: Sequence[Json]) -> Table:
     measured = [
         amount(budget, budget["measured"]) if "measured" in budget else "" for budget in budgets
     ]
-    rows = [(*row, each) for row, each in zip(rows, measured, strict=True)]
-    return Table("Budgets", (*heads, "measured"), rows)
+    longer = [(*row, each) for row, each in zip(rows, measured, strict=True)]
+    return Table("Budgets", (*heads, "measured"), longer)
 
 
 def is_fraction(budget: Json) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from rlprune_jax.costs.constraints import Constraint
 from rlprune_jax.kept import rank
 from rlprune_jax.search.environment import Environment
-from rlprune_jax.types import Gates
+from rlprune_jax.types import PyTree
 
 CHEAP_ASKS = 2000
 """Masks that costs may be asked for where every cost is counted."""
@@ -101,7 +101,7 @@ class Asked:
         """Return whether a mask is known to be within limits."""
         return bool((self.uppers(mask, must) <= self.limits).all())
 
-    def gates(self, mask: np.ndarray) -> Gates:
+    def gates(self, mask: np.ndarray) -> dict[str, PyTree]:
         """Return a mask bool[G, Cmax] as NumPy gates."""
         env = self._env
         return {

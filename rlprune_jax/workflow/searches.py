@@ -124,7 +124,7 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         return -found.loss if config.reward == "loss" else found.metric
 
     def advance(state: SearchState, start: int, steps: int) -> tuple[SearchState, list]:
-        rows = []
+        rows: list[tuple[int, dict[str, PyTree]]] = []
         for iteration in range(start, start + steps):
             began, compiled = time.perf_counter(), clock.seconds
             stair = stair_of(config.reward_finetune, iteration, iterations)
