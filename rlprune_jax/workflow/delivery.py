@@ -206,6 +206,8 @@ def repaired(pruning: Pruning, gates: Gates, repairs: int) -> tuple[Gates, bool]
         Gates, and whether they are within every budget by what was measured last.
     """
     constraints = pruning.constraints
+    if not any(each.cost.again for each in constraints):
+        return gates, True
     for left in range(repairs, -1, -1):
         found = [each.measure_again(gates) for each in constraints]
         over = [not a.upper <= b.budget.limit for a, b in zip(found, constraints, strict=True)]
@@ -237,8 +239,6 @@ def confirm(
         DivergenceError: finetuning diverged.
     """
     pruning = delivered.pruning
-    if not any(each.cost.again for each in pruning.constraints):
-        return delivered
     tuner = Tuner(pruning, delivered.method, finetune, MemoryRun() if run is None else run)
     for repair in range(1, REPAIRS + 1):
         gates, _ = repaired(pruning, delivered.gates, REPAIRS)

@@ -141,7 +141,13 @@ def test_rewards_after_different_numbers_of_steps_are_never_compared(monkeypatch
 
 def test_a_search_that_is_extended_rewards_anew_what_it_had(tmp_path, monkeypatch):
     """Of four iterations the third is in the first half again, and has the shorter finetune."""
-    monkeypatch.setattr(searches, "_evaluate", high_before)
+    asked = []
+
+    def watched(evaluator, *arguments):
+        asked.append(evaluator.finetune_steps)
+        return high_before(evaluator, *arguments)
+
+    monkeypatch.setattr(searches, "_evaluate", watched)
     stairs = {"reward_finetune": (0, 0, 2), "save_seconds": 0.0}
     with open_run_at(tmp_path / "run", {}) as run:
         search(small_pruning("params=0.5", **stairs), "random_search", run)
@@ -150,6 +156,8 @@ def test_a_search_that_is_extended_rewards_anew_what_it_had(tmp_path, monkeypatc
         found = search(longer, "random_search", run)
         rows = run.metrics("search-random_search")
     assert [row["reward_finetune"] for row in rows] == [0, 2, 0, 0, 2, 2]
+    # Before the second, third and fifth iteration the archive too.
+    assert asked == [0, 2, 2, 0, 0, 0, 2, 2, 2]
     entries = found.archive.feasible
     valid = np.asarray(entries.valid)
     assert (np.asarray(entries.rewards)[valid] < 100).all()
