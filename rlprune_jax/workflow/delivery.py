@@ -171,8 +171,7 @@ def deliver(
     if len(candidates) > 1:
         best, ratings = best_of(range(len(candidates)), rate)
     # Measured again before it is trained long: of many that were measured, one that was lucky.
-    gates, _ = repaired(pruning, candidates[best], REPAIRS)
-    return _finetuned(tuner, gates, ratings)
+    return _finetuned(tuner, repaired(pruning, candidates[best]), ratings)
 
 
 def _finetuned(tuner: Tuner, gates: Gates, ratings: list[float], repair: int = 0) -> Delivered:
@@ -192,7 +191,7 @@ def _finetuned(tuner: Tuner, gates: Gates, ratings: list[float], repair: int = 0
     )
 
 
-def repaired(pruning: Pruning, gates: Gates, repairs: int) -> tuple[Gates, bool]:
+def repaired(pruning: Pruning, gates: Gates) -> Gates:
     """Measure gates again, and shrink them where they are over.
 
     Counts are what they are; only costs with noise can be over.
@@ -200,26 +199,26 @@ def repaired(pruning: Pruning, gates: Gates, repairs: int) -> tuple[Gates, bool]
     Args:
         pruning: the problem.
         gates: group name -> f32[units], within the budgets when they were measured last.
-        repairs: times that they may be shrunk.
 
     Returns:
-        Gates, and whether they are within every budget by what was measured last.
+        Gates within every budget by what was measured last, unless ``REPAIRS`` were not enough or
+        the smallest network is over by now.
     """
     constraints = pruning.constraints
     if not any(each.cost.again for each in constraints):
-        return gates, True
-    for left in range(repairs, -1, -1):
+        return gates
+    for left in range(REPAIRS, -1, -1):
         found = [each.measure_again(gates) for each in constraints]
         over = [not a.upper <= b.budget.limit for a, b in zip(found, constraints, strict=True)]
         if not any(over):
-            return gates, True
+            return gates
         if left:
             mask = gates_to_masks(pruning.env, gates)
             try:
                 gates = fit_to_budgets(pruning.env, constraints, mask, fill=False)
             except ValueError:
                 break  # even the smallest is over by now: what there is is kept, and said to be
-    return gates, False
+    return gates
 
 
 def confirm(
@@ -241,7 +240,7 @@ def confirm(
     pruning = delivered.pruning
     tuner = Tuner(pruning, delivered.method, finetune, MemoryRun() if run is None else run)
     for repair in range(1, REPAIRS + 1):
-        gates, _ = repaired(pruning, delivered.gates, REPAIRS)
+        gates = repaired(pruning, delivered.gates)
         if all(np.array_equal(gates[name], delivered.gates[name]) for name in gates):
             break
         delivered = _finetuned(tuner, gates, delivered.ratings, repair)
