@@ -205,6 +205,7 @@ USED_BY = {
     "kv_layers": ("kv_cache_bytes",),
     "latency_steps": ("latency",),
     "latency_programs": ("latency",),
+    "latency_asks": ("latency",),
 }
 """Options of measuring that only some budgets read."""
 

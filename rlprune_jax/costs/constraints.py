@@ -43,8 +43,22 @@ class Constraint(NamedTuple):
 
     def measure(self, gates: Gates) -> Measured:
         """Return the exact cost in the unit of the limit."""
-        found, dense = self.cost.exact(gates), self.cost.dense
-        return Measured(*(each / dense for each in found)) if self.budget.relative else found
+        return self.in_unit(self.cost.exact(gates))
+
+    def measure_again(self, gates: Gates) -> Measured:
+        """Measure the cost anew.
+
+        In the unit of the limit. From then on it is what ``measure`` returns. A cost without noise
+        is the same as before.
+        """
+        again = self.cost.again
+        return self.measure(gates) if again is None else self.in_unit(again(gates))
+
+    def in_unit(self, found: Measured) -> Measured:
+        """Return a cost in the unit of the limit."""
+        if not self.budget.relative:
+            return found
+        return Measured(*(each / self.cost.dense for each in found))
 
 
 def constrain(

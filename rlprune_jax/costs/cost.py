@@ -47,6 +47,9 @@ class Cost:
         exact: cost of concrete gates, in ``unit``.
         in_search: of a cost that only the host knows, its value for a candidate of a search;
             None where ``estimate`` is the cost itself.
+        again: of a cost with noise, what ``exact`` is when measured anew, which then counts; None
+            where it is always the same.
+        asks: networks that one delivered mask may ask ``exact`` for; None where that is cheap.
     """
 
     unit: str
@@ -54,6 +57,8 @@ class Cost:
     estimate: Callable[[Gates], jax.Array]
     exact: Callable[[Gates], Measured]
     in_search: Callable[[Gates], float] | None = None
+    again: Callable[[Gates], Measured] | None = None
+    asks: int | None = None
 
 
 class NetworkLike(Protocol):

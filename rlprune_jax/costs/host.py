@@ -7,13 +7,15 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlprune_jax.costs.cost import Cost, CostFactory, NetworkLike, without_noise
+from rlprune_jax.checks import require_count
+from rlprune_jax.costs.cost import Cost, CostFactory, Measured, NetworkLike, without_noise
 from rlprune_jax.costs.interpolation import interpolate_uniform
 from rlprune_jax.costs.options import CostOptions
 from rlprune_jax.costs.registry import OWN_UNIT
@@ -153,10 +155,29 @@ def source_digest(function: Callable[..., Any]) -> str:
     return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()[:10]
 
 
-class FunctionCost:
-    """Call a user's function, once per candidate."""
+CHECKED_TWICE = 8
+"""Networks that a function is asked for twice before one answer is taken for all."""
 
-    def __init__(self, graph: Graph, name: str, function: UserFunction, time_limit: float) -> None:
+
+class FunctionCost:
+    """Call a user's function, and again where its answers differ.
+
+    The first few networks are asked for twice. If no two answers differ, one is enough for a
+    candidate of a search, and what is delivered is asked for twice. From the first difference on
+    the function has noise, and every network is asked for ``answers`` times.
+
+    Attributes:
+        has_noise: whether two answers for one network have differed.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        name: str,
+        function: UserFunction,
+        time_limit: float,
+        answers: int = CostOptions().answers,
+    ) -> None:
         """Prepare without calling the function.
 
         Args:
@@ -164,27 +185,82 @@ class FunctionCost:
             name: of the cost, for messages.
             function: ``(widths, gates) -> number``.
             time_limit: seconds that one call may take.
+            answers: that are taken of a network where two differ.
+
+        Raises:
+            ValueError: ``answers`` below 2.
         """
         self._graph, self._name = graph, name
         self._function, self._time_limit = function, time_limit
-        self._seen: dict[bytes, float] = {}
+        self._answers = require_count("answers", answers, 2)
+        self._seen: dict[bytes, list[float]] = {}
+        self.has_noise = False
 
     def __call__(self, gates: Gates) -> float:
-        """Return the cost of concrete gates.
+        """Return the cost of a candidate, its upper quartile where it has noise.
+
+        Args:
+            gates: group name -> f32[units], concrete; a unit counts as kept from 0.5.
 
         Raises:
             CostError: see ``call_checked``.
         """
+        count = 2 if len(self._seen) < CHECKED_TWICE else 1
+        return _quartiles(self._ask(gates, count)).upper
+
+    def exact(self, gates: Gates) -> Measured:
+        """Return the cost with its noise.
+
+        From two answers, or more where they differ.
+
+        Args:
+            gates: group name -> f32[units], concrete; a unit counts as kept from 0.5.
+
+        Raises:
+            CostError: see ``call_checked``.
+        """
+        return _quartiles(self._ask(gates, 2))
+
+    def again(self, gates: Gates) -> Measured:
+        """Return the cost from new answers alone.
+
+        Args:
+            gates: group name -> f32[units], concrete; a unit counts as kept from 0.5.
+
+        Raises:
+            CostError: see ``call_checked``.
+        """
+        before = self._seen.pop(self._mark(gates), [])
+        found = self._ask(gates, 2)
+        if not self.has_noise and before and before[0] != found[0]:
+            self.has_noise = True
+            found = self._ask(gates, 2)
+        return _quartiles(found)
+
+    def _mark(self, gates: Gates) -> bytes:
+        kept = [is_kept(np.asarray(gates[name])) for name in self._graph.names]
+        return b"".join(np.packbits(each).tobytes() for each in kept)
+
+    def _ask(self, gates: Gates, count: int) -> list[float]:
+        """Return the answers for a network, ``count`` of them or as many as noise asks for."""
         kept = widths(self._graph, gates)
-        copies = {
-            name: is_kept(np.asarray(gates[name])).astype(np.float32) for name in self._graph.names
-        }
-        mark = b"".join(np.packbits(is_kept(gate)).tobytes() for gate in copies.values())
-        if mark not in self._seen:
-            self._seen[mark] = call_checked(
-                self._name, lambda: self._function(dict(kept), copies), kept, self._time_limit
-            )
-        return self._seen[mark]
+        answers = self._seen.setdefault(self._mark(gates), [])
+        while len(answers) < (self._answers if self.has_noise else count):
+            copies = {
+                name: is_kept(np.asarray(gates[name])).astype(np.float32)
+                for name in self._graph.names
+            }
+            call = partial(self._function, dict(kept), copies)
+            answers.append(call_checked(self._name, call, kept, self._time_limit))
+            self.has_noise |= answers[-1] != answers[0]
+        return answers
+
+
+def _quartiles(answers: Sequence[float]) -> Measured:
+    if len(set(answers)) == 1:
+        return without_noise(answers[0])
+    median, lower, upper = map(float, np.percentile(answers, (50, 25, 75)))
+    return Measured(value=median, lower=lower, upper=upper)
 
 
 def user_cost(name: str, function: UserFunction) -> CostFactory:
@@ -198,14 +274,16 @@ def user_cost(name: str, function: UserFunction) -> CostFactory:
 
     def make(network: NetworkLike, options: CostOptions) -> Cost:
         graph = network.graph
-        asked = FunctionCost(graph, name, function, options.time_limit)
-        dense = asked(ones_gates(graph))
+        asked = FunctionCost(graph, name, function, options.time_limit, options.answers)
+        dense = asked.exact(ones_gates(graph)).value
         return Cost(
             unit=OWN_UNIT,
             dense=dense,
-            estimate=interpolate_uniform(graph, asked, dense),
-            exact=lambda gates: without_noise(asked(gates)),
+            estimate=interpolate_uniform(graph, lambda gates: asked.exact(gates).value, dense),
+            exact=asked.exact,
             in_search=asked,
+            again=asked.again,
+            asks=options.function_asks,
         )
 
     return make

@@ -43,6 +43,9 @@ class CostOptions(NamedTuple):
         kv_layers: regular expression of the layers that make keys and values, in
             ``kv_cache_bytes``.
         time_limit: seconds that ``latency`` or a function of the user may take for one candidate.
+        answers: of a function of the user whose answers differ, how many are taken.
+        function_asks: networks that a delivered mask may ask a function of the user for.
+        latency_asks: networks that a delivered mask may compile to measure ``latency``.
     """
 
     tile: Tile = DEFAULT_TILE
@@ -53,3 +56,6 @@ class CostOptions(NamedTuple):
     repeats: int = 30
     kv_layers: str = KV_LAYERS
     time_limit: float = 60.0
+    answers: int = 5
+    function_asks: int = 128
+    latency_asks: int = 12

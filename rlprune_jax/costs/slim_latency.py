@@ -73,8 +73,24 @@ class SlimLatency:
         """
         return self._measure(tuple(widths(self._graph, gates).values()))
 
+    def again(self, gates: Gates) -> Latency:
+        """Measure the latency at these widths anew.
+
+        What was measured before is forgotten: of several measurements the lucky ones are not kept.
+
+        Args:
+            gates: group name -> f32[units], concrete; a unit counts as kept from 0.5.
+
+        Raises:
+            CostError: the network cannot be compiled or timed, or not in time.
+        """
+        self.measured.pop(tuple(widths(self._graph, gates).values()), None)
+        return self.exact(gates)
+
     def in_search(self, gates: Gates, estimate: Callable[[Gates], jax.Array]) -> float:
-        """Return the median latency, measured at widths nearby.
+        """Return the latency measured at widths nearby.
+
+        It is the upper quartile, which has to be within a limit in what is delivered too.
 
         Args:
             gates: group name -> f32[units], concrete; a unit counts as kept from 0.5.
@@ -89,10 +105,10 @@ class SlimLatency:
         if at not in self.measured and len(self.measured) >= self._options.programs:
             known = np.log(np.array(list(self.measured), float))
             at = list(self.measured)[int(np.square(known - np.log(at)).sum(-1).argmin())]
-        median = self._measure(at).median
+        upper = self._measure(at).upper_quartile
         if at == wanted:
-            return median
-        return median * float(estimate(self._kept(wanted))) / float(estimate(self._kept(at)))
+            return upper
+        return upper * float(estimate(self._kept(wanted))) / float(estimate(self._kept(at)))
 
     def _rounded(self, widths: Sequence[int]) -> tuple[int, ...]:
         steps = [max(1, math.ceil(size / self._options.steps)) for size in self._graph.sizes]
@@ -142,4 +158,6 @@ def latency_cost(network: NetworkLike, options: CostOptions) -> Cost:
         estimate=estimate,
         exact=exact,
         in_search=lambda gates: latency.in_search(gates, estimate),
+        again=lambda gates: Measured(*latency.again(gates)),
+        asks=options.latency_asks,
     )

@@ -157,20 +157,24 @@ def methods_table(result: Json) -> Table:
 
 def budgets_table(budgets: Sequence[Json]) -> Table:
     """Return the table of budgets and what was achieved."""
-    return Table(
-        "Budgets",
-        ("budget", "limit", "achieved", "counted", "respected"),
-        [
-            (
-                budget["name"],
-                amount(budget, budget["limit"]),
-                amount(budget, budget["achieved"]),
-                budget["count"],
-                budget["satisfied"],
-            )
-            for budget in budgets
-        ],
-    )
+    rows = [
+        (
+            budget["name"],
+            amount(budget, budget["limit"]),
+            amount(budget, budget["achieved"]),
+            budget["count"],
+            budget["satisfied"],
+        )
+        for budget in budgets
+    ]
+    heads = ("budget", "limit", "achieved", "counted", "respected")
+    if not any("measured" in budget for budget in budgets):
+        return Table("Budgets", heads, rows)
+    measured = [
+        amount(budget, budget["measured"]) if "measured" in budget else "" for budget in budgets
+    ]
+    longer = [(*row, each) for row, each in zip(rows, measured, strict=True)]
+    return Table("Budgets", (*heads, "measured"), longer)
 
 
 def is_fraction(budget: Json) -> bool:

@@ -14,6 +14,7 @@ from rlprune_jax.search.archive import (
     archive_init,
     archive_is_empty,
     archive_update,
+    archive_with_rewards,
     check_archive,
 )
 from rlprune_jax.search.baselines import (
@@ -55,6 +56,7 @@ from rlprune_jax.search.loop import (
     SearchMethod,
     SearchResult,
     SearchState,
+    renew_rewards,
     run_search,
     run_search_host,
     search_method,
@@ -92,6 +94,7 @@ __all__ = [
     "archive_init",
     "archive_is_empty",
     "archive_update",
+    "archive_with_rewards",
     "candidate_costs",
     "check_archive",
     "cma_es",
@@ -114,6 +117,7 @@ __all__ = [
     "ranked",
     "ratios_to_masks",
     "reachable",
+    "renew_rewards",
     "run_search",
     "run_search_host",
     "search_method",

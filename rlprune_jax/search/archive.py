@@ -112,6 +112,23 @@ def archive_update(
     )
 
 
+def archive_with_rewards(archive: Archive, rewards: jax.Array) -> Archive:
+    """Replace the rewards of all feasible masks and sort anew.
+
+    Use it where what is rewarded has changed, so that rewards of two kinds are never compared. A
+    mask whose reward is not finite leaves. Near misses stay as they are: they are ordered by how
+    far they are over, whatever their rewards.
+
+    Args:
+        archive: as it was.
+        rewards: f32[M] of ``archive.feasible.masks``; those of places not taken do not matter.
+    """
+    valid = archive.feasible.valid & jnp.isfinite(rewards)
+    renewed = archive.feasible._replace(rewards=jnp.asarray(rewards, jnp.float32), valid=valid)
+    nothing = jax.tree.map(jnp.zeros_like, renewed)
+    return archive._replace(feasible=_best(renewed, nothing, _rewards))
+
+
 def archive_best(archive: Archive) -> Entries:
     """Return the feasible mask of highest reward.
 

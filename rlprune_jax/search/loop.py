@@ -13,7 +13,12 @@ from flax import struct
 from jax.typing import ArrayLike
 
 from rlprune_jax.checks import require, require_count, require_key
-from rlprune_jax.search.archive import Archive, archive_init, archive_update
+from rlprune_jax.search.archive import (
+    Archive,
+    archive_init,
+    archive_update,
+    archive_with_rewards,
+)
 from rlprune_jax.search.environment import CostFunction, Environment, candidate_costs
 from rlprune_jax.search.searcher import Candidates, Metrics, Searcher
 from rlprune_jax.types import PyTree
@@ -303,6 +308,34 @@ def run_search_host(
     # Stacked on the host: on the device every number of iterations would be one more program.
     metrics, history = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
     return search, metrics, history
+
+
+def renew_rewards(
+    method: SearchMethod, env: Environment, evaluate: Evaluate, search: SearchState
+) -> SearchState:
+    """Replace all rewards that a search remembers.
+
+    Use it between iterations when rewards change their meaning, as where candidates are finetuned
+    longer from now on. The feasible masks of the archive are evaluated anew, and the searcher
+    forgets how large rewards were. The key of the evaluation is that of no iteration.
+
+    Args:
+        method: from `search_method`.
+        env: the problem.
+        evaluate: rewards as they are from now on.
+        search: from `start_search` or `run_search_host`.
+    """
+    masks = search.archive.feasible.masks.astype(jnp.float32)
+    key = jax.random.fold_in(jax.random.fold_in(search.key, INIT_FOLD + 1), search.iteration)
+    return _renew(method, env, search, jnp.asarray(evaluate(masks, key), jnp.float32))
+
+
+@jax.jit
+def _renew(
+    method: SearchMethod, env: Environment, search: SearchState, rewards: jax.Array
+) -> SearchState:
+    archive = archive_with_rewards(search.archive, rewards)
+    return search._replace(state=method(env).forget(search.state), archive=archive)
 
 
 @jax.jit

@@ -188,7 +188,18 @@ def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
         found["proposed_cost_mean"] = costs.mean(0) * env.limits
         return state, metrics | losses | found
 
-    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn, limits=env.limits)
+    def forget(state: AgentState) -> AgentState:
+        # What scales the critics' targets; advantages compare the candidates of one batch.
+        return state._replace(outcomes=running_init(1 + env.num_budgets))
+
+    return Searcher(
+        init=init,
+        ask=ask,
+        tell=tell,
+        cost_fn=env.cost_fn,
+        limits=env.limits,
+        forget=forget,
+    )
 
 
 def _multiplier_metrics(

@@ -53,6 +53,21 @@ class Tell(Protocol):
         """Return the next state and metrics, from rewards f32[N] and costs f32[N, K]."""
 
 
+class Forget(Protocol):
+    """Forget how large rewards were."""
+
+    def __call__(self, state: PyTree, /) -> PyTree:
+        """Return the state to go on with when rewards change their meaning."""
+
+
+def forget_nothing(state: PyTree) -> PyTree:
+    """Return the state as it is.
+
+    Use it for searches that compare rewards within one batch only.
+    """
+    return state
+
+
 class Searcher(NamedTuple):
     """Bundle a search as three pure functions.
 
@@ -64,6 +79,8 @@ class Searcher(NamedTuple):
         tell: ``(state, candidates, rewards f32[N], costs f32[N, K]) -> (state, metrics)``.
         cost_fn: the traceable costs of one mask that its environment has, or None.
         limits: f32[K], the budgets of its environment, or None.
+        forget: ``state -> state``, without statistics of earlier rewards; for searches in which
+            what is rewarded changes.
     """
 
     init: Init
@@ -71,6 +88,7 @@ class Searcher(NamedTuple):
     tell: Tell
     cost_fn: CostFunction | None = None
     limits: jax.Array | None = None
+    forget: Forget = forget_nothing
 
 
 def worst_for_missing(rewards: jax.Array) -> jax.Array:

@@ -130,7 +130,9 @@ class SearchConfig:
     calibration_images: int | None = None
     """Training examples for its batch-norm statistics; as many as reward_images unless told."""
     reward_finetune: tuple[int, ...] = (0,)
-    """Finetuning steps before each reward: a staircase, one entry per equal part of the search."""
+    """Finetuning steps before each reward: a staircase, one entry per equal part of the search.
+    Where it rises, the best that was found is evaluated anew, beside the evaluations asked for:
+    rewards after different numbers of steps are never compared."""
     chunk: int | None = None
     """Candidates evaluated at once; by default as memory allows."""
 
@@ -201,6 +203,14 @@ class MeasureConfig:
     """Networks that timing candidates may compile; then the nearest one timed answers."""
     cost_seconds: float = 60.0
     """Time limit of one candidate's latency or function."""
+    cost_answers: int = 5
+    """Answers that are taken of a function for one candidate where two of them differ; their upper
+    quartile has to be within the limit. A function whose answers agree is asked once a candidate,
+    twice what is delivered."""
+    cost_asks: int = 128
+    """Networks that a function may be asked for to bring one candidate within the budgets."""
+    latency_asks: int = 12
+    """Networks that may be compiled and timed to bring one candidate within the budgets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +283,8 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
 COUNTS = (
     *("evaluations", "candidates", "reward_images", "calibration_images"),
     *("min_keep", "round_to", "repair_images", "rerank", "batch_size"),
-    *("latency_batch", "latency_steps", "latency_programs"),
+    *("latency_batch", "latency_steps", "latency_programs", "latency_asks"),
+    *("cost_answers", "cost_asks"),
 )
 """Settings that are numbers of something, at least one."""
 
@@ -291,7 +302,8 @@ def check_numbers(config: PruneConfig) -> None:
         ValueError: naming the option, its value and what it may be.
     """
     for name in COUNTS:
-        require_count(name, getattr(config, name), 2 if name == "candidates" else 1)
+        least = 2 if name in ("candidates", "cost_answers") else 1
+        require_count(name, getattr(config, name), least)
     for name in STEPS:
         require_count(name, getattr(config, name), 0)
     if config.chunk is not None:

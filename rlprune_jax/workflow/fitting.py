@@ -1,9 +1,10 @@
 """From what a search found to gates that are delivered: within every budget, always.
 
-Searches count costs in float32 and explore; what is delivered is counted in exact integers,
-brought under every budget if it is over, and filled up to it if it is under.
+A mask that is within every budget, by the costs themselves, is only ever added to. One that is over
+is shrunk, in several ways, and the one that keeps most of it is taken. Estimates decide nothing.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -13,181 +14,131 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from rlprune_jax.checks import require_count
-from rlprune_jax.costs.constraints import Constraint, exact_costs, satisfies
+from rlprune_jax.costs.constraints import Constraint, exact_costs
 from rlprune_jax.kept import is_kept, rank
 from rlprune_jax.search.archive import Archive
-from rlprune_jax.search.environment import (
-    Environment,
-    masks_to_gates,
-    masks_to_ratios,
-    project_priorities,
-    project_ratios,
-    ratios_to_masks,
-    round_masks,
-)
+from rlprune_jax.search.environment import Environment, ratios_to_masks
 from rlprune_jax.types import Gates, PyTree
+from rlprune_jax.workflow.levels import (
+    Asked,
+    Levels,
+    along,
+    grow,
+    make_levels,
+    shrink,
+    shrink_together,
+    together,
+    unit_worth,
+)
 from rlprune_jax.workflow.network import Network
 
 Candidate = TypeVar("Candidate")
+
+MUST_ASK = 2
+"""Known masks that are asked for even where no asks are left."""
 
 
 def fit_to_budgets(
     env: Environment,
     constraints: Sequence[Constraint],
-    mask: jax.Array,
+    mask: ArrayLike,
     *,
     fill: bool = True,
+    known: Sequence[np.ndarray] = (),
 ) -> Gates:
     """Turn any mask into gates within every budget.
 
-    Over budget, the keep ratios of all groups are shifted down together; what room is left goes to
-    the pruned units of highest score. The last word is an exact integer count. Where a budget is
-    measured, or a user's function, a mask that turns out over it is shrunk, all groups together,
-    until the cost itself is within. Where the environment rounds, every group keeps a multiple.
+    A mask within the budgets keeps all its units; what room is left goes to the pruned units of
+    highest score, each addition confirmed by the costs themselves. A mask over them is shrunk along
+    several lines (all groups together, by score, dear groups first), and what keeps most of it is
+    filled up likewise. Worth is the score over the mean score of the group. Where there are few
+    combinations of widths all of them are asked for, so that what keeps most is found; else the
+    costs are asked a bounded number of times (``Cost.asks`` of those of the host), and what
+    is returned has been found within the budgets, but may keep less than could be kept. Where the
+    environment rounds, every group keeps a multiple.
 
     Args:
-        env: the problem, with traceable costs.
+        env: the problem; its costs are not used.
         constraints: to respect, on the network whose groups are those of ``env``.
         mask: f32[G, Cmax] or bool; what is soft keeps from 0.5 (``is_kept``).
-        fill: whether room that is left is filled.
+        fill: whether room that is left is filled. Without, a mask over the budgets shrinks in all
+            groups alike, if that can be.
+        known: other masks bool[G, Cmax] within the budgets, to go from where one keeps more of
+            the mask than what it shrinks to.
 
     Returns:
         Gates of zeros and ones, group name -> f32[units].
 
     Raises:
         ValueError: no mask meets the budgets (``check_reachable`` says so before a search).
+        CostError: a cost fails on a mask.
     """
-    mask = round_masks(env, _keep_least(env, is_kept(jnp.asarray(mask))), env.raw_scores)
-    counted = tuple(each for each in constraints if not each.is_measured)
-    if not satisfies(counted, _gates(env, mask)):
-        mask = ratios_to_masks(env, _project_ratios(env, masks_to_ratios(env, mask)))
-    # Kept units come first, then the pruned ones, each by score.
-    standing = 1 - rank(env.raw_scores.reshape(-1)).reshape(mask.shape) / mask.size
-    priorities = np.asarray(mask + standing)
-    filled = _project_priorities(env, jnp.asarray(priorities)) if fill else mask
-    kept = _drop_until_exact(env, counted, np.array(filled), priorities)
-    if fill and max(env.multiples) > 1:
-        kept = _fill(env, counted, kept, priorities)
-    if satisfies(constraints, gates := _gates(env, kept)):
-        return gates
-    if len(counted) < len(constraints):
-        starts = [kept, np.asarray(mask)] if fill else [kept]
-        found = _shrink(env, constraints, starts, priorities)
-        if found is not None:
-            return found
-        gates = _gates(env, ratios_to_masks(env, jnp.zeros(env.num_groups)))
+    wanted, asked = allowed_mask(env, mask), Asked(env, constraints)
+    if asked.within(wanted, must=True):
+        found = wanted
+    else:
+        known = [allowed_mask(env, each) for each in known]
+        found = _below(env, asked, wanted, known, fill)
+    if fill:
+        levels = make_levels(env, wanted & found, found, wanted)
+        found = levels.mask(grow(asked, levels, levels.of(found), levels.top))
+    return {name: jnp.asarray(gate) for name, gate in asked.gates(found).items()}
+
+
+def allowed_mask(env: Environment, mask: ArrayLike) -> np.ndarray:
+    """Change a mask to allowed numbers of units.
+
+    Returns bool[G, Cmax]. Groups below their least get their best units, those that are rounded
+    lose their worst.
+    """
+    alive, sizes = np.asarray(env.alive), np.asarray(env.sizes)
+    multiples = np.asarray(env.multiples)
+    kept = np.asarray(is_kept(jnp.asarray(mask))) & alive
+    counts = kept.sum(-1)
+    fewer = np.maximum(counts // multiples * multiples, np.asarray(env.min_keep))
+    wanted = np.where(counts == sizes, counts, fewer)
+    standing = 2 * kept - np.asarray(env.ranks, np.float64) / env.num_units
+    return rank(np.where(alive, standing, -np.inf)) < wanted[:, None]
+
+
+def _below(
+    env: Environment, asked: Asked, wanted: np.ndarray, known: Sequence[np.ndarray], fill: bool
+) -> np.ndarray:
+    """Return a mask within the limits that keeps most of one that is over."""
+    worth = unit_worth(env)
+
+    def kept(mask: np.ndarray) -> tuple[float, float]:
+        return round(float(worth[mask & wanted].sum()), 9), float(worth[mask].sum())
+
+    levels = make_levels(env, wanted)
+    high = levels.of(wanted)
+    one = None if fill else shrink_together(asked, levels, high)
+    if one is not None:
+        return levels.mask(one)
+    starts = sorted(shrink(asked, levels, high), key=levels.worth_of)[-2:]
+    masks = [levels.mask(grow(asked, levels, each, high)) for each in starts]
+    least = max(masks, key=kept, default=np.zeros_like(wanted))
+    others = sorted((each for each in known if kept(each) > kept(least)), key=kept, reverse=True)
+    # The first few whatever was asked before: the search has found them within.
+    best = (each for n, each in enumerate(others) if asked.within(each, must=n < MUST_ASK))
+    masks += list(itertools.islice(best, 1))
+    return max(masks, key=kept) if masks else _last_resort(env, asked, levels, high)
+
+
+def _last_resort(env: Environment, asked: Asked, levels: Levels, high: np.ndarray) -> np.ndarray:
+    """Return the smallest mask, or one above what was wanted, whichever is within the limits."""
+    smallest = levels.mask(np.zeros_like(high))
+    if asked.within(smallest, must=True):
+        return smallest
+    above = along(asked, levels, together(high, levels.top), asked.left)
+    if above is not None:
+        return levels.mask(above)
+    budgets = [str(each.budget) for each in asked.constraints]
+    costs = exact_costs(asked.constraints, asked.gates(smallest))
     raise ValueError(
-        f"no mask with min_keep={env.min_keep} meets the budgets "
-        f"{[str(constraint.budget) for constraint in constraints]}; "
-        f"the least reachable is {exact_costs(constraints, gates)}"
+        f"no mask with min_keep={env.min_keep} was found that meets the budgets {budgets}; the "
+        f"smallest has the costs {costs}"
     )
-
-
-def _keep_least(env: Environment, mask: jax.Array) -> jax.Array:
-    """Return f32[G, Cmax] with the best units added where a group keeps fewer than it must."""
-    kept = np.asarray(mask) & np.asarray(env.alive)
-    priorities = np.where(kept, np.inf, -np.asarray(env.ranks, np.float64))
-    counts = np.maximum(kept.sum(-1), np.asarray(env.min_keep))
-    return jnp.asarray(rank(priorities) < counts[:, None], jnp.float32)
-
-
-def _gates(env: Environment, mask: ArrayLike) -> Gates:
-    """Return a mask f32[G, Cmax] as concrete gates."""
-    gates = masks_to_gates(env, jnp.asarray(np.asarray(mask), jnp.float32))
-    return {name: jnp.asarray(np.asarray(gate), jnp.float32) for name, gate in gates.items()}
-
-
-def _drop_until_exact(
-    env: Environment, counted: Sequence[Constraint], mask: np.ndarray, priorities: np.ndarray
-) -> np.ndarray:
-    """Drop the least important units until integer counts agree; float32 may sit on the limit."""
-    kept = mask.copy()
-    order = np.argsort(np.where(kept > 0, priorities, np.inf), axis=None)
-    for flat in order[: int(kept.sum())]:
-        if satisfies(counted, _gates(env, kept)):
-            break
-        group, unit = np.unravel_index(flat, kept.shape)
-        count = int(kept[group].sum())
-        if kept[group, unit] and count > env.min_keep[group]:
-            fewer = (count - 1) // env.multiples[group] * env.multiples[group]
-            inside = np.where(kept[group] > 0, priorities[group], -np.inf)
-            kept[group] = rank(inside) < fewer
-    return kept
-
-
-def _fill(
-    env: Environment,
-    counted: Sequence[Constraint],
-    kept: np.ndarray,
-    priorities: np.ndarray,
-) -> np.ndarray:
-    """Add the next multiple of units to one group after the other, the best ones first.
-
-    Where groups grow by many units at once, one that does not fit leaves room for others.
-    """
-    mask, full = kept, np.zeros(env.num_groups, bool)
-    while True:
-        counts = mask.sum(-1).astype(int)
-        wider = np.minimum(counts + np.asarray(env.multiples), env.sizes)
-        full |= wider == counts
-        if full.all():
-            return mask
-        inside = np.where(np.asarray(env.alive), priorities + 2 * mask, -np.inf)
-        added = (rank(inside) < wider[:, None]) & (mask == 0)
-        worth = (added * priorities).sum(-1) / np.maximum(added.sum(-1), 1)
-        group = int(np.argmax(np.where(full, -np.inf, worth)))
-        grown = mask.copy()
-        grown[group, added[group]] = 1
-        if satisfies(counted, _gates(env, grown)):
-            mask = grown
-        else:
-            full[group] = True
-
-
-SHRINK_STEPS = 64
-
-
-def _shrink(
-    env: Environment,
-    constraints: Sequence[Constraint],
-    starts: Sequence[np.ndarray],
-    priorities: np.ndarray,
-) -> Gates | None:
-    """Return gates within every budget, from a start or on the way down from the last; or None.
-
-    Costs are asked for themselves, so few of them: the way is bisected, and what is returned has
-    been found within the budgets even where a cost does not fall with the widths.
-    """
-
-    def shrunk(step: int) -> Gates:
-        counts = np.floor(starts[-1].sum(-1) * (1 - step / SHRINK_STEPS)).astype(int)
-        whole = counts == np.asarray(env.sizes)
-        multiples = np.asarray(env.multiples)
-        counts = np.where(whole, counts, counts // multiples * multiples)
-        least = np.maximum(counts, np.asarray(env.min_keep))
-        inside = np.where(np.asarray(env.alive), priorities, -np.inf)
-        return _gates(env, rank(inside) < least[:, None])
-
-    for start in starts:
-        gates = _gates(env, start)
-        if satisfies(constraints, gates):
-            return gates
-    low, high = 0, SHRINK_STEPS
-    found = shrunk(high)
-    if not satisfies(constraints, found):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        gates = shrunk(middle)
-        if satisfies(constraints, gates):
-            high, found = middle, gates
-        else:
-            low = middle
-    return found
-
-
-_project_ratios = jax.jit(project_ratios)
-_project_priorities = jax.jit(project_priorities)
 
 
 def deliverable(
@@ -206,18 +157,20 @@ def deliverable(
 
     Raises:
         ValueError: ``count`` below 1, or budgets that no mask meets.
+        CostError: a cost fails on a mask.
     """
     require_count("count", count)
     found: dict[bytes, Gates] = {}
+    feasible, near = jax.device_get((archive.feasible, archive.infeasible))
+    known = list(feasible.masks[feasible.valid])
 
     def add(mask: ArrayLike) -> None:
-        gates = fit_to_budgets(env, constraints, jnp.asarray(mask), fill=fill)
+        gates = fit_to_budgets(env, constraints, mask, fill=fill, known=known)
         found.setdefault(b"".join(np.asarray(gates[name]).tobytes() for name in env.names), gates)
 
-    for entries in jax.device_get((archive.feasible, archive.infeasible)):
-        for mask in entries.masks[entries.valid]:
-            if len(found) < count:
-                add(mask)
+    for mask in [*known, *near.masks[near.valid]]:
+        if len(found) < count:
+            add(mask)
     if not found:
         add(ratios_to_masks(env, jnp.full(env.num_groups, 0.5)))
     return list(found.values())

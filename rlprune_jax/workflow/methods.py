@@ -62,6 +62,8 @@ class Strategy:
         hparams: numbers of the agent, None of a rival.
         fill: whether room that is left within the budgets is filled in what is delivered.
         spent: what came before the search, in evaluations of a candidate.
+        remembers: whether rewards of different iterations are compared, so that all are finetuned
+            before by the last entry of ``reward_finetune``.
     """
 
     method: SearchMethod
@@ -70,6 +72,7 @@ class Strategy:
     hparams: PyTree = None
     fill: bool = True
     spent: int = 0
+    remembers: bool = False
 
 
 class Method(Protocol):
@@ -347,18 +350,20 @@ def _measuring(pruning: Pruning, make: MakeSearcher) -> Strategy:
     count, most = pruning.config.candidates, _iterations(pruning)
     plan = plan_solution(pruning.env, count, most)
     method = search_method(make, num_candidates=count, most_iterations=most)
-    return _strategy(pruning, method, iterations=plan.iterations + 1)
+    return _strategy(pruning, method, iterations=plan.iterations + 1, remembers=True)
 
 
 def coefficient_search(pruning: Pruning) -> Strategy:
     """Search for the weight of each group's errors (SPDY)."""
     count, iterations = pruning.config.candidates, _iterations(pruning)
-    return _strategy(pruning, search_method(spdy, num_candidates=count, iterations=iterations))
+    method = search_method(spdy, num_candidates=count, iterations=iterations)
+    return _strategy(pruning, method, remembers=True)
 
 
 def level_swaps(pruning: Pruning) -> Strategy:
     """Swap levels between groups, as EvoPress does."""
-    return _strategy(pruning, search_method(evopress, num_candidates=pruning.config.candidates))
+    method = search_method(evopress, num_candidates=pruning.config.candidates)
+    return _strategy(pruning, method, remembers=True)
 
 
 def importance_knapsack(pruning: Pruning) -> Strategy:

@@ -24,7 +24,7 @@ from rlprune_jax.workflow.config import (
     check_methods,
     extendable_searches,
 )
-from rlprune_jax.workflow.delivery import Delivered, deliver, evaluate_network
+from rlprune_jax.workflow.delivery import Delivered, confirm, deliver, evaluate_network
 from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Network
 from rlprune_jax.workflow.notes import notes
@@ -217,6 +217,8 @@ def run_pruning(
     for method in (AGENT, *pruning.config.baselines):
         searches[method] = search(pruning, method, run)
         delivered[method] = deliver(pruning, searches[method], finetune, run)
+    # The agent's first, and all the others' searches came after it: the machine may have changed.
+    delivered[AGENT] = confirm(delivered[AGENT], finetune, run)
     batches = sorted({*BATCHES, pruning.config.latency_batch})
     slim = None if path is None else os.path.join(path, "slim")
     shipped = ship(delivered[AGENT], slim, batches)
@@ -235,7 +237,6 @@ def conclude(
     """Return the result of a run whose stages are done."""
     graph, task = pruning.graph, pruning.task
     dense = evaluate_network(pruning.network, task.objective, task.test)
-    latency = shipped.slim_latency[pruning.config.latency_batch]
     return PruneResult(
         metric_name=task.objective.metric_name,
         dense=NetworkResult(
@@ -256,10 +257,7 @@ def conclude(
             for method, found in delivered.items()
             if method != AGENT
         },
-        budgets=[
-            row | ({"remeasured_ms": latency._asdict()} if row["name"] == "latency" else {})
-            for row in delivered[AGENT].budget_rows()
-        ],
+        budgets=with_times(delivered[AGENT], shipped),
         search=search_numbers(searches[AGENT], run, limits(pruning.constraints)),
         max_abs_diff=shipped.max_abs_diff,
         groups=dict(zip(graph.names, graph.sizes, strict=True)),
@@ -271,6 +269,25 @@ def conclude(
         delivered=delivered,
         searches=searches,
     )
+
+
+def with_times(delivered: Delivered, shipped: Shipped) -> list[dict[str, PyTree]]:
+    """Return the budgets with what the shipped network took.
+
+    Beside a latency that was measured stands ``remeasured_ms``, of the finetuned network. Beside
+    one that a table predicted stand ``measured_ms``, and ``measured``, its median in the unit of
+    the limit: as a fraction, of the dense network measured likewise.
+    """
+    count = delivered.pruning.config.latency_batch
+    slim, dense = shipped.slim_latency[count], shipped.dense_latency[count]
+    rows = delivered.budget_rows()
+    for row, each in zip(rows, delivered.pruning.constraints, strict=True):
+        if row["name"] == "latency":
+            row["remeasured_ms"] = slim._asdict()
+        if row["name"] == "latency_table":
+            row["measured_ms"] = slim._asdict()
+            row["measured"] = slim.median / (dense.median if each.budget.relative else 1.0)
+    return rows
 
 
 def network_result(delivered: Delivered, found: Search) -> NetworkResult:

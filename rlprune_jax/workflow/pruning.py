@@ -83,6 +83,9 @@ def bind_budgets(network: Network, budgets: Budgets, config: PruneConfig) -> tup
         programs=config.latency_programs,
         kv_layers=config.kv_layers,
         time_limit=config.cost_seconds,
+        answers=config.cost_answers,
+        function_asks=config.cost_asks,
+        latency_asks=config.latency_asks,
     )
     seen = _Timed(network.apply, network.graph, network.variables, inputs)
     constraints = constrain(seen, budgets, options)

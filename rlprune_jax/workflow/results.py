@@ -104,7 +104,9 @@ class PruneResult:
         dense: the network before.
         pruned: what the agent delivered.
         baselines: what its rivals delivered, by method.
-        budgets: each with ``name``, ``limit``, ``achieved``, ``unit``, ``count``, ``satisfied``.
+        budgets: each with ``name``, ``limit``, ``achieved``, ``unit``, ``count``, ``satisfied``; of
+            a latency table also ``measured``, what the network took where the table predicted
+            ``achieved``.
         search: ``evaluations``, ``seconds``, ``compile_seconds``, ``candidates_per_second``,
             ``feasible_fraction``, ``best_held_out_reward``.
         max_abs_diff: between the outputs of the slim and the masked network.
@@ -285,8 +287,10 @@ class PruneResult:
             for row in rows
         ]
         for row in self.budgets:
+            measured = f" ({row['measured']:.4g} measured)" if "measured" in row else ""
             lines.append(
-                f"budget {row['name']}: {row['achieved']:.4g} of {row['limit']:.4g} {row['unit']}"
+                f"budget {row['name']}: {row['achieved']:.4g}{measured} of {row['limit']:.4g} "
+                f"{row['unit']}"
                 f"{'' if row['satisfied'] else ', NOT respected'}"
             )
         return "\n".join(lines)

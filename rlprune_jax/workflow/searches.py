@@ -19,6 +19,7 @@ from rlprune_jax.search import (
     check_archive,
     feasible,
     masks_to_gates,
+    renew_rewards,
     run_search_host,
     start_from,
     start_search,
@@ -201,6 +202,7 @@ def run_strategy(
     config, env, iterations = pruning.config, strategy.env, strategy.iterations
     data = candidate_data(pruning, train=max(config.reward_finetune) > 0)
     costs_of = search_costs(pruning.constraints)
+    stairs = config.reward_finetune[-1:] if strategy.remembers else config.reward_finetune
 
     def costs(masks: np.ndarray) -> np.ndarray:
         return costs_of(masks_to_gates(env, jnp.asarray(masks)))
@@ -211,16 +213,20 @@ def run_strategy(
         return -found.loss if config.reward == "loss" else found.metric
 
     def advance(state: SearchState, start: int, steps: int) -> tuple[SearchState, list]:
-        rows = []
+        rows: list[tuple[int, dict[str, PyTree]]] = []
         for iteration in range(start, start + steps):
             began, compiled = time.perf_counter(), clock.seconds
-            stairs = config.reward_finetune
-            stair = stairs[iteration * len(stairs) // iterations]
+            stair = stair_of(stairs, iteration, iterations)
+            if len(set(stairs)) > 1:
+                before = last_stair(run.metrics(stage), rows)
+                if stair != before and int(state.archive.seen):
+                    state = renew_rewards(strategy.method, env, partial(rewards, stair), state)
             state, metrics, history = run_search_host(
                 strategy.method, env, partial(rewards, stair), state, 1, costs
             )
             row: dict[str, PyTree] = {name: np.asarray(value[0]) for name, value in metrics.items()}
             row |= {
+                "reward_finetune": stair,
                 "best": np.asarray(state.archive.feasible.rewards[0]),
                 "seconds": time.perf_counter() - began,
                 "compile_seconds": clock.seconds - compiled,
@@ -242,6 +248,31 @@ def run_strategy(
     )
     with CompileClock() as clock:
         return run_stage(run, stage, first, iterations, advance, options)
+
+
+def stair_of(stairs: Sequence[int], iteration: int, iterations: int) -> int:
+    """Return the finetuning steps before a reward in an iteration.
+
+    Equal parts of a search, and its last iteration has the last entry, however few there are: what
+    methods of one iteration and of many find is then rewarded alike.
+
+    Example:
+        >>> [stair_of((0, 20, 40), iteration, 6) for iteration in range(6)]
+        [0, 0, 20, 20, 40, 40]
+        >>> stair_of((0, 20, 40), 0, 1)
+        40
+    """
+    return stairs[((iteration + 1) * len(stairs) - 1) // iterations]
+
+
+def last_stair(stored: Sequence[Json], rows: Sequence[tuple[int, dict]]) -> int | None:
+    """Return the finetuning steps of the last iteration.
+
+    None before any. Read from what was recorded, as a search that is extended has other parts than
+    before.
+    """
+    values = rows[-1][1] if rows else stored[-1] if stored else {}
+    return values.get("reward_finetune")
 
 
 def history_of(rows: Sequence[Json], name: str) -> jax.Array:

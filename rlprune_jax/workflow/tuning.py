@@ -86,15 +86,20 @@ class Tuner:
         """
         return self._tune(f"rerank{number}", gates, int(self.pruning.config.rerank_steps or 0))
 
-    def last(self, gates: Gates) -> Variables:
+    def last(self, gates: Gates, repair: int = 0) -> Variables:
         """Return the variables to deliver.
 
         Trained with the held-out data too; repaired alone where there are no steps.
 
+        Args:
+            gates: of the network.
+            repair: number of the repair that this finetune belongs to, 0 for the first of all.
+
         Raises:
             DivergenceError: the loss or the variables became NaN or infinite.
         """
-        return self._tune("finetune", gates, int(self.pruning.config.finetune_steps or 0))
+        stage = f"finetune-repair{repair}" if repair else "finetune"
+        return self._tune(stage, gates, int(self.pruning.config.finetune_steps or 0))
 
     def _tune(self, stage: str, gates: Gates, steps: int) -> Variables:
         task, config = self.pruning.task, self.pruning.config
@@ -111,7 +116,7 @@ class Tuner:
             name=f"{stage}-{self.method}",
             network=network,
             objective=task.objective,
-            data=self._all_data if stage == "finetune" else self._train_data,
+            data=self._train_data if stage.startswith("rerank") else self._all_data,
             recipe=FinetuneRecipe(rate=config.finetune_rate, batch_size=config.batch_size),
             steps=steps,
             gates=gates,

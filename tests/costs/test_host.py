@@ -1,5 +1,6 @@
 """Users' functions: what they may do wrong, and the errors that name them."""
 
+import itertools
 import sys
 import time
 
@@ -8,7 +9,9 @@ import pytest
 from costs_networks import branching, draw
 
 from rlprune_jax import ones_gates
+from rlprune_jax.costs.cost import Measured, without_noise
 from rlprune_jax.costs.host import (
+    CHECKED_TWICE,
     CostError,
     CostTimeout,
     FunctionCost,
@@ -24,7 +27,7 @@ def cost(function, time_limit=30.0):
     return FunctionCost(GRAPH, "mine:energy", function, time_limit)
 
 
-def test_a_function_sees_widths_and_gates_and_is_called_once_per_candidate():
+def test_a_function_sees_widths_and_gates_and_is_asked_twice_at_first():
     calls = []
 
     def energy(widths, gates):
@@ -36,7 +39,38 @@ def test_a_function_sees_widths_and_gates_and_is_called_once_per_candidate():
     gates = draw(GRAPH, 0)
     assert asked(gates) == asked(gates) == sum(widths(GRAPH, gates).values())
     assert asked(ones_gates(GRAPH)) == GRAPH.units
-    assert len(calls) == 2
+    assert len(calls) == 4
+    for seed in range(1, 30):
+        asked(draw(GRAPH, seed))
+    different = len(asked._seen)
+    # The first few twice, then once each; what is delivered twice in any case.
+    assert len(calls) == different + CHECKED_TWICE
+    last = draw(GRAPH, 29)
+    assert asked.exact(last) == without_noise(sum(widths(GRAPH, last).values()))
+    asked.exact(last)
+    assert len(calls) == different + CHECKED_TWICE + 1 and not asked.has_noise
+    asked.again(last)
+    assert len(calls) == different + CHECKED_TWICE + 3
+
+
+def noisy(values):
+    """A function that answers with one value after the other."""
+    answers = itertools.cycle(values)
+    return lambda widths, gates: next(answers)
+
+
+def test_a_function_with_noise_is_asked_again_and_its_upper_quartile_counts():
+    asked = FunctionCost(GRAPH, "mine", noisy([1.0, 5.0, 2.0, 4.0, 3.0]), 30.0, answers=5)
+    gates = ones_gates(GRAPH)
+    # Quartiles of 1 to 5.
+    assert asked(gates) == 4.0 and asked.has_noise
+    assert asked.exact(gates) == Measured(value=3.0, lower=2.0, upper=4.0)
+    asked = FunctionCost(GRAPH, "mine", noisy([1.0, 1.0, 9.0]), 30.0, answers=3)
+    assert asked(gates) == 1.0 and not asked.has_noise
+    # Noise shows only now: old answers are left out, and as many new ones are taken.
+    assert asked.again(gates) == Measured(*np.percentile([9.0, 1.0, 1.0], (50, 25, 75)))
+    with pytest.raises(ValueError, match="answers=1"):
+        FunctionCost(GRAPH, "mine", noisy([1.0]), 30.0, answers=1)
 
 
 def raising(widths, gates):

@@ -17,6 +17,7 @@ from rlprune_jax.search import (
     ppo_lagrangian,
     random_search,
     ranked,
+    renew_rewards,
     run_search,
     run_search_host,
     search_method,
@@ -242,3 +243,28 @@ def test_host_costs_and_rewards_of_a_wrong_shape_are_refused(env, units_reward):
         run_search_host(method, env, units_reward, begin, 1, lambda masks: masks.mean((1, 2)))
     with pytest.raises(ValueError, match="rewards has shape"):
         run_search_host(method, env, lambda masks, key: jnp.ones(3), begin, 1)
+
+
+def test_rewards_that_change_their_meaning_are_asked_for_anew(env, units_reward):
+    method = search_method(ppo_lagrangian, config=CONFIG)
+    search = start_search(method, env, HParams(), 4, jax.random.key(0))
+    search, _, _ = run_search_host(method, env, units_reward, search, 2)
+    before, seen = search.archive, float(search.state.outcomes.size)
+    assert seen == 12 and before.feasible.valid.sum() >= 2
+
+    def turned(masks, key):
+        return jnp.where(jnp.arange(len(masks)) == 0, jnp.nan, -units_reward(masks, key))
+
+    after = renew_rewards(method, env, turned, search)
+    count = int(before.feasible.valid.sum())
+    # The first is NaN by now and leaves; the others turn round.
+    assert int(after.archive.feasible.valid.sum()) == count - 1
+    expected = np.sort(-np.asarray(before.feasible.rewards[1:count]))[::-1]
+    np.testing.assert_array_equal(after.archive.feasible.rewards[: count - 1], expected)
+    np.testing.assert_array_equal(after.archive.feasible.masks[0], before.feasible.masks[count - 1])
+    jax.tree.map(np.testing.assert_array_equal, after.archive.infeasible, before.infeasible)
+    assert float(after.state.outcomes.size) == 0
+    jax.tree.map(np.testing.assert_array_equal, after.state.params, search.state.params)
+    baseline = search_method(random_search, num_candidates=4)
+    plain = start_search(baseline, env, None, 4, jax.random.key(0))
+    assert int(renew_rewards(baseline, env, turned, plain).archive.feasible.valid.sum()) == 0

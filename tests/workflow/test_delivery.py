@@ -14,7 +14,7 @@ from rlprune_jax.runs import DivergenceError, MemoryRun
 from rlprune_jax.units.weight_scores import magnitude_scores
 from rlprune_jax.workflow import delivery
 from rlprune_jax.workflow.config import PruneConfig, resolve
-from rlprune_jax.workflow.delivery import deliver, evaluate_masked, evaluate_network
+from rlprune_jax.workflow.delivery import confirm, deliver, evaluate_masked, evaluate_network
 from rlprune_jax.workflow.fitting import equivalence, fit_to_budgets
 from rlprune_jax.workflow.pruning import bind_budgets, search_environment
 from rlprune_jax.workflow.searches import search
@@ -159,3 +159,79 @@ def test_finetuning_that_diverges_says_so():
 
     with pytest.raises(DivergenceError, match="finetune returned variables"):
         deliver(pruning, search(pruning, "uniform"), finetune)
+
+
+class Drifting:
+    """Units times a factor that may change, with as many answers as are asked for."""
+
+    def __init__(self):
+        self.factor, self.noise = 1.0, [0.0]
+        self.calls = 0
+
+    def __call__(self, widths, gates):
+        self.calls += 1
+        return self.factor * sum(widths.values()) + self.noise[self.calls % len(self.noise)]
+
+
+def drifting_pruning(limit):
+    cost = Drifting()
+    budget = rp.Budget("drifting", limit, relative=False, function=cost)
+    return small_pruning(budget), cost
+
+
+def test_what_drifts_over_its_budget_is_repaired_at_the_end():
+    pruning, cost = drifting_pruning(9.0)
+    run = MemoryRun()
+    delivered = deliver(pruning, search(pruning, "uniform"), run=run)
+    units = sum(delivered.kept.values())
+    assert units <= 9 and delivered.budget_rows()[0]["satisfied"]
+    # Nothing has changed: what was delivered is what comes out, and nothing is trained.
+    assert confirm(delivered, run=run) is delivered
+    assert {row["stage"] for row in run.metrics()} == {"finetune-uniform"}
+    cost.factor = 1.5
+    after = confirm(delivered, run=run)
+    (row,) = after.budget_rows()
+    assert row["satisfied"] and row["achieved"] == 1.5 * sum(after.kept.values()) <= 9
+    assert sum(after.kept.values()) < units
+    assert {row["stage"] for row in run.metrics()} == {
+        "finetune-uniform",
+        "finetune-repair1-uniform",
+    }
+    x, y = SMALL.task.test
+    assert after.metric == pytest.approx(
+        np.mean(np.argmax(np.asarray(after.network(x)), -1) == y), abs=1e-6
+    )
+    # Even the smallest of two groups of two units is over now: that is said, and nothing raised.
+    cost.factor = 100.0
+    (row,) = confirm(after, run=run).budget_rows()
+    assert not row["satisfied"]
+
+
+def test_satisfied_is_by_the_upper_quartile_as_delivery_is():
+    pruning, cost = drifting_pruning(9.0)
+    delivered = deliver(pruning, search(pruning, "uniform"))
+    units = sum(delivered.kept.values())
+    # Two of five answers are above the limit: the median is within, the upper quartile is not.
+    cost.noise, cost.calls = [0.0, 0.0, 0.0, 9.5 - units, 9.5 - units], 1
+    pruning.constraints[0].measure_again(delivered.gates)
+    (row,) = delivered.budget_rows()
+    assert row["achieved"] == units <= 9 < row["quartiles"][1]
+    assert row["satisfied"] is satisfies(pruning.constraints, delivered.gates) is False
+    (row,) = confirm(delivered).budget_rows()
+    assert row["satisfied"] and row["quartiles"][1] <= 9
+
+
+def test_a_candidate_that_was_lucky_is_measured_again_before_it_is_trained():
+    pruning, cost = drifting_pruning(9.0)
+    found = search(pruning, "uniform")
+    units = int(found.archive.feasible.masks[0].sum())
+    original, trained = pruning.constraints[0].cost.exact, []
+    cost.factor = 9.2 / units
+
+    def finetune(apply, variables, steps, key):
+        trained.append(steps)
+        return variables
+
+    delivered = deliver(pruning, found, finetune)
+    assert sum(delivered.kept.values()) < units and trained == [4]
+    assert original(delivered.gates).upper <= 9

@@ -340,3 +340,17 @@ def test_a_network_is_pruned_without_training(tmp_path):
     np.testing.assert_array_equal(stored(x), one.network(x))
     assert one.pruned.metric == pytest.approx(np.mean(np.asarray(stored(x)).argmax(-1) == y))
     same_result(one, rp.prune(NETWORK, TASK, "params=0.5", **settings))
+
+
+def test_a_predicted_latency_stands_beside_what_was_measured(tmp_path, monkeypatch):
+    """Limits that the dense network meets: what is tried is that both are told, in their unit."""
+    monkeypatch.setenv("RLPRUNE_CACHE_DIR", str(tmp_path))
+    settings = {**ALONE, "latency_batch": 4}
+    for limit, unit in (("latency_table=1s", 1), ("latency_table=1x", "dense")):
+        result = rp.prune(NETWORK, TASK, [limit, "params=0.5"], **settings)
+        row = next(row for row in result.budgets if row["name"] == "latency_table")
+        slim = result.pruned.latency_ms[4]
+        dense = result.dense.latency_ms[4]["median"] if unit == "dense" else 1
+        assert row["measured_ms"] == slim and row["satisfied"]
+        assert row["measured"] == pytest.approx(slim["median"] / dense)
+        assert "measured) of" in str(result) and "measured" not in result.budgets[1]

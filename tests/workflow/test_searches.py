@@ -55,9 +55,11 @@ def test_metrics_of_every_iteration_are_recorded():
     assert rows[0]["best"] <= rows[1]["best"]
 
 
-@pytest.mark.parametrize("method", ["agent", "cross_entropy"])
-def test_an_interrupted_search_ends_as_one_that_was_not(tmp_path, monkeypatch, method):
-    pruning = small_pruning("params=0.5", save_seconds=0.0)
+@pytest.mark.parametrize(
+    ("method", "stairs"), [("agent", (0,)), ("cross_entropy", (0,)), ("agent", (0, 2))]
+)
+def test_an_interrupted_search_ends_as_one_that_was_not(tmp_path, monkeypatch, method, stairs):
+    pruning = small_pruning("params=0.5", save_seconds=0.0, reward_finetune=stairs)
     whole = search(pruning, method)
     original, calls = searches.run_search_host, []
 
@@ -105,6 +107,60 @@ def test_a_staircase_of_finetuning_before_the_reward():
         for steps in ((0,), (0, 2))
     ]
     assert (by_loss[0].rewards[1] != by_loss[1].rewards[1]).any()
+
+
+def high_before(evaluator, variables, env, masks, data, key):
+    """Reward units, and a hundred more where nothing is finetuned."""
+    units = jnp.asarray(masks).sum((1, 2))
+    found = units + 100.0 * (evaluator.finetune_steps == 0)
+    return Evaluation(loss=found, metric=found)
+
+
+@pytest.mark.parametrize("method", ["agent", "random_search", "uniform"])
+def test_rewards_after_different_numbers_of_steps_are_never_compared(monkeypatch, method):
+    monkeypatch.setattr(searches, "_evaluate", high_before)
+    pruning = small_pruning("params=0.5", reward_finetune=(0, 2))
+    run = MemoryRun()
+    found = search(pruning, method, run)
+    entries = found.archive.feasible
+    valid = np.asarray(entries.valid)
+    # What the archive holds has the rewards of the last stair, those of earlier candidates too.
+    np.testing.assert_array_equal(
+        entries.rewards[valid], np.asarray(entries.masks)[valid].sum((1, 2))
+    )
+    assert (np.diff(entries.rewards[valid]) <= 0).all()
+    rows = run.metrics(f"search-{method}")
+    if method == "uniform":
+        assert [row["reward_finetune"] for row in rows] == [2]
+        return
+    assert [row["reward_finetune"] for row in rows] == [0, 2]
+    assert (found.rewards[0] > 100).all() and (found.rewards[1] < 100).all()
+    # The best of the first part is still there where it is better than all of the second.
+    assert entries.rewards[0] == np.max(np.asarray(found.rewards) % 100)
+
+
+def test_a_search_that_is_extended_rewards_anew_what_it_had(tmp_path, monkeypatch):
+    """Of four iterations the third is in the first half again, and has the shorter finetune."""
+    asked = []
+
+    def watched(evaluator, *arguments):
+        asked.append(evaluator.finetune_steps)
+        return high_before(evaluator, *arguments)
+
+    monkeypatch.setattr(searches, "_evaluate", watched)
+    stairs = {"reward_finetune": (0, 0, 2), "save_seconds": 0.0}
+    with open_run_at(tmp_path / "run", {}) as run:
+        search(small_pruning("params=0.5", **stairs), "random_search", run)
+    longer = small_pruning("params=0.5", evaluations=48, **stairs)
+    with open_run_at(tmp_path / "run", {}) as run:
+        found = search(longer, "random_search", run)
+        rows = run.metrics("search-random_search")
+    assert [row["reward_finetune"] for row in rows] == [0, 2, 0, 0, 2, 2]
+    # Before the second, third and fifth iteration the archive too.
+    assert asked == [0, 2, 2, 0, 0, 0, 2, 2, 2]
+    entries = found.archive.feasible
+    valid = np.asarray(entries.valid)
+    assert (np.asarray(entries.rewards)[valid] < 100).all()
 
 
 def test_coarse_candidates_keep_the_best_units_of_each_group():
