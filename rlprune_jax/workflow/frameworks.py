@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from rlprune_jax.pytree import is_key
+from rlprune_jax.training.task import positional
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.network import Functions, plain, same_shapes
 
@@ -141,12 +143,20 @@ def from_linen(
             }
         return outputs, updates
 
+    def init(key: jax.Array) -> Variables:
+        inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), positional(example))
+        names = dict.fromkeys(("params", *streams))
+        keys = {name: jax.random.fold_in(key, place) for place, name in enumerate(names)}
+        found = still.init(keys, *inputs, **mode.evaluate)
+        return {name: plain(found[name]) for name in variables if name in found}
+
     return Functions(
         apply=apply,
         variables=variables,
         example=example,
         apply_train=apply_train,
         own_apply=apply,
+        init=init,
         assumed=(
             f"Assumed: the module is {how}, with rngs={streams} and "
             f"mutable={tuple(moved)} in training; say otherwise with train=, rngs= and mutable="

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from rlprune_jax.training.task import Batch, Data, Objective, Task, count_exampl
 from rlprune_jax.types import Gates, Variables
 from rlprune_jax.wording import NEGATIVE
 from rlprune_jax.workflow.candidates import masked_training
+from rlprune_jax.workflow.config import PruneConfig, Rule
 from rlprune_jax.workflow.network import Definition, Network
 from rlprune_jax.workflow.pruning import stage_key
 
@@ -66,7 +67,7 @@ class DenseRecipe:
     rate: float = 0.1
     batch_size: int = 128
     weight_decay: float = 5e-4
-    rule: Literal["sgd", "adam"] = "sgd"
+    rule: Rule = "sgd"
 
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
@@ -96,8 +97,8 @@ class DenseRecipe:
 class FinetuneRecipe:
     """Hold how a masked network is finetuned.
 
-    As the dense one is trained: with warm-up, cosine and weight decay. ``finetune_recipe`` fills in
-    what was found to be best for each rule (``benchmarks/choose_finetune.py``).
+    As the dense one is trained, with warm-up, cosine and weight decay. The clipping lets SGD train
+    networks without any norm too.
 
     Attributes:
         rate: peak learning rate.
@@ -110,7 +111,7 @@ class FinetuneRecipe:
 
     rate: float = 1e-3
     batch_size: int = 128
-    rule: Literal["sgd", "adam"] = "adam"
+    rule: Rule = "adam"
     weight_decay: float = 5e-4
     clip_norm: float | None = 1.0
     warmup: float = 0.1
@@ -141,6 +142,17 @@ class FinetuneRecipe:
             clip_norm=self.clip_norm,
         )
         return optax.chain(rule, optax.scale_by_schedule(factor))
+
+
+def finetune_recipe(config: PruneConfig) -> FinetuneRecipe:
+    """Return the recipe that a problem's settings ask for.
+
+    Args:
+        config: of a ``Pruning``, all defaults filled in.
+    """
+    rule, rate = config.finetune_rule, config.finetune_rate
+    assert rule is not None and rate is not None
+    return FinetuneRecipe(rate=rate, batch_size=config.batch_size, rule=rule)
 
 
 Recipe = DenseRecipe | FinetuneRecipe

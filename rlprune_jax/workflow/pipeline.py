@@ -19,6 +19,7 @@ from rlprune_jax.runs import Extension, MemoryRun, Run, open_run_at
 from rlprune_jax.training.task import SPLITS, Task
 from rlprune_jax.types import PyTree
 from rlprune_jax.workflow.config import AGENT, PruneConfig, check_methods
+from rlprune_jax.workflow.controls import all_controls
 from rlprune_jax.workflow.delivery import Delivered, deliver, evaluate_network
 from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Network
@@ -208,10 +209,15 @@ def run_pruning(
     for method in (AGENT, *pruning.config.baselines):
         searches[method] = search(pruning, method, run)
         delivered[method] = deliver(pruning, searches[method], finetune, run)
+    wanted = pruning.config.controls
+    beside = all_controls(delivered[AGENT], finetune, run) if wanted else {}
     batches = sorted({*BATCHES, pruning.config.latency_batch})
     slim = None if path is None else os.path.join(path, "slim")
     shipped = ship(delivered[AGENT], slim, batches)
     result = conclude(pruning, searches, delivered, shipped, run, time.perf_counter() - began)
+    result = dataclasses.replace(
+        result, controls={name: each._asdict() for name, each in beside.items()}
+    )
     return result if path is None else dataclasses.replace(result, run_dir=Path(path))
 
 
@@ -258,6 +264,7 @@ def conclude(
         seconds=seconds,
         versions=versions(),
         device=describe_device(),
+        test_examples=task.size("test"),
         network=shipped.network,
         delivered=delivered,
         searches=searches,

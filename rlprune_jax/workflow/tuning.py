@@ -15,7 +15,7 @@ from rlprune_jax.runs import DivergenceError, Run
 from rlprune_jax.training.task import Batch, Data, Task, count_examples
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.workflow.candidates import masked_training
-from rlprune_jax.workflow.learning import FinetuneRecipe, Training, run_training
+from rlprune_jax.workflow.learning import Training, finetune_recipe, run_training
 from rlprune_jax.workflow.network import Definition
 from rlprune_jax.workflow.pruning import Pruning, stage_key
 
@@ -93,8 +93,19 @@ class Tuner:
         """
         return self._tune("finetune", gates, int(self.pruning.config.finetune_steps or 0))
 
-    def _tune(self, stage: str, gates: Gates, steps: int) -> Variables:
+    def control(self, stage: str, gates: Gates, steps: int, start: Variables) -> Variables:
+        """Return variables trained as the delivered ones are, from a start of one's own.
+
+        Raises:
+            DivergenceError: the loss or the variables became NaN or infinite.
+        """
+        return self._tune(stage, gates, steps, start)
+
+    def _tune(
+        self, stage: str, gates: Gates, steps: int, start: Variables | None = None
+    ) -> Variables:
         network, task, config = self.pruning.network, self.pruning.task, self.pruning.config
+        network = network if start is None else network.replace(start)
         key = stage_key(config.seed, "deploy")
         if self.own is not None:
             apply: Apply = MaskedFunction(network.definition, gates)
@@ -105,8 +116,8 @@ class Tuner:
             name=f"{stage}-{self.method}",
             network=network,
             objective=task.objective,
-            data=self._all_data if stage == "finetune" else self._train_data,
-            recipe=FinetuneRecipe(rate=config.finetune_rate, batch_size=config.batch_size),
+            data=self._train_data if stage.startswith("rerank") else self._all_data,
+            recipe=finetune_recipe(config),
             steps=steps,
             gates=gates,
         )
