@@ -72,9 +72,7 @@ class Case:
 
 
 CASES = {
-    "digits cnn": Case(
-        "digits", "cnn", {"widths": (8, 16, 32, 64)}, DenseRecipe(300), (60, 300)
-    ),
+    "digits cnn": Case("digits", "cnn", {"widths": (8, 16, 32, 64)}, DenseRecipe(300), (60, 300)),
     "digits plain mlp": Case("digits", "plain", {}, DenseRecipe(600, 3e-3, rule="adam")),
     "digits vit": Case(
         "digits",
@@ -248,7 +246,9 @@ def show(table: list[Row]) -> None:
 def main(options: Options) -> None:
     """Try every recipe on every case and print the tables."""
     if options.quick:
-        options = dataclasses.replace(options, seeds=1, budgets=("params=0.1",), cases=("digits cnn",))
+        options = dataclasses.replace(
+            options, seeds=1, budgets=("params=0.1",), cases=("digits cnn",)
+        )
     began, rows = time.perf_counter(), list[Row]()
 
     def note(row: Row) -> None:

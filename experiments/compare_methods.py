@@ -59,7 +59,9 @@ class ComparedOptions(PruneOptions):
     """Say how a network is pruned by all methods."""
 
     search: Annotated[ComparedSearch, Flat] = dataclasses.field(default_factory=ComparedSearch)
-    delivery: Annotated[DeliveryConfig, Flat] = DeliveryConfig(controls=True)
+    delivery: Annotated[DeliveryConfig, Flat] = dataclasses.field(
+        default_factory=lambda: DeliveryConfig(controls=True)
+    )
 
     def at(self, evaluations: int, methods: Sequence[str] = (), **changed: object) -> PruneOptions:
         """Return the options of runs with so many evaluations."""
@@ -122,7 +124,9 @@ def check(options: CompareOptions) -> None:
         ValueError: naming the option, its value and what it may be.
     """
     refuse_unless("seeds", options.seeds, options.seeds >= 1, "must be at least 1")
-    refuse_unless("evaluations", options.counts, bool(options.counts), "must be at least one number")
+    refuse_unless(
+        "evaluations", options.counts, bool(options.counts), "must be at least one number"
+    )
     for evaluations in options.counts:
         resolved(options.of_run(evaluations, options.prune.run.seed))
     figure = options.figure
@@ -200,7 +204,8 @@ def gains_over_best_rival(values: "Mapping[str, np.ndarray]") -> "dict[str, PyTr
     best = max(rivals, key=lambda method: float(values[method].mean()))
     finite = {method: np.isfinite(each).all() for method, each in values.items()}
     return {
-        method: None if method == best or not (finite[method] and finite[best])
+        method: None
+        if method == best or not (finite[method] and finite[best])
         else difference(each, values[best])
         for method, each in values.items()
     }

@@ -36,12 +36,12 @@ def wilson_interval(fraction: float, count: int, confidence: float = 0.95) -> In
     centre = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
     spread = fraction * (1 - fraction) / count + z**2 / (4 * count**2)
     half = z / (1 + z**2 / count) * spread**0.5
-    return Interval(value=float(fraction), low=max(centre - half, 0.0), high=min(centre + half, 1.0))
+    return Interval(
+        value=float(fraction), low=max(centre - half, 0.0), high=min(centre + half, 1.0)
+    )
 
 
-def paired_difference(
-    first: ArrayLike, second: ArrayLike, confidence: float = 0.95
-) -> Interval:
+def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Interval:
     """Return the mean difference of pairs with a bootstrap interval.
 
     Use it to compare two methods over the same seeds. The interval is unknown, NaN, of one pair.
