@@ -102,6 +102,10 @@ class Options:
     """Of the masks."""
     seeds: int = 2
     """Dense networks, masks and finetunes with seeds one after the other."""
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    """Recipes to try."""
+    lengths: tuple[int, ...] = ()
+    """Of the finetune, in steps; each case's own unless told."""
     quick: bool = False
     """One seed, one budget and the digits' cnn, for two minutes."""
     out: str = ""
@@ -134,6 +138,7 @@ def plain_mlp(task: Task, seed: int) -> Network:
 def zoo_network(case: Case, task: Task, seed: int) -> Network:
     """Return a network of the zoo, as initialised."""
     wanted = wanted_of(task, seed)
+    assert wanted.num_classes is not None
     module = create_model(case.model, wanted.num_classes, **case.options)
     variables = jax.jit(module.init)(jax.random.key(seed), *wanted.example)
     return Network.from_linen(module, variables, wanted.example)
@@ -190,9 +195,10 @@ def finetunes(name: str, options: Options, note: Callable[[Row], None]) -> list[
     case, rows = CASES[name], []
     for seed, budget, pruning in problems(case, options):
         for method, gates in masks_of(pruning):
-            for title, (rule, rate, clip, decay) in RECIPES.items():
+            for title in options.recipes:
+                rule, rate, clip, decay = RECIPES[title]
                 recipe = FinetuneRecipe(rate, 128, rule, decay, clip)  # type: ignore[arg-type]
-                for steps in case.lengths:
+                for steps in options.lengths or case.lengths:
                     metric = tuned_metric(pruning, gates, recipe, steps)
                     row: Row = {"case": name, "seed": seed, "budget": budget, "mask": method}
                     row |= {"recipe": title, "steps": steps, "metric": metric}
@@ -207,13 +213,14 @@ def table_of(rows: list[Row]) -> list[Row]:
     keys = sorted({(str(row["case"]), int(str(row["steps"]))) for row in rows})
     for case, steps in keys:
         mine = [row for row in rows if (row["case"], row["steps"]) == (case, steps)]
+        titles = list(dict.fromkeys(str(row["recipe"]) for row in mine))
         metric = np.array(
-            [[row["metric"] for row in mine if row["recipe"] == title] for title in RECIPES], float
+            [[row["metric"] for row in mine if row["recipe"] == title] for title in titles], float
         )
         best = np.nanmax(metric, axis=0)
         # What diverged counts as the worst that any recipe made of the mask.
         filled = np.where(np.isnan(metric), np.nanmin(metric, axis=0), metric)
-        for title, values, seen in zip(RECIPES, filled, metric, strict=True):
+        for title, values, seen in zip(titles, filled, metric, strict=True):
             table.append(
                 {
                     "case": case,
@@ -233,7 +240,7 @@ def show(table: list[Row]) -> None:
     columns = list(dict.fromkeys((row["case"], row["steps"]) for row in table))
     print("| recipe | " + " | ".join(f"{case}, {steps} steps" for case, steps in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
-    for title in RECIPES:
+    for title in dict.fromkeys(str(row["recipe"]) for row in table):
         found = {(row["case"], row["steps"]): row for row in table if row["recipe"] == title}
         cells = [
             f"{found[column]['metric']:.4f} (−{found[column]['regret']:.4f})"

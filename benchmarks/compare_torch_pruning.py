@@ -21,6 +21,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -34,7 +35,6 @@ from rlprune_jax import (
     Task,
     deliver,
     make_pruning,
-    search,
     train_dense,
 )
 from rlprune_jax.cli.common import enable_compilation_cache
@@ -49,6 +49,7 @@ from rlprune_jax.workflow.building import build_task, wanted_of
 from rlprune_jax.workflow.controls import from_scratch, trained_on
 from rlprune_jax.workflow.delivery import Delivered, evaluate_masked, evaluate_network
 from rlprune_jax.workflow.pruning import Pruning
+from rlprune_jax.workflow.searches import search
 from rlprune_jax.workflow.sources import DataOptions
 from rlprune_jax.workflow.tuning import Tuner
 
@@ -158,6 +159,7 @@ def fresh_network(options: Options, task: Task, seed: int) -> Network:
     """Return the network of a case, as initialised."""
     case = CASES[options.case]
     wanted = wanted_of(task, seed)
+    assert wanted.num_classes is not None
     module = create_model(case.model, wanted.num_classes, **case.options)
     variables = jax.jit(module.init)(jax.random.key(seed), *wanted.example)
     return Network.from_linen(module, variables, wanted.example)
@@ -205,8 +207,8 @@ Solver = Callable[[Pruning], tuple[Delivered, float]]
 """From a problem to what is delivered, and the seconds that finding the mask took."""
 
 
-def by_ours(method: str) -> Solver:
-    """Return one of our methods as a solver."""
+def by_ours(method: str, budget: float) -> Solver:
+    """Return one of our methods as a solver, of whatever budget."""
 
     def solve(pruning: Pruning) -> tuple[Delivered, float]:
         began = time.perf_counter()
@@ -222,7 +224,7 @@ def solvers(
 ) -> Iterator[tuple[str, str, Callable[[float], Solver]]]:
     """Yield side, name and, by budget, the solver of every method."""
     for method in options.methods:
-        yield OURS, method, lambda budget, method=method: by_ours(method)
+        yield OURS, method, partial(by_ours, method)
     from torch_rival import criteria
 
     sample = task.objective.network_inputs(task.sample("train", 1024))[0]
@@ -333,19 +335,28 @@ def values_of(rows: Sequence[Row], side: str, budget: float) -> dict[str, dict[i
     return found
 
 
-def paired(one: Mapping[int, float], other: Mapping[int, float]) -> list[float]:
-    """Return mean, low and high of the difference over common seeds, in points of percent."""
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> list[float | None]:
+    """Return mean, low and high of the difference over common seeds, in points of percent.
+
+    The ends are None of a single seed.
+    """
     seeds = sorted(one.keys() & other.keys())
     found = paired_difference([one[s] for s in seeds], [other[s] for s in seeds])
-    return [100 * value for value in found]
+    return [100 * value if np.isfinite(value) else None for value in found]
+
+
+def lead_text(lead: Sequence[float | None]) -> str:
+    """Write a difference in points, with its interval where it is known."""
+    mean, *ends = (f"{value:+.2f}" for value in lead if value is not None)
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
 
 
 def show(rows: Sequence[Row], options: Options, test_images: int) -> dict[str, object]:
     """Print a table of each budget; return the agent's lead by budget."""
     leads: dict[str, object] = {}
     for row in {str(r["method"]): r for r in rows if r["budget"] == 1.0}.values():
-        seen = list(values_of(rows, CONTROL, 1.0)[str(row["method"])].values())
-        print(f"{str(row['method']).replace('_', ' ')}: {100 * np.mean(seen):.2f} %")
+        whole = list(values_of(rows, CONTROL, 1.0)[str(row["method"])].values())
+        print(f"{str(row['method']).replace('_', ' ')}: {100 * np.mean(whole):.2f} %")
     for budget in options.budgets:
         theirs = values_of(rows, THEIRS, budget)
         best = max(theirs, key=lambda name: np.mean(list(theirs[name].values())), default="")
@@ -359,8 +370,8 @@ def show(rows: Sequence[Row], options: Options, test_images: int) -> dict[str, o
                 seen = np.array(list(values.values()))
                 mine = [r for r in rows if (r["method"], r["budget"]) == (method, budget)]
                 ends = wilson_interval(float(seen.mean()), test_images)
-                lead = paired(values, theirs[best]) if best else [np.nan] * 3
-                if method == "agent":
+                lead = paired(values, theirs[best]) if best else []
+                if method == "agent" and lead:
                     leads[f"{budget:g}"] = dict(zip(("mean", "low", "high"), lead, strict=True))
                 spread = 100 * seen.std(ddof=1) if len(seen) > 1 else 0.0
                 cells = (
@@ -368,7 +379,7 @@ def show(rows: Sequence[Row], options: Options, test_images: int) -> dict[str, o
                     method.replace("_", " "),
                     f"{100 * seen.mean():.2f} ± {spread:.2f}",
                     f"[{100 * ends.low:.1f}, {100 * ends.high:.1f}]",
-                    "best" if method == best else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*lead),
+                    "best" if method == best else lead_text(lead) if lead else "–",
                     f"{np.mean([float(str(r['params'])) for r in mine]):.1%}",
                     f"{np.mean([float(str(r['seconds'])) for r in mine]):.1f}",
                 )

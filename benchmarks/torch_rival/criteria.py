@@ -210,14 +210,14 @@ def fill(graph: Graph, gates: Gates, before: Gates, limit: int) -> Gates:
 
     A step overshoots; the rival is not to lose by it.
     """
-    filled = {name: np.array(gate) for name, gate in gates.items()}
+    filled = dict(gates)
     undone = [
         (name, int(unit))
         for name in graph.names
-        for unit in np.flatnonzero(np.asarray(before[name]) - filled[name])
+        for unit in np.flatnonzero(np.asarray(before[name] - gates[name]))
     ]
     for name, unit in undone:
-        filled[name][unit] = 1.0
-        if count_params(graph, filled) > limit:
-            filled[name][unit] = 0.0
-    return {name: jnp.asarray(gate) for name, gate in filled.items()}
+        wider = filled | {name: filled[name].at[unit].set(1.0)}
+        if count_params(graph, wider) <= limit:
+            filled = wider
+    return filled

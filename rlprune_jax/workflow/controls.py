@@ -93,7 +93,10 @@ def from_scratch(
 
 
 def fresh_variables(pruning: Pruning) -> Variables | None:
-    """Return other fresh variables than training began from, None where it is unknown how."""
+    """Return fresh variables, other ones than training began from.
+
+    None where it is unknown how.
+    """
     network = pruning.network
     init = network.definition.init
     if init is None:

@@ -94,7 +94,9 @@ class Tuner:
         return self._tune("finetune", gates, int(self.pruning.config.finetune_steps or 0))
 
     def control(self, stage: str, gates: Gates, steps: int, start: Variables) -> Variables:
-        """Return variables trained as the delivered ones are, from a start of one's own.
+        """Return variables trained from a start of one's own.
+
+        Otherwise as the delivered ones are.
 
         Raises:
             DivergenceError: the loss or the variables became NaN or infinite.
