@@ -319,8 +319,8 @@ def rows_of_seed(options: Options, seed: int, known: Mapping[tuple, Row]) -> Ite
         best = max(mine, key=lambda r: float(str(r["accuracy"])))
         pruning = problems[budget]
         gates = gates_of(pruning, best["kept"])
-        found = Delivered(pruning, str(best["method"]), gates, dense.variables, 0.0, 0.0, [])
-        accuracy = from_scratch(found).metric
+        widths = Delivered(pruning, str(best["method"]), gates, dense.variables, 0.0, 0.0, [])
+        accuracy = from_scratch(widths).metric
         yield row(CONTROL, name, budget, accuracy=accuracy, params=best["params"], seconds=0.0)
 
 
