@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 Row = dict[str, object]
 OURS, THEIRS, CONTROL = "ours", "torch-pruning", "control"
 SAME = 1e-3
-"""Largest difference of logits that counts as equal, of float32 in two libraries."""
+"""Largest relative difference of logits that counts as equal, of float32 in two libraries."""
 
 
 @dataclasses.dataclass(frozen=True)

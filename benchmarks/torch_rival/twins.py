@@ -122,5 +122,7 @@ def outputs_of(twin: nn.Module, images: PyTree) -> np.ndarray:
 
 
 def largest_difference(twin: nn.Module, images: PyTree, ours: jax.Array) -> float:
-    """Return the largest absolute difference of logits."""
-    return float(np.abs(outputs_of(twin, images) - np.asarray(ours)).max())
+    """Return the largest difference of logits, relative to the largest logit if above 1."""
+    logits = np.asarray(ours)
+    difference = np.abs(outputs_of(twin, images) - logits).max()
+    return float(difference / max(1.0, np.abs(logits).max()))

@@ -54,7 +54,7 @@ def network_of(model, options, images):
     keys = iter(jax.random.split(jax.random.key(1), 200))
     # Statistics as of a trained network, so that they count.
     moved = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jax.random.uniform(next(keys), leaf.shape), variables
+        lambda leaf: leaf + 0.01 * jax.random.uniform(next(keys), leaf.shape), variables
     )
     return Network.from_linen(module, moved, images)
 
