@@ -27,7 +27,7 @@ def wilson_interval(fraction: float, count: int, confidence: float = 0.95) -> In
     Example:
         >>> low, high = wilson_interval(0.98, 450)[1:]
         >>> round(low, 4), round(high, 4)
-        (0.9625, 0.9894)
+        (0.9624, 0.9894)
     """
     require_range("fraction", fraction, 0.0, 1.0)
     require_count("count", count)
