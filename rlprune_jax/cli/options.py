@@ -174,6 +174,8 @@ def resolved(options: PruneOptions) -> PruneOptions:
             "dense_rule": options.usual_dense_rule,
             "dense_rate": options.usual_dense_rate,
         }
+    if not is_own(options.network.model) or options.dense.dense_rule is not None:
+        usual["finetune_rule"] = options.dense.dense_rule or options.usual_dense_rule
     filled = {name: value for name, value in usual.items() if options.settings[name] is None}
     if options.search.calibration_images is None and options.data.dataset == "digits":
         filled["calibration_images"] = 256

@@ -42,7 +42,8 @@ UNNAMED = ("runs_dir", "data_dir", "save_seconds", "pretrained")
 
 EXTENDABLE = (
     *("evaluations", "baselines"),
-    *("rerank", "rerank_steps", "finetune_steps", "finetune_rate", "repair"),
+    *("rerank", "rerank_steps", "finetune_steps", "finetune_rule", "finetune_rate"),
+    *("repair", "controls"),
 )
 """Options that the dense network and the beginning of a search do not depend on."""
 

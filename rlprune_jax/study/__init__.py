@@ -6,6 +6,7 @@ In one program, durable, on any number of devices: `grid`, `random` or `table` m
 
 from rlprune_jax.study.blocks import StudyTick
 from rlprune_jax.study.distributed import initialize, one_device_per_core
+from rlprune_jax.study.intervals import paired_difference, wilson_interval
 from rlprune_jax.study.program import Job, JobError
 from rlprune_jax.study.results import Interval, StudyResult, rank_correlation, summarise
 from rlprune_jax.study.run import run_study
@@ -34,9 +35,11 @@ __all__ = [
     "grid",
     "initialize",
     "one_device_per_core",
+    "paired_difference",
     "random",
     "rank_correlation",
     "run_study",
     "summarise",
     "table",
+    "wilson_interval",
 ]

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.candidates import evaluate_candidates as evaluate_candidates
     from rlprune_jax.workflow.config import PruneConfig as PruneConfig
     from rlprune_jax.workflow.config import resolve as resolve
+    from rlprune_jax.workflow.controls import Control as Control
+    from rlprune_jax.workflow.controls import all_controls as all_controls
+    from rlprune_jax.workflow.controls import from_scratch as from_scratch
+    from rlprune_jax.workflow.controls import trained_on as trained_on
     from rlprune_jax.workflow.curves import Curve as Curve
     from rlprune_jax.workflow.curves import IterativeOptions as IterativeOptions
     from rlprune_jax.workflow.curves import IterativeResult as IterativeResult
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.iterative import over_seeds as over_seeds
     from rlprune_jax.workflow.learning import DenseRecipe as DenseRecipe
     from rlprune_jax.workflow.learning import FinetuneRecipe as FinetuneRecipe
+    from rlprune_jax.workflow.learning import finetune_recipe as finetune_recipe
     from rlprune_jax.workflow.learning import train_dense as train_dense
     from rlprune_jax.workflow.methods import METHODS as METHODS
     from rlprune_jax.workflow.methods import Method as Method
@@ -54,6 +59,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CandidateData": "candidates",
+    "Control": "controls",
     "Curve": "curves",
     "Definition": "network",
     "Delivered": "delivery",
@@ -79,6 +85,7 @@ _HOMES = {
     "Search": "searches",
     "Shipped": "shipping",
     "Strategy": "methods",
+    "all_controls": "controls",
     "bind_budgets": "pruning",
     "compare_pruners": "sap",
     "deliver": "delivery",
@@ -88,7 +95,9 @@ _HOMES = {
     "evaluate_candidates": "candidates",
     "evaluate_masked": "delivery",
     "evaluate_network": "delivery",
+    "finetune_recipe": "learning",
     "fit_to_budgets": "fitting",
+    "from_scratch": "controls",
     "iterative_pruning": "iterative",
     "make_pruning": "pruning",
     "over_seeds": "iterative",
@@ -99,11 +108,13 @@ _HOMES = {
     "search": "searches",
     "ship": "shipping",
     "train_dense": "learning",
+    "trained_on": "controls",
 }
 
 __all__ = [
     "METHODS",
     "CandidateData",
+    "Control",
     "Curve",
     "Definition",
     "Delivered",
@@ -128,6 +139,7 @@ __all__ = [
     "Search",
     "Shipped",
     "Strategy",
+    "all_controls",
     "bind_budgets",
     "compare_pruners",
     "deliver",
@@ -137,7 +149,9 @@ __all__ = [
     "evaluate_candidates",
     "evaluate_masked",
     "evaluate_network",
+    "finetune_recipe",
     "fit_to_budgets",
+    "from_scratch",
     "iterative_pruning",
     "make_pruning",
     "over_seeds",
@@ -148,6 +162,7 @@ __all__ = [
     "search",
     "ship",
     "train_dense",
+    "trained_on",
 ]
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -16,6 +16,7 @@ Granularity = Literal["fine", "coarse"]
 ConstraintHandling = Literal["projection", "multiplier", "both"]
 PolicyKind = Literal["table", "network"]
 DualRule = Literal["pid", "projected_gradient", "adam_clip", "softplus_adam"]
+Rule = Literal["sgd", "adam"]
 UnitScore = Literal[
     "taylor",
     "fisher",
@@ -67,6 +68,9 @@ PLANNED = ("fastnas", "dynamic_programming", "cma_es")
 
 AGENT = "agent"
 """The method that every run has."""
+
+FINETUNE_RATES = {"sgd": 0.1, "adam": 3e-3}
+"""Peak learning rate of a finetune unless told, by its rule (``benchmarks/choose_finetune.py``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +183,15 @@ class DeliveryConfig:
     finetune_steps: int | None = None
     """Steps of the last finetune; 1000 unless told. With 0 nothing is trained: the network is
     delivered as it is repaired, or without repair with recalibrated batch-norm statistics."""
-    finetune_rate: float = 1e-3
-    """Its peak learning rate (Adam, cosine)."""
+    finetune_rule: Rule | None = None
+    """How it is trained, after a warm-up, along a cosine and with the gradient's norm clipped at 1:
+    sgd with momentum, or adam. By default as the dense network is, where that is known; else sgd of
+    a network with running statistics and adam of one without."""
+    finetune_rate: float | None = None
+    """Its peak learning rate; 0.1 of sgd and 0.003 of adam unless told."""
+    controls: bool = False
+    """Beside the methods: the dense network trained on for as many steps, and the widths that were
+    found trained from fresh weights for as many steps and for twice as many."""
     batch_size: int = 128
     """Examples a step, in training and finetuning; at most 64 in the finetune before a reward."""
 
@@ -257,6 +268,8 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
     ):
         if getattr(config, name) is None:
             filled[name] = value
+    if config.finetune_rate is None and config.finetune_rule is not None:
+        filled["finetune_rate"] = FINETUNE_RATES[config.finetune_rule]
     if config.constraint is None:
         filled["constraint"] = "both" if measured else "projection"
     config = dataclasses.replace(config, **filled)  # type: ignore[arg-type]
@@ -312,6 +325,8 @@ def check_numbers(config: PruneConfig) -> None:
     for width in config.tile:
         require_count("tile", width)
     for name in ("cost_seconds", "finetune_rate"):
+        if name == "finetune_rate" and config.finetune_rate is None:
+            continue
         value = require_range(name, getattr(config, name))
         require(value > 0, name, value, "above 0")
     require_range("save_seconds", config.save_seconds, 0.0)

@@ -2,13 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from rlprune_jax.pytree import is_key
+from rlprune_jax.training.task import positional
 from rlprune_jax.types import PyTree, Variables
-from rlprune_jax.workflow.network import Functions, plain, same_shapes
+from rlprune_jax.workflow.network import Functions, plain, same_shapes, shapes_of
 
 MODES = {
     "train": True,
@@ -81,6 +84,22 @@ def mode_of(call: Callable, given: Mapping[str, bool] | str | None) -> Mode:
     return Mode(train=train, evaluate={name: not value for name, value in train.items()})
 
 
+def _initialised(
+    module: PyTree,
+    mode: Mode,
+    streams: tuple[str, ...],
+    example: tuple[PyTree, ...],
+    collections: tuple[str, ...],
+    key: jax.Array,
+) -> Variables:
+    """Return fresh variables of a Linen module, those collections that the network has."""
+    inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes_of(example))
+    names = dict.fromkeys(("params", *streams))
+    keys = {name: jax.random.fold_in(key, place) for place, name in enumerate(names)}
+    found = module.init(keys, *inputs, **mode.evaluate)
+    return {name: plain(found[name]) for name in collections if name in found}
+
+
 def from_linen(
     module: PyTree,
     variables: Variables,
@@ -147,6 +166,7 @@ def from_linen(
         example=example,
         apply_train=apply_train,
         own_apply=apply,
+        init=partial(_initialised, still, mode, streams, positional(example), tuple(variables)),
         assumed=(
             f"Assumed: the module is {how}, with rngs={streams} and "
             f"mutable={tuple(moved)} in training; say otherwise with train=, rngs= and mutable="

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from rlprune_jax.training.task import Batch, Data, Objective, Task, count_exampl
 from rlprune_jax.types import Gates, Variables
 from rlprune_jax.wording import NEGATIVE
 from rlprune_jax.workflow.candidates import masked_training
+from rlprune_jax.workflow.config import PruneConfig, Rule
 from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.network import Definition, Network
 
@@ -66,7 +67,7 @@ class DenseRecipe:
     rate: float = 0.1
     batch_size: int = 128
     weight_decay: float = 5e-4
-    rule: Literal["sgd", "adam"] = "sgd"
+    rule: Rule = "sgd"
 
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
@@ -96,15 +97,30 @@ class DenseRecipe:
 class FinetuneRecipe:
     """Hold how a masked network is finetuned.
 
-    By Adam with cosine.
+    As the dense one is trained, with warm-up, cosine and weight decay. The clipping lets SGD train
+    networks without any norm too.
 
     Attributes:
         rate: peak learning rate.
         batch_size: examples a step.
+        rule: ``"sgd"``, with momentum; or ``"adam"``.
+        weight_decay: of kernels.
+        clip_norm: greatest norm of the whole gradient; None for no clipping.
+        warmup: fraction of the steps over which the rate rises.
     """
 
     rate: float = 1e-3
     batch_size: int = 128
+    rule: Rule = "adam"
+    weight_decay: float = 5e-4
+    clip_norm: float | None = 1.0
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
+        require_choice("rule", self.rule, ("sgd", "adam"))
+        require_range("weight_decay", self.weight_decay, 0.0)
+        require_range("warmup", self.warmup, 0.0, 1.0)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
         """Return the optimizer.
@@ -112,11 +128,31 @@ class FinetuneRecipe:
         Its rate falls to 0 over a total that may be traced. Short and long finetunes are therefore
         one program.
         """
+        rise = jnp.floor(self.warmup * jnp.asarray(total, jnp.float32))
 
-        def rate(count: jax.Array) -> jax.Array:
-            return self.rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / total, 1.0)))
+        def factor(count: jax.Array) -> jax.Array:
+            done = jnp.clip((count - rise) / jnp.maximum(total - rise, 1.0), 0.0, 1.0)
+            falling = 0.5 * (1 + jnp.cos(jnp.pi * done))
+            return jnp.where(count < rise, (count + 1) / (rise + 1), falling)
 
-        return optax.adam(rate)
+        rule = make_optimizer(
+            self.rule,
+            learning_rate=self.rate,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+        )
+        return optax.chain(rule, optax.scale_by_schedule(factor))
+
+
+def finetune_recipe(config: PruneConfig) -> FinetuneRecipe:
+    """Return the recipe that a problem's settings ask for.
+
+    Args:
+        config: of a ``Pruning``, all defaults filled in.
+    """
+    rule, rate = config.finetune_rule, config.finetune_rate
+    assert rule is not None and rate is not None
+    return FinetuneRecipe(rate=rate, batch_size=config.batch_size, rule=rule)
 
 
 Recipe = DenseRecipe | FinetuneRecipe

@@ -58,6 +58,7 @@ class Definition:
         own_apply: the framework's function with its own keyword arguments, for training loops of
             the user's; None where there is none.
         rebuild: ``variables -> module`` of the framework, or None.
+        init: ``key -> variables``, fresh ones; None where there is none.
         dense_apply: what ``apply`` was before units were cut; None where none were.
     """
 
@@ -69,6 +70,7 @@ class Definition:
     depth_groups: bool = False
     own_apply: Apply | None = None
     rebuild: Callable[[Variables], PyTree] | None = None
+    init: Callable[[jax.Array], Variables] | None = None
     dense_apply: Apply | None = None
 
     @cached_property
@@ -139,6 +141,7 @@ class Definition:
                 apply_train=None if train is None else respecialise(train, graph, gates),
                 own_apply=None if own is None else respecialise(own, graph, gates),
                 shapes=shapes,
+                init=None,
                 dense_apply=self.dense_apply or self.apply,
             )
             while len(self._slim) > REMEMBERED:
@@ -160,6 +163,7 @@ class Functions(NamedTuple):
         apply_train: as in ``Network``.
         own_apply: as in ``Definition``.
         rebuild: as in ``Definition``.
+        init: as in ``Definition``.
         assumed: what was assumed of the module, a sentence for error messages.
     """
 
@@ -169,6 +173,7 @@ class Functions(NamedTuple):
     apply_train: ApplyTrain | None = None
     own_apply: Apply | None = None
     rebuild: Callable[[Variables], PyTree] | None = None
+    init: Callable[[jax.Array], Variables] | None = None
     assumed: str = ""
 
 
@@ -243,6 +248,7 @@ class Network:
             ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
             own_apply=None if own is None else bound(own),
             rebuild=functions.rebuild,
+            init=functions.init,
         )
         check_calls(self.definition, functions.assumed)
         for doubt in doubts_of(self.definition):

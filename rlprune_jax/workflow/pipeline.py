@@ -24,6 +24,7 @@ from rlprune_jax.workflow.config import (
     check_methods,
     extendable_searches,
 )
+from rlprune_jax.workflow.controls import all_controls
 from rlprune_jax.workflow.delivery import Delivered, confirm, deliver, evaluate_network
 from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Network
@@ -219,10 +220,15 @@ def run_pruning(
         delivered[method] = deliver(pruning, searches[method], finetune, run)
     # The agent's first, and all the others' searches came after it: the machine may have changed.
     delivered[AGENT] = confirm(delivered[AGENT], finetune, run)
+    wanted = pruning.config.controls
+    beside = all_controls(delivered[AGENT], finetune, run) if wanted else {}
     batches = sorted({*BATCHES, pruning.config.latency_batch})
     slim = None if path is None else os.path.join(path, "slim")
     shipped = ship(delivered[AGENT], slim, batches)
     result = conclude(pruning, searches, delivered, shipped, run, time.perf_counter() - began)
+    result = dataclasses.replace(
+        result, controls={name: each._asdict() for name, each in beside.items()}
+    )
     return result if path is None else dataclasses.replace(result, run_dir=Path(path))
 
 
@@ -265,6 +271,7 @@ def conclude(
         seconds=seconds,
         versions=versions(),
         device=describe_device(),
+        test_examples=task.size("test"),
         network=shipped.network,
         delivered=delivered,
         searches=searches,

@@ -22,14 +22,15 @@ from rlprune_jax.files import default_cache_dir
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.search import CostFunction, Environment, make_environment
 from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
+from rlprune_jax.training.recalibration import find_statistics
 from rlprune_jax.training.task import SPLITS, Task, TaskError
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.units.descriptors import layer_descriptors
 from rlprune_jax.units.gates import least_kept
 from rlprune_jax.units.repair import RepairMethod, repair_reach
 from rlprune_jax.workflow.candidates import CandidateData, reference_of
-from rlprune_jax.workflow.config import PruneConfig, overrides, resolve
-from rlprune_jax.workflow.network import Network, check_weights
+from rlprune_jax.workflow.config import PruneConfig, Rule, overrides, resolve
+from rlprune_jax.workflow.network import Definition, Network, check_weights
 from rlprune_jax.workflow.scoring import score_units
 
 Budgets = Sequence[Budget | str] | Budget | str
@@ -205,12 +206,27 @@ def check_problem(network: Network, task: Task, budgets: Budgets, config: PruneC
             "regression, next_token or Task(loss, metric, train, held_out, test)"
         )
     filled = resolve(config)
+    if config.finetune_rule is None:
+        config = dataclasses.replace(config, finetune_rule=usual_rule(network.definition))
     check_weights(network.variables)
     check_fit(network, task, filled)
     constraints = bind_budgets(network, budgets, filled)
     # What is measured has another default, so the options as given are filled in again.
     config = resolve(config, any(each.is_measured for each in constraints))
     return Problem(network=network, task=task, constraints=constraints, config=config)
+
+
+def usual_rule(definition: Definition) -> Rule:
+    """Return how a network of unknown training is finetuned.
+
+    Running statistics tell convolutional networks with batch norm, which SGD trains; transformers
+    have none.
+    """
+    train = definition.apply_train
+    if train is None:
+        return "adam"
+    found = find_statistics(train, definition.shapes, *definition.example)
+    return "sgd" if found else "adam"
 
 
 TAKEN_NAMES = ("loss", "stage", "step", "params", "macs", "kept", "latency_ms", "evaluations")

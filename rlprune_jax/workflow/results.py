@@ -91,6 +91,13 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+CONTROLS = {
+    "trained_on": "dense trained on",
+    "scratch": "agent's widths from scratch",
+    "scratch_twice": "the same, twice as long",
+}
+"""What controls are called in tables."""
+
 BATCHES = {1, 128}
 """Examples a call that every result has latencies for."""
 
@@ -116,6 +123,9 @@ class PruneResult:
         versions: of what it was computed with.
         device: that it was computed on.
         labels: what else is to be told, such as the names of data set and model.
+        test_examples: examples of the test data; None where they come batch by batch.
+        controls: what the agent's network is to be compared with, by name, each with ``metric``,
+            ``loss`` and ``steps``; empty unless asked for.
         network: the slim network; None where the result was read from a file.
         delivered: what was delivered, by method; empty where the result was read from a file.
         searches: what was found, by method; empty where the result was read from a file.
@@ -135,6 +145,8 @@ class PruneResult:
     versions: dict[str, str]
     device: dict[str, PyTree]
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    test_examples: int | None = None
+    controls: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     network: Network | None = None
     delivered: dict[str, Delivered] = dataclasses.field(default_factory=dict, repr=False)
     searches: dict[str, Search] = dataclasses.field(default_factory=dict, repr=False)
@@ -195,6 +207,8 @@ class PruneResult:
                 },
                 "equivalence": {"max_abs_diff": self.max_abs_diff},
                 "groups": self.groups,
+                **({"controls": self.controls} if self.controls else {}),
+                **({"test_examples": self.test_examples} if self.test_examples else {}),
                 "seed": self.seed,
                 "versions": self.versions,
                 "device": self.device,
@@ -237,6 +251,8 @@ class PruneResult:
                 versions=content["versions"],
                 device=content["device"],
                 labels={key: content[key] for key in LABELS if key in content},
+                test_examples=content.get("test_examples"),
+                controls=content.get("controls", {}),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -278,6 +294,9 @@ class PruneResult:
                     f"{found.macs:,} ({found.macs / max(self.dense.macs, 1):.1%})",
                 )
             )
+        for control, trained in self.controls.items():
+            text = metric_text(trained["metric"], self.metric_name)
+            rows.append((CONTROLS.get(control, control), text, "", ""))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = [
             "  ".join(

@@ -18,7 +18,7 @@ from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.units.repair import repair
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.keys import stage_key
-from rlprune_jax.workflow.learning import FinetuneRecipe, Training, run_training
+from rlprune_jax.workflow.learning import Training, finetune_recipe, run_training
 from rlprune_jax.workflow.network import Definition
 from rlprune_jax.workflow.pruning import Pruning, repair_inputs
 
@@ -101,11 +101,24 @@ class Tuner:
         stage = f"finetune-repair{repair}" if repair else "finetune"
         return self._tune(stage, gates, int(self.pruning.config.finetune_steps or 0))
 
-    def _tune(self, stage: str, gates: Gates, steps: int) -> Variables:
+    def control(self, stage: str, gates: Gates, steps: int, start: Variables) -> Variables:
+        """Return variables trained from a start of one's own.
+
+        Otherwise as the delivered ones are.
+
+        Raises:
+            DivergenceError: the loss or the variables became NaN or infinite.
+        """
+        return self._tune(stage, gates, steps, start)
+
+    def _tune(
+        self, stage: str, gates: Gates, steps: int, start: Variables | None = None
+    ) -> Variables:
         task, config = self.pruning.task, self.pruning.config
-        network = self.pruning.network.replace(self._start(gates, steps))
+        start = self._start(gates, steps) if start is None else start
+        network = self.pruning.network.replace(start)
         if steps == 0:
-            return network.variables
+            return start
         key = stage_key(config.seed, "deploy")
         if self.own is not None:
             apply: Apply = MaskedFunction(network.definition, gates)
@@ -117,7 +130,7 @@ class Tuner:
             network=network,
             objective=task.objective,
             data=self._train_data if stage.startswith("rerank") else self._all_data,
-            recipe=FinetuneRecipe(rate=config.finetune_rate, batch_size=config.batch_size),
+            recipe=finetune_recipe(config),
             steps=steps,
             gates=gates,
         )

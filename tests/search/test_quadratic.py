@@ -13,7 +13,7 @@ from rlprune_jax.search.quadratic import (
     marginal_costs,
     model_costs,
 )
-from rlprune_jax.units.scores import magnitude_scores
+from rlprune_jax.units.weight_scores import magnitude_scores
 from rlprune_jax.workflow.config import PruneConfig
 from rlprune_jax.workflow.pruning import search_environment
 

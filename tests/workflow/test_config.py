@@ -57,6 +57,8 @@ def test_defaults_that_depend_on_others():
         ({"chunk": 0}, "chunk=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"seed": 2**32}, "seed=4294967296 must be from 0"),
+        ({"finetune_rule": "rmsprop"}, "finetune_rule='rmsprop' must be one of sgd, adam"),
+        ({"controls": 1}, "controls=1 must be True or False"),
         ({"finetune_rate": 0.0}, "finetune_rate=0.0 must be above 0"),
         ({"finetune_rate": float("nan")}, "finetune_rate=nan must be a finite number"),
         ({"cost_seconds": "fast"}, "cost_seconds='fast' must be a finite number"),

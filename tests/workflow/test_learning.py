@@ -1,10 +1,12 @@
 """Training in a run: resumable, stopped by NaN, over arrays and batches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import in_batches, small_mlp
+from small import in_batches, small_mlp, small_pruning
 
 import rlprune_jax as rp
 from rlprune_jax.runs import DivergenceError, MemoryRun, open_run_at
@@ -14,6 +16,7 @@ from rlprune_jax.workflow.learning import (
     DenseRecipe,
     FinetuneRecipe,
     Training,
+    finetune_recipe,
     run_training,
     train_dense,
 )
@@ -118,28 +121,71 @@ def test_batches_of_a_source_are_stepped_through_in_their_order():
 def test_only_what_the_gates_keep_is_trained():
     gates = {name: gate.at[0].set(0.0) for name, gate in SMALL.ones.items()}
     before = fresh().variables
-    after = run_training(training(gates=gates), KEY)
+    recipe = FinetuneRecipe(rate=1e-2, batch_size=16, weight_decay=0.0)
+    after = run_training(training(gates=gates, recipe=recipe), KEY)
     # The pruned units of the first group: their row of "b" is read by nobody.
     np.testing.assert_array_equal(after["b"][0], before["b"][0])
     assert not np.array_equal(after["b"][1:, 1:], before["b"][1:, 1:])
 
 
-def test_the_rate_falls_to_zero_over_a_traced_total():
-    recipe = FinetuneRecipe(rate=0.5)
+@pytest.mark.parametrize("total", [4, 20])
+def test_the_rate_rises_and_falls_to_zero_over_a_traced_total(total):
+    recipe = FinetuneRecipe(rate=0.5, weight_decay=0.0, clip_norm=None)
     params = {"w": jnp.ones(2)}
 
     @jax.jit
     def sizes(total):
         optimizer = recipe.optimizer(total)
         state, found = optimizer.init(params), []
-        for _ in range(5):
+        for _ in range(24):
             updates, state = optimizer.update({"w": jnp.ones(2)}, state, params)
             found.append(-updates["w"][0])
         return jnp.stack(found)
 
-    # Adam's step for a constant gradient is the rate itself: half a cosine over the total.
-    expected = 0.25 * (1 + np.cos(np.pi * np.minimum(np.arange(5) / 4, 1)))
-    np.testing.assert_allclose(sizes(4.0), expected, atol=1e-5)
+    # Adam's step for a constant gradient is the rate itself: a tenth of the total it rises, then
+    # half a cosine.
+    count, rise = np.arange(24), total // 10
+    falling = 0.25 * (1 + np.cos(np.pi * np.clip((count - rise) / (total - rise), 0, 1)))
+    expected = np.where(count < rise, 0.5 * (count + 1) / (rise + 1), falling)
+    np.testing.assert_allclose(sizes(float(total)), expected, atol=1e-5)
+
+
+def test_sgd_of_any_length_is_the_dense_recipe_of_that_length():
+    """Against the optimizer of the dense training, whose length is no array."""
+    params, slope = {"w": jnp.ones((2, 2))}, {"w": 0.1 * jnp.ones((2, 2))}
+    dense = DenseRecipe(steps=20).optimizer(20)
+    tuning = FinetuneRecipe(rate=0.1, rule="sgd", clip_norm=None).optimizer(jnp.float32(20))
+    states = [dense.init(params), tuning.init(params)]
+    for _ in range(20):
+        one, states[0] = dense.update(slope, states[0], params)
+        other, states[1] = tuning.update(slope, states[1], params)
+        # The momentum of one is scaled by the rate, that of the other is not.
+        np.testing.assert_allclose(one["w"], other["w"], rtol=1e-5, atol=1e-7)
+
+
+def test_a_gradient_that_explodes_is_clipped():
+    """A network without any norm and a steep loss: SGD at the default rate stays finite."""
+    recipe = FinetuneRecipe(rate=0.1, rule="sgd", batch_size=16)
+    steep = rp.Task(
+        lambda outputs, batch: 1e12 * jnp.square(outputs - 1).mean(),
+        "negative_loss",
+        *[SMALL.task.train] * 3,
+    )
+
+    def last(recipe):
+        made = training(recipe=recipe, steps=60)
+        return run_training(dataclasses.replace(made, objective=steep.objective), KEY)
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last(recipe)))
+    with pytest.raises(DivergenceError):
+        last(dataclasses.replace(recipe, clip_norm=None))
+
+
+def test_settings_become_the_recipe():
+    assert finetune_recipe(small_pruning().config) == FinetuneRecipe(3e-3, 16, "adam")
+    pruning = small_pruning(finetune_rule="sgd")
+    assert finetune_recipe(pruning.config) == FinetuneRecipe(0.1, 16, "sgd")
+    assert finetune_recipe(small_pruning(finetune_rate=0.5).config).rate == 0.5
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,7 @@ from rlprune_jax.types import Gates, PyTree, Variables
 from rlprune_jax.workflow.building import Built, build_network, build_task, wanted_of
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.delivery import evaluate_masked, evaluate_network
-from rlprune_jax.workflow.learning import (
-    DenseRecipe,
-    FinetuneRecipe,
-    train_dense,
-)
+from rlprune_jax.workflow.learning import DenseRecipe, finetune_recipe, train_dense
 from rlprune_jax.workflow.pruning import (
     Pruning,
     bind_budgets,
@@ -111,7 +107,7 @@ def finetuned(
 ) -> Variables:
     """Return the masked network's variables after so many steps, traceably."""
     config = pruning.config
-    recipe = FinetuneRecipe(rate=config.finetune_rate, batch_size=config.batch_size)
+    recipe = finetune_recipe(config)
     optimizer = recipe.optimizer(jnp.float32(steps))
     masked = masked_training(pruning.network.definition, gates)
     step = make_train_step(masked, optimizer, pruning.task.objective)

@@ -7,7 +7,7 @@ import pytest
 
 from rlprune_jax.search import candidate_costs, masks_to_gates
 from rlprune_jax.workflow.delivery import evaluate_network
-from rlprune_jax.workflow.learning import FinetuneRecipe, Training, run_training
+from rlprune_jax.workflow.learning import Training, finetune_recipe, run_training
 from rlprune_jax.workflow.studies.proxy_job import proxy_study_job, random_candidates
 
 
@@ -28,9 +28,7 @@ def test_rewards_of_a_candidate(pruning):
         network=pruning.network,
         objective=pruning.task.objective,
         data=job.shared["all"],
-        recipe=FinetuneRecipe(
-            rate=pruning.config.finetune_rate, batch_size=pruning.config.batch_size
-        ),
+        recipe=finetune_recipe(pruning.config),
         steps=40,
         gates=gates,
     )
