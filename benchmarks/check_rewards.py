@@ -35,7 +35,7 @@ from rlprune_jax.workflow.building import build_network, build_task, wanted_of
 from rlprune_jax.workflow.candidates import Evaluator, evaluate_candidates
 from rlprune_jax.workflow.delivery import evaluate_masked
 from rlprune_jax.workflow.fitting import deliverable, fit_to_budgets
-from rlprune_jax.workflow.learning import DenseRecipe, FinetuneRecipe, Training, run_training
+from rlprune_jax.workflow.learning import DenseRecipe, Training, finetune_recipe, run_training
 from rlprune_jax.workflow.learning import train_dense as trained
 from rlprune_jax.workflow.pruning import (
     Pruning,
@@ -194,9 +194,7 @@ def finetuner(pruning: Pruning) -> Callable[[Gates, int, bool], float]:
         if start:
             fixed = repaired(network.definition, network.variables, gates, inputs)
             begin = network.replace(fixed)
-        recipe = FinetuneRecipe(
-            rate=pruning.config.finetune_rate, batch_size=pruning.config.batch_size
-        )
+        recipe = finetune_recipe(pruning.config)
         training = Training(
             name="finetune",
             network=begin,

@@ -161,7 +161,7 @@ class SearchStudy(SearchingStudy):
         live = AgentConfig(granularity=self.granularity, constraint=self.constraint).live_numbers
         text = (
             f"does nothing with granularity={self.granularity} and constraint={self.constraint}; "
-            f"vary some of {names(name for name in RANGES if name in live)}"
+            f"vary some of {names(tuple(name for name in RANGES if name in live))}"
         )
         require_each("vary", self.vary, lambda name: name in live or name in CHOICES, text)
 
