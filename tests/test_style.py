@@ -11,7 +11,6 @@ PACKAGE = Path(rlprune_jax.__file__).parent
 
 LONG_FUNCTIONS = {
     "search/policy.py coarse_policy": "the closures of one policy; what they read lies around them",
-    "search/policy.py fine_policy": "as coarse_policy",
     "search/ppo_lagrangian.py ppo_lagrangian": "init, ask and tell over one agent",
     "search/problem.py make_environment": "closures over one problem",
     "workflow/iterative.py iterative_pruning": "init and step over one loop",

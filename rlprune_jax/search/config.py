@@ -71,9 +71,9 @@ class AgentConfig:
             choice that does nothing beside the others.
 
     Example:
-        >>> AgentConfig(granularity="fine", candidates=32).live_numbers
-        ('unit_learning_rate', 'group_learning_rate', 'clip_epsilon', 'entropy_coef', 'target_kl', \
-'max_grad_norm', 'sharpness')
+        >>> config = AgentConfig(granularity="fine", candidates=32)
+        >>> config.constraint, len(config.live_numbers)
+        ('projection', 7)
     """
 
     granularity: Granularity = "coarse"
@@ -142,7 +142,7 @@ class AgentConfig:
 
     @property
     def live_numbers(self) -> tuple[str, ...]:
-        """Return the numbers of ``HParams`` that change anything in this structure."""
+        """Return the numbers of ``HParams`` that do anything here."""
         fine = self.granularity == "fine"
         of_rule = ("kp", "ki", "kd") if self.dual == "pid" else ("learning_rate",)
         live = {

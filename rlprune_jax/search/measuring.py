@@ -225,7 +225,7 @@ def note_measured(
     return known.at[row].set(jnp.where(iteration < plan.iterations, rewards, known[row]))
 
 
-class Asked(NamedTuple):
+class KnapsackState(NamedTuple):
     """Count iterations of a search that learns nothing from rewards.
 
     Attributes:
@@ -272,10 +272,10 @@ def knapsack(env: Environment, num_candidates: int) -> Searcher:
     levels = fine_levels(env, KNAPSACK_LEVELS)
     power = jnp.linspace(0.0, 1.0, num_candidates)
 
-    def init(hparams: PyTree, key: jax.Array) -> Asked:
-        return Asked(iteration=jnp.int32(0), model=fit_costs(env))
+    def init(hparams: PyTree, key: jax.Array) -> KnapsackState:
+        return KnapsackState(iteration=jnp.int32(0), model=fit_costs(env))
 
-    def ask(state: Asked, key: jax.Array) -> tuple[Candidates, Asked]:
+    def ask(state: KnapsackState, key: jax.Array) -> tuple[Candidates, KnapsackState]:
         lost = lost_importance(env, levels)
         sizes = jnp.asarray(env.sizes, jnp.float32)[:, None]
         mean = jnp.maximum(jnp.abs(env.raw_scores).sum(1, keepdims=True) / sizes, 1e-12)
@@ -287,8 +287,8 @@ def knapsack(env: Environment, num_candidates: int) -> Searcher:
         return Candidates(masks=masks, trajectory=()), state
 
     def tell(
-        state: Asked, candidates: Candidates, rewards: jax.Array, costs: jax.Array
-    ) -> tuple[Asked, Metrics]:
+        state: KnapsackState, candidates: Candidates, rewards: jax.Array, costs: jax.Array
+    ) -> tuple[KnapsackState, Metrics]:
         rewards, costs = check_told(candidates.masks, rewards, costs, env.num_budgets)
         metrics = batch_metrics(rewards, costs, env.limits)
         return state._replace(iteration=state.iteration + 1), metrics

@@ -162,7 +162,7 @@ class Policy(NamedTuple):
     def take(
         self, parameters: tuple[jax.Array, ...], offset: jax.Array, actions: jax.Array
     ) -> Taken:
-        """Return actions as taken under a distribution moved by an offset."""
+        """Return actions taken under a moved distribution."""
         behaviour = offset_by(parameters, offset)
         return Taken(
             actions=actions,
@@ -275,7 +275,7 @@ def observe_ratios(env: Environment, ratios: jax.Array) -> jax.Array:
 
 
 def offset_by(parameters: tuple[jax.Array, ...], offset: jax.Array) -> tuple[jax.Array, ...]:
-    """Add an offset to the location, the first of a distribution's parameters."""
+    """Add an offset to the location, the first parameter."""
     return (parameters[0] + offset, *parameters[1:])
 
 

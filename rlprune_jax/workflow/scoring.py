@@ -109,7 +109,7 @@ def normalised(
 
 
 def normaliser_of(config: PruneConfig) -> Normaliser:
-    """Return the normaliser of a score, the usual one filled in."""
+    """Return the normaliser, the usual one filled in."""
     given = config.score_normaliser
     if given == "usual" or given == "cost":
         return "mean" if config.score in MEAN_NORMALISED else "none"

@@ -115,9 +115,10 @@ def test_a_finished_run_is_found_and_not_done_again(finished, capsys):
 
 
 @pytest.mark.slow
-def test_a_network_is_repaired_and_not_trained(finished, capsys):
-    runs, _ = finished
-    path = prune(tiny(runs, finetune_steps=0, rerank_steps=None, rerank=1))
+def test_a_network_is_repaired_and_not_trained(finished, tmp_path, capsys):
+    _, short = finished
+    shutil.copytree(short, tmp_path / short.name)  # what is found there goes on from it
+    path = prune(tiny(tmp_path, finetune_steps=0, rerank_steps=None, rerank=1))
     assert "goes on from" in capsys.readouterr().err
     assert all("finetune" not in record["stage"] for record in records(path))
     result = read(path)

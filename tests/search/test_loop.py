@@ -132,7 +132,7 @@ METHODS = {
 def test_another_problem_of_the_same_structure_compiles_nothing(env, units_reward, name):
     def run(problem, seed, rate):
         method = METHODS[name](problem, seed)
-        hparams = HParams(unit_learning_rate=rate)
+        hparams = HParams(group_learning_rate=rate)
         search = start_search(method, problem, hparams, capacity=3, key=jax.random.key(seed))
         return run_search_host(method, problem, units_reward, search, 2)
 

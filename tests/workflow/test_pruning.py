@@ -1,5 +1,7 @@
 """What cannot be pruned is refused at the door; what can is bound once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,10 @@ def test_a_problem_holds_what_every_stage_takes():
     assert pruning.graph is NETWORK.graph
     assert [each.budget.name for each in pruning.constraints] == ["params", "macs"]
     np.testing.assert_allclose(pruning.env.limits, [0.5, 0.6])
-    assert pruning.config == CONFIG
+    # A network without running statistics, of unknown training: all but its finetune is as given.
+    assert pruning.config == dataclasses.replace(
+        CONFIG, finetune_rule="adam", finetune_rate=pruning.config.finetune_rate
+    )
     assert isinstance(pruning.task.train[0], jax.Array)
 
 

@@ -151,7 +151,7 @@ class SearchStudy(SearchingStudy):
         return self.job_on(prepare(self, (self.budget,), run))
 
     def check_live(self) -> None:
-        """Refuse to vary a number that the agent does not read.
+        """Refuse to vary a number that does nothing.
 
         Raises:
             ValueError: naming the number, and those that it reads.
