@@ -57,6 +57,8 @@ WAYS: dict[str, Way] = {
     "multiplier, softplus-Adam at rate 1": Way(
         {"constraint": "multiplier", "dual": "softplus_adam"}, PAPER
     ),
+    "projection, critic": Way(critic=True),
+    "both, critic": Way({"constraint": "both"}, critic=True),
     "projection, network": Way({"policy": "network"}),
     "projection, network and critic": Way({"policy": "network"}, critic=True),
     "coarse, projection": Way({"granularity": "coarse"}),

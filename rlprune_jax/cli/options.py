@@ -181,13 +181,7 @@ def resolved(options: PruneOptions) -> PruneOptions:
         filled["calibration_images"] = 256
     filled["widths"] = with_usual_widths(options.network, options.data.dataset).widths
     options = options.replace(**filled)
-    measured = any(is_measured(budget) for budget in budgets)
-    return options.replace(**vars(resolve(options.config, measured)))
-
-
-def is_measured(budget: Budget) -> bool:
-    """Return whether only the host knows a cost."""
-    return budget.is_function or budget.name == "latency"
+    return options.replace(**vars(resolve(options.config)))
 
 
 def check_dense(options: DenseOptions) -> None:

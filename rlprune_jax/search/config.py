@@ -47,9 +47,9 @@ class AgentConfig:
 
     Attributes:
         granularity: "coarse", a keep ratio per group, or "fine", one Bernoulli per unit.
-        constraint: "multiplier" learns to meet the budgets (PPO-Lagrangian); "projection" puts
-            every candidate on them, and no multiplier is learned; "both" projects, while
-            multipliers hold the unprojected policy near them.
+        constraint: "both" puts every candidate on the budgets, while multipliers hold what is
+            sampled near them; "projection" does so and learns no multiplier; "multiplier" evaluates
+            what is sampled and learns to meet the budgets (PPO-Lagrangian).
         candidates: N per iteration; at least 2 without a critic, since one candidate alone has
             nothing to be better than.
         epochs: passes over a batch of candidates.
@@ -73,11 +73,11 @@ class AgentConfig:
     Example:
         >>> config = AgentConfig(granularity="fine", candidates=32)
         >>> config.constraint, len(config.live_numbers)
-        ('projection', 7)
+        ('both', 12)
     """
 
     granularity: Granularity = "coarse"
-    constraint: ConstraintHandling = "projection"
+    constraint: ConstraintHandling = "both"
     candidates: int = 16
     epochs: int = 8
     minibatches: int = 1

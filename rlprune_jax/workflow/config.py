@@ -79,12 +79,11 @@ class SearchConfig:
 
     granularity: Granularity = "fine"
     """coarse: a keep ratio per group of units; fine: every unit by itself."""
-    constraint: ConstraintHandling | None = None
-    """How the agent meets budgets. projection: a policy gradient whose candidates are all put on
-    the budgets; no multiplier is learned. multiplier: candidates as sampled, PPO with a Lagrange
-    multiplier per budget. both: projection, and multipliers that hold what is sampled near the
-    budgets. By default projection; with latency or a function among the budgets, whose place in the
-    projection is taken by an estimate, both."""
+    constraint: ConstraintHandling = "both"
+    """How the agent meets budgets. both: every candidate is put on the budgets, and a Lagrange
+    multiplier per budget holds what is sampled near them. projection: the same without multipliers.
+    multiplier: candidates are evaluated as sampled, and multipliers alone learn to meet the
+    budgets. Latency or a function of yours is put on its budget by an estimate."""
     policy: PolicyKind = "table"
     """table: a learned number per group and unit, which reads no state; network: one of what is
     observed beside them."""
@@ -246,14 +245,13 @@ class PruneConfig(SearchConfig, UnitConfig, RepairConfig, DeliveryConfig, Measur
     """
 
 
-def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
+def resolve(config: PruneConfig) -> PruneConfig:
     """Fill in defaults that depend on others.
 
     What cannot be run is refused.
 
     Args:
         config: as given.
-        measured: whether a cost is among the budgets that only the host knows.
 
     Raises:
         ValueError: naming the option, its value and what it may be.
@@ -270,8 +268,6 @@ def resolve(config: PruneConfig, measured: bool = False) -> PruneConfig:
             filled[name] = value
     if config.finetune_rate is None and config.finetune_rule is not None:
         filled["finetune_rate"] = FINETUNE_RATES[config.finetune_rule]
-    if config.constraint is None:
-        filled["constraint"] = "both" if measured else "projection"
     config = dataclasses.replace(config, **filled)  # type: ignore[arg-type]
     require(
         config.dual == "pid" or config.constraint != "projection",

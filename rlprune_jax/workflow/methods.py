@@ -84,7 +84,6 @@ class Method(Protocol):
 
 def agent_config(config: PruneConfig) -> AgentConfig:
     """Return the static structure of the agent."""
-    assert config.constraint is not None
     return AgentConfig(
         granularity=config.granularity,
         constraint=config.constraint,

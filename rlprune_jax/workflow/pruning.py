@@ -211,9 +211,7 @@ def check_problem(network: Network, task: Task, budgets: Budgets, config: PruneC
     check_weights(network.variables)
     check_fit(network, task, filled)
     constraints = bind_budgets(network, budgets, filled)
-    # What is measured has another default, so the options as given are filled in again.
-    config = resolve(config, any(each.is_measured for each in constraints))
-    return Problem(network=network, task=task, constraints=constraints, config=config)
+    return Problem(network=network, task=task, constraints=constraints, config=resolve(config))
 
 
 def usual_rule(definition: Definition) -> Rule:

@@ -12,6 +12,8 @@ from rlprune_jax.search import (
 )
 from rlprune_jax.search.config import check_hparams
 
+PROJECTED = {"constraint": "projection"}
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -30,8 +32,11 @@ from rlprune_jax.search.config import check_hparams
         ({"iterations": 0}, "iterations=0"),
         ({"critic": True, "shaping": "rank"}, "critic=False"),
         ({"policy": "tree"}, "policy='tree'"),
-        ({"dual": "adam_clip"}, "dual='adam_clip' must be left out with constraint='projection'"),
-        ({"standardise_cost": False}, "standardise_cost=False must be left out"),
+        (
+            {**PROJECTED, "dual": "adam_clip"},
+            "dual='adam_clip' must be left out with constraint='projection'",
+        ),
+        ({**PROJECTED, "standardise_cost": False}, "standardise_cost=False must be left out"),
         ({"normalise_observations": True}, "normalise_observations=True must be left out"),
         ({"normalise_returns": False}, "normalise_returns=False must be left out"),
     ],
@@ -80,11 +85,11 @@ def test_good_numbers_become_float32_scalars_also_where_they_are_traced():
 
 
 STRUCTURES = [
-    {"granularity": "fine"},
-    {"granularity": "coarse"},
+    {"granularity": "fine", **PROJECTED},
+    {"granularity": "coarse", **PROJECTED},
     {"granularity": "fine", "constraint": "both"},
     {"constraint": "multiplier", "dual": "softplus_adam", "iterations": 12},
-    {"policy": "network", "critic": True},
+    {"policy": "network", "critic": True, **PROJECTED},
 ]
 EXTREME = {
     "entropy_coef": 0.05,
@@ -123,7 +128,7 @@ def test_the_numbers_that_change_anything_are_those_called_live(env, units_rewar
 
 
 def test_a_number_that_does_nothing_is_refused(env):
-    agent = ppo_lagrangian(env, AgentConfig(granularity="fine"))
+    agent = ppo_lagrangian(env, AgentConfig(granularity="fine", **PROJECTED))
     with pytest.raises(ValueError, match=r"hparams\.dual_kp=0\.5 must be left at 1\.0"):
         agent.init(HParams(dual_kp=0.5), jax.random.key(0))
     agent.init(HParams(dual_kp=1.0, unit_learning_rate=0.2), jax.random.key(0))

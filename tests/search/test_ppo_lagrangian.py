@@ -23,7 +23,9 @@ CONFIGS = {
     "fine-multiplier": AgentConfig(
         **SMALL, granularity="fine", constraint="multiplier", dual="softplus_adam"
     ),
-    "fine-projection": AgentConfig(**SMALL, granularity="fine", shaping="elite"),
+    "fine-projection": AgentConfig(
+        **SMALL, granularity="fine", constraint="projection", shaping="elite"
+    ),
 }
 ITERATIONS = 4
 

@@ -32,9 +32,8 @@ def test_settings_load_no_jax():
 def test_defaults_that_depend_on_others():
     found = resolve(PruneConfig(reward_images=64))
     assert (found.rerank_steps, found.finetune_steps, found.calibration_images) == (100, 1000, 64)
-    assert found.constraint == "projection"
-    assert resolve(PruneConfig(), measured=True).constraint == "both"
-    kept = resolve(PruneConfig(constraint="multiplier", rerank_steps=7, calibration_images=3), True)
+    assert found.constraint == "both"
+    kept = resolve(PruneConfig(constraint="multiplier", rerank_steps=7, calibration_images=3))
     assert (kept.constraint, kept.rerank_steps, kept.calibration_images) == ("multiplier", 7, 3)
     assert resolve(found) == found
     assert not found.repair

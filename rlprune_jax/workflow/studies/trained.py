@@ -41,8 +41,8 @@ class SearchingStudy(TrainedStudy):
 
     granularity: Granularity = "fine"
     """coarse: a keep ratio per group; fine: every unit by itself."""
-    constraint: ConstraintHandling = "projection"
-    """multiplier, projection, both."""
+    constraint: ConstraintHandling = "both"
+    """both, projection or multiplier."""
     evaluations: int = 256
     """Candidates of each search."""
     candidates: int = 16
