@@ -34,7 +34,7 @@ PROJECTED = {"constraint": "projection"}
         ({"policy": "tree"}, "policy='tree'"),
         (
             {**PROJECTED, "dual": "adam_clip"},
-            "dual='adam_clip' must be left out with constraint='projection'",
+            "dual='adam_clip' must be left out",
         ),
         ({**PROJECTED, "standardise_cost": False}, "standardise_cost=False must be left out"),
         ({"normalise_observations": True}, "normalise_observations=True must be left out"),
