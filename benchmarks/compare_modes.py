@@ -45,31 +45,30 @@ class Way:
 PAPER = {"dual_learning_rate": 1.0}
 """What constrained-RL pruning took (arXiv 2110.08558), with relative errors here."""
 
+PROJECTED = {"constraint": "projection"}
+MULTIPLIED = {"constraint": "multiplier"}
+
 WAYS: dict[str, Way] = {
-    "projection": Way(),
-    "both": Way({"constraint": "both"}),
-    "multiplier, PID": Way({"constraint": "multiplier"}),
-    "multiplier, projected gradient": Way(
-        {"constraint": "multiplier", "dual": "projected_gradient"}
-    ),
-    "multiplier, Adam clipped": Way({"constraint": "multiplier", "dual": "adam_clip"}),
-    "multiplier, softplus-Adam": Way({"constraint": "multiplier", "dual": "softplus_adam"}),
-    "multiplier, softplus-Adam at rate 1": Way(
-        {"constraint": "multiplier", "dual": "softplus_adam"}, PAPER
-    ),
-    "projection, critic": Way(critic=True),
-    "both, critic": Way({"constraint": "both"}, critic=True),
-    "projection, network": Way({"policy": "network"}),
-    "projection, network and critic": Way({"policy": "network"}, critic=True),
-    "coarse, projection": Way({"granularity": "coarse"}),
-    "coarse, both": Way({"granularity": "coarse", "constraint": "both"}),
-    "coarse, multiplier, PID": Way({"granularity": "coarse", "constraint": "multiplier"}),
-    "coarse, projection, network": Way({"granularity": "coarse", "policy": "network"}),
+    "projection": Way(PROJECTED),
+    "both": Way(),
+    "multiplier, PID": Way(MULTIPLIED),
+    "multiplier, projected gradient": Way({**MULTIPLIED, "dual": "projected_gradient"}),
+    "multiplier, Adam clipped": Way({**MULTIPLIED, "dual": "adam_clip"}),
+    "multiplier, softplus-Adam": Way({**MULTIPLIED, "dual": "softplus_adam"}),
+    "multiplier, softplus-Adam at rate 1": Way({**MULTIPLIED, "dual": "softplus_adam"}, PAPER),
+    "projection, critic": Way(PROJECTED, critic=True),
+    "both, critic": Way(critic=True),
+    "projection, network": Way({**PROJECTED, "policy": "network"}),
+    "projection, network and critic": Way({**PROJECTED, "policy": "network"}, critic=True),
+    "coarse, projection": Way({**PROJECTED, "granularity": "coarse"}),
+    "coarse, both": Way({"granularity": "coarse"}),
+    "coarse, multiplier, PID": Way({**MULTIPLIED, "granularity": "coarse"}),
+    "coarse, projection, network": Way({**PROJECTED, "granularity": "coarse", "policy": "network"}),
     "coarse, projection, network and critic": Way(
-        {"granularity": "coarse", "policy": "network"}, critic=True
+        {**PROJECTED, "granularity": "coarse", "policy": "network"}, critic=True
     ),
 }
-"""The rows; the first is the default, which the others are compared with."""
+"""The rows; all are compared with the first. What is not named is as by default."""
 
 
 @dataclasses.dataclass(frozen=True)
