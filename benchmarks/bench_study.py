@@ -33,8 +33,9 @@ from rlprune_jax.devices import describe_device
 from rlprune_jax.report.study_figures import scaling_figure
 from rlprune_jax.study import one_device_per_core, run_study
 from rlprune_jax.types import PyTree
-from rlprune_jax.workflow.learning import DenseRecipe, train_dense
+from rlprune_jax.workflow.learning import train_dense
 from rlprune_jax.workflow.pruning import make_pruning
+from rlprune_jax.workflow.recipes import DenseRecipe
 from rlprune_jax.workflow.studies import SearchStudy
 from rlprune_jax.workflow.studies.base import StudyJob
 from rlprune_jax.workflow.studies.problem import build

@@ -35,7 +35,7 @@ from rlprune_jax.workflow.building import build_network, build_task, wanted_of
 from rlprune_jax.workflow.candidates import Evaluator, evaluate_candidates
 from rlprune_jax.workflow.delivery import evaluate_masked
 from rlprune_jax.workflow.fitting import deliverable, fit_to_budgets
-from rlprune_jax.workflow.learning import DenseRecipe, Training, finetune_recipe, run_training
+from rlprune_jax.workflow.learning import Training, run_training
 from rlprune_jax.workflow.learning import train_dense as trained
 from rlprune_jax.workflow.pruning import (
     Pruning,
@@ -44,6 +44,7 @@ from rlprune_jax.workflow.pruning import (
     repair_inputs,
     reward_repair,
 )
+from rlprune_jax.workflow.recipes import DenseRecipe, finetune_recipe
 from rlprune_jax.workflow.searches import search
 from rlprune_jax.workflow.tuning import repaired, training_data
 

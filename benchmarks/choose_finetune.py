@@ -33,8 +33,9 @@ from rlprune_jax.workflow.building import build_task, wanted_of
 from rlprune_jax.workflow.delivery import evaluate_masked
 from rlprune_jax.workflow.fitting import deliverable
 from rlprune_jax.workflow.keys import stage_key
-from rlprune_jax.workflow.learning import FinetuneRecipe, Training, run_training
+from rlprune_jax.workflow.learning import Training, run_training
 from rlprune_jax.workflow.pruning import Pruning
+from rlprune_jax.workflow.recipes import FinetuneRecipe
 from rlprune_jax.workflow.searches import search
 from rlprune_jax.workflow.sources import DataOptions
 from rlprune_jax.workflow.tuning import training_data

@@ -106,13 +106,14 @@ class Options:
 def problem(options: Options, seed: int) -> "Pruning":
     """Train a dense network and return the problem of pruning it."""
     from rlprune_jax.workflow.building import build_network, build_task, wanted_of
-    from rlprune_jax.workflow.learning import DenseRecipe, train_dense
+    from rlprune_jax.workflow.learning import train_dense
     from rlprune_jax.workflow.pruning import make_pruning
+    from rlprune_jax.workflow.recipes import DenseRecipe
     from rlprune_jax.workflow.sources import DataOptions, NetworkOptions, with_usual_widths
 
     task = build_task(DataOptions(dataset=options.dataset, data_dir=options.data_dir), seed)
     widths = options.widths if options.width is None else ()
-    named = NetworkOptions(model=options.model, widths=widths or None, width=options.width)
+    named = NetworkOptions(model=options.model, widths=widths, width=options.width)
     named = with_usual_widths(named, options.dataset)
     network, _, _ = build_network(named, wanted_of(task, seed))
     network = train_dense(network, task, DenseRecipe(steps=options.dense_steps), seed)

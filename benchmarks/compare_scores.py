@@ -63,8 +63,9 @@ class Options:
 def problem(options: Options, seed: int) -> "Pruning":
     """Train a dense network and return the problem of pruning it."""
     from rlprune_jax.workflow.building import build_network, build_task, wanted_of
-    from rlprune_jax.workflow.learning import DenseRecipe, train_dense
+    from rlprune_jax.workflow.learning import train_dense
     from rlprune_jax.workflow.pruning import make_pruning
+    from rlprune_jax.workflow.recipes import DenseRecipe
     from rlprune_jax.workflow.sources import DataOptions, NetworkOptions, with_usual_widths
 
     task = build_task(DataOptions(dataset=options.dataset), seed)

@@ -152,9 +152,10 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
     """
     from rlprune_jax.costs import parse_budgets
     from rlprune_jax.workflow.building import build_network, build_task, wanted_of
-    from rlprune_jax.workflow.learning import DenseRecipe, train_dense
+    from rlprune_jax.workflow.learning import train_dense
     from rlprune_jax.workflow.notes import notes
     from rlprune_jax.workflow.pruning import check_problem
+    from rlprune_jax.workflow.recipes import DenseRecipe
 
     seed, config = options.run.seed, options.config
     task = build_task(options.data, seed)

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.iterative import Schedule as Schedule
     from rlprune_jax.workflow.iterative import iterative_pruning as iterative_pruning
     from rlprune_jax.workflow.iterative import over_seeds as over_seeds
-    from rlprune_jax.workflow.learning import DenseRecipe as DenseRecipe
-    from rlprune_jax.workflow.learning import FinetuneRecipe as FinetuneRecipe
-    from rlprune_jax.workflow.learning import finetune_recipe as finetune_recipe
     from rlprune_jax.workflow.learning import train_dense as train_dense
     from rlprune_jax.workflow.methods import METHODS as METHODS
     from rlprune_jax.workflow.methods import Method as Method
@@ -46,6 +43,9 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.pruning import Pruning as Pruning
     from rlprune_jax.workflow.pruning import bind_budgets as bind_budgets
     from rlprune_jax.workflow.pruning import make_pruning as make_pruning
+    from rlprune_jax.workflow.recipes import DenseRecipe as DenseRecipe
+    from rlprune_jax.workflow.recipes import FinetuneRecipe as FinetuneRecipe
+    from rlprune_jax.workflow.recipes import finetune_recipe as finetune_recipe
     from rlprune_jax.workflow.results import NetworkResult as NetworkResult
     from rlprune_jax.workflow.results import PruneResult as PruneResult
     from rlprune_jax.workflow.results import ResultError as ResultError
@@ -63,10 +63,10 @@ _HOMES = {
     "Curve": "curves",
     "Definition": "network",
     "Delivered": "delivery",
-    "DenseRecipe": "learning",
+    "DenseRecipe": "recipes",
     "Evaluator": "candidates",
     "Finetune": "tuning",
-    "FinetuneRecipe": "learning",
+    "FinetuneRecipe": "recipes",
     "IterativeData": "iterative",
     "IterativeOptions": "curves",
     "IterativePruning": "iterative",
@@ -95,7 +95,7 @@ _HOMES = {
     "evaluate_candidates": "candidates",
     "evaluate_masked": "delivery",
     "evaluate_network": "delivery",
-    "finetune_recipe": "learning",
+    "finetune_recipe": "recipes",
     "fit_to_budgets": "fitting",
     "from_scratch": "controls",
     "iterative_pruning": "iterative",

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from rlprune_jax.checks import require, require_count
 from rlprune_jax.graph.program import trace_program
@@ -27,12 +26,13 @@ from rlprune_jax.units.repair import (
     repair_towards,
 )
 from rlprune_jax.workflow.network import Definition
+from rlprune_jax.workflow.recipes import FinetuneRecipe
+
+SHORT = FinetuneRecipe(batch_size=64)
+"""How candidates are finetuned before a reward unless told."""
 
 CPU_CACHE = 4 * 2**20
 """Bytes of intermediate arrays that a core keeps close."""
-
-SHORT_RATE = 3e-4
-"""Learning rate of the finetune before a reward (Adam)."""
 
 
 class CandidateData(NamedTuple):
@@ -67,7 +67,7 @@ class Evaluator:
         chunk: how many candidates are evaluated at once; None as ``chunk_for_memory`` says.
         finetune_steps: steps that each candidate is trained before it is evaluated, which goes one
             after the other.
-        batch_size: examples a step of that.
+        recipe: of that training.
         repair: how candidates are repaired before that; None leaves them as they are.
     """
 
@@ -76,7 +76,7 @@ class Evaluator:
     recalibration: bool = True
     chunk: int | None = None
     finetune_steps: int = 0
-    batch_size: int = 64
+    recipe: FinetuneRecipe = SHORT
     repair: RepairMethod | None = None
 
     def __post_init__(self) -> None:
@@ -222,14 +222,14 @@ def short_finetune(
     """Train a masked network for the evaluator's steps."""
     if not evaluator.finetune_steps:
         return variables
-    optimizer = optax.adam(SHORT_RATE)
+    optimizer = evaluator.recipe.optimizer(evaluator.finetune_steps)
     masked = masked_training(evaluator.definition, gates)
     step = make_train_step(masked, optimizer, evaluator.objective)
     state, _ = train(
         step,
         init_train_state(variables, optimizer),
         batch,
-        batch_size=min(evaluator.batch_size, count_examples(batch)),
+        batch_size=min(evaluator.recipe.batch_size, count_examples(batch)),
         num_steps=evaluator.finetune_steps,
         key=key,
     )

@@ -31,6 +31,7 @@ from rlprune_jax.workflow.config import AGENT, PruneConfig
 from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.methods import METHODS, Strategy
 from rlprune_jax.workflow.pruning import Pruning, candidate_data, reward_repair
+from rlprune_jax.workflow.recipes import finetune_recipe
 
 ARCHIVE_SIZE = 16
 """Masks that a search remembers, of each kind."""
@@ -87,13 +88,13 @@ def _evaluate(
 
 def evaluator_of(pruning: Pruning, finetune_steps: int) -> Evaluator:
     """Return how candidates are evaluated after finetuning steps."""
-    config = pruning.config
+    config, recipe = pruning.config, finetune_recipe(pruning.config)
     return Evaluator(
         definition=pruning.network.definition,
         objective=pruning.task.objective,
         chunk=config.chunk,
         finetune_steps=finetune_steps,
-        batch_size=min(config.batch_size, 64),
+        recipe=dataclasses.replace(recipe, batch_size=min(config.batch_size, 64)),
         repair=reward_repair(pruning),
     )
 

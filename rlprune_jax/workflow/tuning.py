@@ -18,9 +18,10 @@ from rlprune_jax.types import Apply, Gates, PyTree, Variables
 from rlprune_jax.units.repair import repair
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.keys import stage_key
-from rlprune_jax.workflow.learning import Training, finetune_recipe, run_training
+from rlprune_jax.workflow.learning import Training, run_training
 from rlprune_jax.workflow.network import Definition
 from rlprune_jax.workflow.pruning import Pruning, repair_inputs
+from rlprune_jax.workflow.recipes import finetune_recipe
 
 
 class Finetune(Protocol):

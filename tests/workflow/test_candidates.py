@@ -21,6 +21,7 @@ from rlprune_jax.workflow.candidates import (
     reference_of,
     short_finetune,
 )
+from rlprune_jax.workflow.recipes import FinetuneRecipe
 
 KEY = jax.random.key(0)
 CALL = jax.jit(evaluate_candidates, static_argnums=0)
@@ -175,7 +176,7 @@ def test_finetuned_candidates_are_trained_by_their_own_gates_and_key():
     small = small_mlp()
     gates = random_gates(small.graph, 2, jax.random.key(6))
     data = small.data._replace(train=small.task.train)
-    options = {"finetune_steps": 3, "batch_size": 8}
+    options = {"finetune_steps": 3, "recipe": FinetuneRecipe(rate=0.03, batch_size=8, rule="sgd")}
     tuned = evaluated(small, gates, data, **options)
     assert not np.allclose(tuned.loss, evaluated(small, gates).loss)
     keys = jax.random.split(KEY, 2)

@@ -12,14 +12,8 @@ import rlprune_jax as rp
 from rlprune_jax.runs import DivergenceError, MemoryRun, open_run_at
 from rlprune_jax.training.loops import init_train_state, make_train_step
 from rlprune_jax.workflow import learning
-from rlprune_jax.workflow.learning import (
-    DenseRecipe,
-    FinetuneRecipe,
-    Training,
-    finetune_recipe,
-    run_training,
-    train_dense,
-)
+from rlprune_jax.workflow.learning import Training, run_training, train_dense
+from rlprune_jax.workflow.recipes import DenseRecipe, FinetuneRecipe, finetune_recipe
 
 SMALL = small_mlp()
 KEY = jax.random.key(0)

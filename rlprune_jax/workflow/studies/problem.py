@@ -13,7 +13,7 @@ from rlprune_jax.types import Gates, PyTree, Variables
 from rlprune_jax.workflow.building import Built, build_network, build_task, wanted_of
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.delivery import evaluate_masked, evaluate_network
-from rlprune_jax.workflow.learning import DenseRecipe, finetune_recipe, train_dense
+from rlprune_jax.workflow.learning import train_dense
 from rlprune_jax.workflow.pruning import (
     Pruning,
     bind_budgets,
@@ -22,6 +22,7 @@ from rlprune_jax.workflow.pruning import (
     check_problem,
     pose,
 )
+from rlprune_jax.workflow.recipes import DenseRecipe, finetune_recipe
 from rlprune_jax.workflow.sources import DataOptions, usual_steps, with_usual_widths
 from rlprune_jax.workflow.studies.base import Study
 from rlprune_jax.workflow.studies.trained import TrainedStudy

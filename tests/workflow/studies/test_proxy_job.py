@@ -7,7 +7,8 @@ import pytest
 
 from rlprune_jax.search import candidate_costs, masks_to_gates
 from rlprune_jax.workflow.delivery import evaluate_network
-from rlprune_jax.workflow.learning import Training, finetune_recipe, run_training
+from rlprune_jax.workflow.learning import Training, run_training
+from rlprune_jax.workflow.recipes import finetune_recipe
 from rlprune_jax.workflow.studies.proxy_job import proxy_study_job, random_candidates
 
 
