@@ -133,7 +133,8 @@ class SearchConfig:
     calibration_images: int | None = None
     """Training examples for its batch-norm statistics; as many as reward_images unless told."""
     reward_finetune: tuple[int, ...] = (0,)
-    """Finetuning steps before each reward: a staircase, one entry per equal part of the search.
+    """Finetuning steps before each reward, by the rule and rate of the last finetune: a staircase,
+    one entry per equal part of the search.
     Where it rises, the best that was found is evaluated anew, beside the evaluations asked for:
     rewards after different numbers of steps are never compared."""
     chunk: int | None = None
