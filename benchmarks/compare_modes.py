@@ -180,7 +180,11 @@ def compare(options: Options) -> str:
     rows = {}
     for name, values in found.items():
         error = values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else float("nan")
-        rows[name] = {"mean": float(values.mean()), "error": float(error), "all": values.tolist()}
+        rows[name] = {
+            "mean": float(values.mean()),
+            "error": float(error) if values.size > 1 else None,
+            "all": values.tolist(),
+        }
         line = f"| {name} | {values.mean():.3f} ± {error:.3f} |"
         if values is not first and values.size > 1:
             gap = paired_difference(values.ravel(), first.ravel())
