@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 import tyro
-from command_line import enable_compilation_cache
 
 from rlprune_jax import compact, count_macs, ones_gates, respecialise, trace_graph
+from rlprune_jax.cli.common import enable_compilation_cache
 from rlprune_jax.costs.latency import measure_in_turn
 from rlprune_jax.costs.latency_table import measure_latency_table
 from rlprune_jax.devices import describe_device
