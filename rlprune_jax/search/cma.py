@@ -105,7 +105,7 @@ def cma_es(
             values=state.values.at[row].set(values),
         ), metrics
 
-    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn, limits=env.limits)
 
 
 def _draw(

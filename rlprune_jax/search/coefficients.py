@@ -148,7 +148,7 @@ def spdy(
             reward=jnp.where(better, value[top], state.reward),
         ), metrics
 
-    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn, limits=env.limits)
 
 
 def _plan(

@@ -108,7 +108,7 @@ def evopress(env: Environment, num_candidates: int) -> Searcher:
             reward=jnp.where(better, value[top], state.reward),
         ), metrics
 
-    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn, limits=env.limits)
 
 
 def swap_levels(table: jax.Array, counts: jax.Array, key: jax.Array) -> jax.Array:

@@ -193,7 +193,7 @@ def _measure_then(
         told = note_measured(plan, state.rewards, state.iteration, rewards)
         return state._replace(iteration=state.iteration + 1, rewards=told), metrics
 
-    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn, limits=env.limits)
 
 
 def measure_or(
@@ -293,7 +293,7 @@ def knapsack(env: Environment, num_candidates: int) -> Searcher:
         metrics = batch_metrics(rewards, costs, env.limits)
         return state._replace(iteration=state.iteration + 1), metrics
 
-    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn)
+    return Searcher(init=init, ask=ask, tell=tell, cost_fn=env.cost_fn, limits=env.limits)
 
 
 def lost_importance(env: Environment, levels: np.ndarray) -> jax.Array:

@@ -2,6 +2,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlprune_jax.search import (
+    AgentConfig,
+    cma_es,
+    cross_entropy,
+    dynamic_programming,
+    evopress,
+    fastnas,
+    global_threshold,
+    knapsack,
+    ppo_lagrangian,
+    random_search,
+    spdy,
+    uniform,
+)
 from rlprune_jax.search.searcher import (
     batch_metrics,
     check_told,
@@ -57,3 +71,24 @@ def test_what_is_no_numbers_is_refused_by_name(rewards, costs, message):
 def test_missing_numbers_are_accepted():
     rewards, costs = check_told(jnp.ones((2, 1, 4)), [jnp.nan, jnp.inf], [[jnp.nan], [1.0]], 1)
     assert rewards.shape == (2,) and costs.shape == (2, 1)
+
+
+MAKERS = {
+    "agent": lambda env: ppo_lagrangian(env, AgentConfig(candidates=4)),
+    "spdy": lambda env: spdy(env, 4, iterations=4),
+    "cma_es": lambda env: cma_es(env, 4, iterations=4),
+    "fastnas": lambda env: fastnas(env, 4, most_iterations=4),
+    "dynamic_programming": lambda env: dynamic_programming(env, 4, most_iterations=4),
+    **{
+        make.__name__: lambda env, make=make: make(env, 4)
+        for make in (cross_entropy, evopress, global_threshold, knapsack, random_search, uniform)
+    },
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_searcher_carries_the_costs_and_limits_of_its_environment(env, name):
+    if name == "cma_es":
+        pytest.importorskip("cmaes")
+    searcher = MAKERS[name](env)
+    assert searcher.cost_fn is env.cost_fn and searcher.limits is env.limits
