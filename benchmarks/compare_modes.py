@@ -105,22 +105,21 @@ class Options:
 
 def problem(options: Options, seed: int) -> "Pruning":
     """Train a dense network and return the problem of pruning it."""
-    from rlprune_jax.workflow.building import build_network, build_task, wanted_of
-    from rlprune_jax.workflow.learning import train_dense
-    from rlprune_jax.workflow.pruning import make_pruning
-    from rlprune_jax.workflow.recipes import DenseRecipe
-    from rlprune_jax.workflow.sources import DataOptions, NetworkOptions, with_usual_widths
+    from trained_problems import trained_problem
 
-    task = build_task(DataOptions(dataset=options.dataset, data_dir=options.data_dir), seed)
-    widths = options.widths if options.width is None else ()
-    named = NetworkOptions(model=options.model, widths=widths, width=options.width)
-    named = with_usual_widths(named, options.dataset)
-    network, _, _ = build_network(named, wanted_of(task, seed))
-    network = train_dense(network, task, DenseRecipe(steps=options.dense_steps), seed)
+    from rlprune_jax.workflow.sources import DataOptions, NetworkOptions
+
     config = PruneConfig(
         seed=seed, evaluations=options.evaluations, reward_images=options.reward_images
     )
-    return make_pruning(network, task, options.budget or ("params=0.1",), config)
+    widths = options.widths if options.width is None else ()
+    return trained_problem(
+        NetworkOptions(model=options.model, widths=widths, width=options.width),
+        DataOptions(dataset=options.dataset, data_dir=options.data_dir),
+        options.dense_steps,
+        options.budget,
+        config,
+    )
 
 
 def searched(pruning: "Pruning", way: Way, run: int) -> float:

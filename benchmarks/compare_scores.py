@@ -62,19 +62,17 @@ class Options:
 
 def problem(options: Options, seed: int) -> "Pruning":
     """Train a dense network and return the problem of pruning it."""
-    from rlprune_jax.workflow.building import build_network, build_task, wanted_of
-    from rlprune_jax.workflow.learning import train_dense
-    from rlprune_jax.workflow.pruning import make_pruning
-    from rlprune_jax.workflow.recipes import DenseRecipe
-    from rlprune_jax.workflow.sources import DataOptions, NetworkOptions, with_usual_widths
+    from trained_problems import trained_problem
 
-    task = build_task(DataOptions(dataset=options.dataset), seed)
-    named = NetworkOptions(model=options.model, width=options.width)
-    named = with_usual_widths(named, options.dataset)
-    network, _, _ = build_network(named, wanted_of(task, seed))
-    network = train_dense(network, task, DenseRecipe(steps=options.dense_steps), seed)
-    config = PruneConfig(seed=seed, evaluations=options.evaluations)
-    return make_pruning(network, task, options.budget or ("params=0.1",), config)
+    from rlprune_jax.workflow.sources import DataOptions, NetworkOptions
+
+    return trained_problem(
+        NetworkOptions(model=options.model, width=options.width),
+        DataOptions(dataset=options.dataset),
+        options.dense_steps,
+        options.budget,
+        PruneConfig(seed=seed, evaluations=options.evaluations),
+    )
 
 
 def masks_of(pruning: "Pruning") -> "dict[tuple[str, str], jax.Array]":
