@@ -36,7 +36,7 @@ from rlprune_jax.workflow.scoring import score_units
 Budgets = Sequence[Budget | str] | Budget | str
 """One budget or several, as text (``"params=0.1"``) or as ``Budget``."""
 
-RETENTION = 1.0
+RETENTION = 3.0
 """How much retention counts in the reward beside an accuracy, unless told."""
 
 REWARD_ROWS = 2048
