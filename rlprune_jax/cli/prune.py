@@ -7,6 +7,7 @@ each baseline, at the same number of evaluations; bring the best of each under t
 them after a short finetune on held-out data, finetune the winner on all training data; cut the
 agent's network to the kept units, check that it equals its masked twin, and read the test data
 once. The run directory, printed last, holds result.json, metrics.jsonl, report.html and slim/.
+The exit code is 3 where the slim network differs from its masked twin, which is a defect.
 
 With --finetune-steps 0 nothing is trained after the cut: what remains is refitted to the dense
 network's activations by least squares, in seconds.
@@ -18,6 +19,7 @@ longer one from there on, so it is not the one that would have been that long fr
 """
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -50,7 +52,17 @@ EXTENDABLE = (
 
 def main(prog: str, args: list[str]) -> None:
     """Run the command."""
-    run_command(prune, PruneOptions, __doc__, prog=prog, args=args)
+    run_command(prune, PruneOptions, __doc__, prog=prog, args=args, code=exit_code)
+
+
+DIFFERS = 3
+"""Exit code of a run whose slim network is not its masked twin."""
+
+
+def exit_code(path: object) -> int:
+    """Return 0, or 3 where slim and masked outputs differ."""
+    result = json.loads((Path(str(path)) / "result.json").read_text())
+    return 0 if result["equivalence"].get("equal", True) else DIFFERS
 
 
 def prune(options: PruneOptions) -> Path:
