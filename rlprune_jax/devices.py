@@ -56,6 +56,14 @@ def describe_device() -> dict[str, str | int]:
     }
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether XLA ran out of the device's memory."""
+    text = str(error)
+    return isinstance(error, jax.errors.JaxRuntimeError | MemoryError) and (
+        "RESOURCE_EXHAUSTED" in text or "ut of memory" in text or isinstance(error, MemoryError)
+    )
+
+
 def _commit() -> str | None:
     """Return the commit of the checkout that holds this package or the running script."""
     for file in (Path(__file__), Path(sys.argv[0])):

@@ -26,7 +26,13 @@ from rlprune_jax.search import (
 )
 from rlprune_jax.training.task import Evaluation
 from rlprune_jax.types import PyTree, Variables
-from rlprune_jax.workflow.candidates import CandidateData, Evaluator, evaluate_candidates
+from rlprune_jax.workflow.candidates import (
+    CandidateData,
+    Evaluator,
+    Halving,
+    evaluate_candidates,
+    usual_chunk,
+)
 from rlprune_jax.workflow.config import AGENT, PruneConfig
 from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.methods import METHODS, Strategy
@@ -203,6 +209,7 @@ def run_strategy(
     config, env, iterations = pruning.config, strategy.env, strategy.iterations
     data = candidate_data(pruning, train=max(config.reward_finetune) > 0)
     costs_of = search_costs(pruning.constraints)
+    variables, halving = pruning.network.variables, Halving()
     stairs = config.reward_finetune[-1:] if strategy.remembers else config.reward_finetune
 
     def costs(masks: np.ndarray) -> np.ndarray:
@@ -210,7 +217,11 @@ def run_strategy(
 
     def rewards(steps: int, masks: jax.Array, key: jax.Array) -> jax.Array:
         evaluator = evaluator_of(pruning, steps)
-        found = _evaluate(evaluator, pruning.network.variables, env, masks, data, key)
+        found = halving(
+            lambda limited: _evaluate(limited, variables, env, masks, data, key),
+            evaluator,
+            lambda: min(len(masks), evaluator.chunk or usual_chunk(evaluator, variables, data)),
+        )
         return -found.loss if config.reward == "loss" else found.metric
 
     def advance(state: SearchState, start: int, steps: int) -> tuple[SearchState, list]:

@@ -106,7 +106,8 @@ def defect_text(difference: float) -> str:
     """Return what is said of a slim network that differs."""
     return (
         f"the slim network's outputs differ from its masked twin's by {difference:g}, more than "
-        "rounding does; this is a defect of rlprune_jax: use the masked network, and please report it"
+        "rounding does; this is a defect of rlprune_jax: use the masked network, and please "
+        "report it"
     )
 
 
