@@ -194,6 +194,7 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
         rate=dense.dense_rate or options.usual_dense_rate,
         batch_size=options.delivery.batch_size,
         rule=dense.dense_rule or options.usual_dense_rule,
+        precision=options.run.precision,
     )
     network = train_dense(network, task, recipe, seed, run, options.run.save_seconds)
     return problem._replace(network=network)

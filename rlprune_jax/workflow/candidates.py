@@ -28,7 +28,9 @@ from rlprune_jax.units.repair import (
     dense_reference,
     repair_towards,
 )
+from rlprune_jax.workflow.config import Precision
 from rlprune_jax.workflow.network import Definition
+from rlprune_jax.workflow.precision import in_precision
 from rlprune_jax.workflow.recipes import FinetuneRecipe
 
 SHORT = FinetuneRecipe(batch_size=64)
@@ -79,6 +81,7 @@ class Evaluator:
             after the other.
         recipe: of that training.
         repair: how candidates are repaired before that; None leaves them as they are.
+        precision: of contractions, but in a repair.
     """
 
     definition: Definition
@@ -88,6 +91,7 @@ class Evaluator:
     finetune_steps: int = 0
     recipe: FinetuneRecipe = SHORT
     repair: RepairMethod | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.chunk is not None:
@@ -175,10 +179,11 @@ def evaluate_candidate(
     """
     definition = evaluator.definition
     if evaluator.recalibrates:
-        masked = masked_training(definition, gates)
+        masked = in_precision(masked_training(definition, gates), evaluator.precision)
         variables = recalibrate(masked, variables, *data.calibration)
     inputs = evaluator.objective.network_inputs(data.batch)
-    outputs = definition.masked(variables, gates, *inputs)
+    masked_network = in_precision(definition.masked, evaluator.precision)
+    outputs = masked_network(variables, gates, *inputs)
     found = evaluator.objective.evaluate(outputs, data.batch)
     return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), found)
 
@@ -232,7 +237,7 @@ def short_finetune(
     if not evaluator.finetune_steps:
         return variables
     optimizer = evaluator.recipe.optimizer(evaluator.finetune_steps)
-    masked = masked_training(evaluator.definition, gates)
+    masked = in_precision(masked_training(evaluator.definition, gates), evaluator.precision)
     step = make_train_step(masked, optimizer, evaluator.objective)
     state, _ = train(
         step,

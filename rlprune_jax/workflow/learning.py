@@ -25,6 +25,7 @@ from rlprune_jax.wording import NEGATIVE
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.network import Definition, Network
+from rlprune_jax.workflow.precision import in_precision
 from rlprune_jax.workflow.recipes import DenseRecipe, Recipe
 
 STEPS_AT_ONCE = 60
@@ -64,6 +65,7 @@ class TrainingProgram(NamedTuple):
         """Return one step of training, masked where there are gates."""
         definition = self.definition
         apply = definition.training_mode if gates is None else masked_training(definition, gates)
+        apply = in_precision(apply, self.recipe.precision)
         return make_train_step(apply, self.recipe.optimizer(total), self.objective)
 
 

@@ -8,7 +8,7 @@ import optax
 
 from rlprune_jax.checks import require, require_choice, require_count, require_range
 from rlprune_jax.training.optimizers import make_optimizer
-from rlprune_jax.workflow.config import PruneConfig, Rule
+from rlprune_jax.workflow.config import PRECISIONS, Precision, PruneConfig, Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class DenseRecipe:
         weight_decay: of kernels.
         rule: ``"sgd"``, with momentum, as convolutional networks are trained; or ``"adam"``, with
             the gradient's norm clipped at 1, as transformers are.
+        precision: of contractions.
     """
 
     steps: int
@@ -31,6 +32,7 @@ class DenseRecipe:
     batch_size: int = 128
     weight_decay: float = 5e-4
     rule: Rule = "sgd"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
@@ -38,6 +40,7 @@ class DenseRecipe:
         require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
         require_range("weight_decay", self.weight_decay, 0.0)
         require_choice("rule", self.rule, ("sgd", "adam"))
+        require_choice("precision", self.precision, PRECISIONS)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
         """Return the optimizer.
@@ -70,6 +73,7 @@ class FinetuneRecipe:
         weight_decay: of kernels.
         clip_norm: greatest norm of the whole gradient; None for no clipping.
         warmup: fraction of the steps over which the rate rises.
+        precision: of contractions.
     """
 
     rate: float = 1e-3
@@ -78,12 +82,14 @@ class FinetuneRecipe:
     weight_decay: float = 5e-4
     clip_norm: float | None = 1.0
     warmup: float = 0.1
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
         require_choice("rule", self.rule, ("sgd", "adam"))
         require_range("weight_decay", self.weight_decay, 0.0)
         require_range("warmup", self.warmup, 0.0, 1.0)
+        require_choice("precision", self.precision, PRECISIONS)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
         """Return the optimizer.
@@ -115,7 +121,9 @@ def finetune_recipe(config: PruneConfig) -> FinetuneRecipe:
     """
     rule, rate = config.finetune_rule, config.finetune_rate
     assert rule is not None and rate is not None
-    return FinetuneRecipe(rate=rate, batch_size=config.batch_size, rule=rule)
+    return FinetuneRecipe(
+        rate=rate, batch_size=config.batch_size, rule=rule, precision=config.precision
+    )
 
 
 Recipe = DenseRecipe | FinetuneRecipe

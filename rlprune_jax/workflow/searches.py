@@ -102,6 +102,7 @@ def evaluator_of(pruning: Pruning, finetune_steps: int) -> Evaluator:
         finetune_steps=finetune_steps,
         recipe=dataclasses.replace(recipe, batch_size=min(config.batch_size, 64)),
         repair=reward_repair(pruning),
+        precision=config.precision,
     )
 
 
