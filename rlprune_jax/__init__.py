@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.pipeline import prune as prune
     from rlprune_jax.workflow.pruning import Pruning as Pruning
     from rlprune_jax.workflow.pruning import make_pruning as make_pruning
+    from rlprune_jax.workflow.recipes import FastRecipe as FastRecipe
     from rlprune_jax.workflow.results import PruneResult as PruneResult
     from rlprune_jax.workflow.shipping import ship as ship
 
@@ -67,6 +68,7 @@ _HOMES = {
     "COSTS": "costs.registry",
     "Constraint": "costs.constraints",
     "DenseRecipe": "workflow.learning",
+    "FastRecipe": "workflow.recipes",
     "Graph": "graph.groups",
     "Group": "graph.groups",
     "IterativeResult": "workflow.curves",
@@ -124,6 +126,7 @@ __all__ = [
     "Budget",
     "Constraint",
     "DenseRecipe",
+    "FastRecipe",
     "Graph",
     "Group",
     "IterativeResult",

@@ -167,7 +167,7 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
     from rlprune_jax.workflow.learning import train_dense
     from rlprune_jax.workflow.notes import notes
     from rlprune_jax.workflow.pruning import check_problem
-    from rlprune_jax.workflow.recipes import DenseRecipe
+    from rlprune_jax.workflow.recipes import DenseRecipe, FastRecipe
 
     seed, config = options.run.seed, options.config
     task = build_task(options.data, seed)
@@ -182,17 +182,21 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
         say(f"note: data_dir={folder!r} is not read: none is needed for {dataset}")
     dense = options.dense
     if is_trained and dense.dense_steps is None:
-        for name in ("dense_rate", "dense_rule"):
-            if (value := getattr(dense, name)) is not None:
+        for name, usual in (
+            *(("dense_rate", None), ("dense_rule", None), ("dense_batch", None)),
+            ("recipe", "plain"),
+        ):
+            if (value := getattr(dense, name)) != usual:
                 raise ValueError(
                     f"{name}={value} would do nothing: {options.network.model} is trained already; "
                     "give dense_steps to train it further"
                 )
         return problem
-    recipe = DenseRecipe(
+    kind = FastRecipe if options.is_fast else DenseRecipe
+    recipe = kind(
         steps=dense.dense_steps or options.usual_dense_steps,
         rate=dense.dense_rate or options.usual_dense_rate,
-        batch_size=options.delivery.batch_size,
+        batch_size=dense.dense_batch or options.usual_dense_batch,
         rule=dense.dense_rule or options.usual_dense_rule,
         precision=options.run.precision,
     )

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.pruning import bind_budgets as bind_budgets
     from rlprune_jax.workflow.pruning import make_pruning as make_pruning
     from rlprune_jax.workflow.recipes import DenseRecipe as DenseRecipe
+    from rlprune_jax.workflow.recipes import FastRecipe as FastRecipe
     from rlprune_jax.workflow.recipes import FinetuneRecipe as FinetuneRecipe
     from rlprune_jax.workflow.recipes import finetune_recipe as finetune_recipe
     from rlprune_jax.workflow.results import NetworkResult as NetworkResult
@@ -64,6 +65,7 @@ _HOMES = {
     "Definition": "network",
     "Delivered": "delivery",
     "DenseRecipe": "recipes",
+    "FastRecipe": "recipes",
     "Evaluator": "candidates",
     "Finetune": "tuning",
     "FinetuneRecipe": "recipes",
@@ -120,6 +122,7 @@ __all__ = [
     "Delivered",
     "DenseRecipe",
     "Evaluator",
+    "FastRecipe",
     "Finetune",
     "FinetuneRecipe",
     "IterativeData",

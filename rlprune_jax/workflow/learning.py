@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.runs import MemoryRun, Run, StageOptions, run_stage
+from rlprune_jax.training.averaging import averaged, start_averaging
 from rlprune_jax.training.loops import (
     Metrics,
     StepFunction,
@@ -26,7 +27,13 @@ from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.network import Definition, Network
 from rlprune_jax.workflow.precision import in_precision
-from rlprune_jax.workflow.recipes import DenseRecipe, Recipe
+from rlprune_jax.workflow.recipes import (
+    DenseRecipe,
+    FastRecipe,
+    Recipe,
+    arrangement,
+    trained_on,
+)
 
 STEPS_AT_ONCE = 60
 """Most steps of training between two looks at the clock."""
@@ -61,12 +68,17 @@ class TrainingProgram(NamedTuple):
     objective: Objective
     recipe: Recipe
 
-    def step_function(self, gates: Gates | None, total: jax.Array) -> StepFunction:
+    def step_function(
+        self, gates: Gates | None, total: jax.Array, is_placed: bool = False
+    ) -> StepFunction:
         """Return one step of training, masked where there are gates."""
         definition = self.definition
         apply = definition.training_mode if gates is None else masked_training(definition, gates)
         apply = in_precision(apply, self.recipe.precision)
-        return make_train_step(apply, self.recipe.optimizer(total), self.objective)
+        objective = trained_on(self.recipe, self.objective, is_placed)
+        step = make_train_step(apply, self.recipe.optimizer(total), objective)
+        is_fast = isinstance(self.recipe, FastRecipe)
+        return averaged(step, self.recipe.average) if is_fast else step
 
 
 @partial(jax.jit, static_argnames=("learner", "steps"))
@@ -79,9 +91,10 @@ def _train(
     key: jax.Array,
     steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    step = learner.step_function(gates, total)
+    step = learner.step_function(gates, total, is_placed=True)
     size = min(learner.recipe.batch_size, count_examples(data))
-    return train(step, state, data, batch_size=size, num_steps=steps, key=key)
+    arrange = arrangement(learner.recipe, learner.objective)
+    return train(step, state, data, batch_size=size, num_steps=steps, key=key, arrange=arrange)
 
 
 @partial(jax.jit, static_argnames="learner")
@@ -98,7 +111,8 @@ def _step(
 
 @partial(jax.jit, static_argnames="recipe")
 def _start(recipe: Recipe, variables: Variables) -> TrainState:
-    return init_train_state(variables, recipe.optimizer(1))
+    state = init_train_state(variables, recipe.optimizer(1))
+    return start_averaging(state) if isinstance(recipe, FastRecipe) else state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,7 +214,7 @@ def run_training(
             note=partial(_note, metric_name),
         ),
     )
-    return state.variables
+    return state.opt_state.variables if isinstance(training.recipe, FastRecipe) else state.variables
 
 
 def _note(metric_name: str, row: dict[str, float]) -> str:
@@ -214,7 +228,7 @@ def _note(metric_name: str, row: dict[str, float]) -> str:
 def train_dense(
     network: Network,
     task: Task,
-    recipe: DenseRecipe,
+    recipe: DenseRecipe | FastRecipe,
     seed: int = 0,
     run: Run | None = None,
     save_seconds: float = 20.0,
