@@ -163,6 +163,7 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
     A budget that cannot be met is refused before any training.
     """
     from rlprune_jax.costs import parse_budgets
+    from rlprune_jax.devices import gpu_advice
     from rlprune_jax.workflow.building import build_network, build_task, wanted_of
     from rlprune_jax.workflow.learning import train_dense
     from rlprune_jax.workflow.notes import notes
@@ -173,6 +174,8 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
     task = build_task(options.data, seed)
     network, is_trained, _ = build_network(options.network, wanted_of(task, seed))
     say(str(network.graph))
+    if advice := gpu_advice():
+        say(f"note: {advice}")
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     problem = check_problem(network, task, budgets, config)
     for note in notes(config, task, network).values():

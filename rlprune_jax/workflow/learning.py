@@ -78,7 +78,7 @@ class TrainingProgram(NamedTuple):
         objective = trained_on(self.recipe, self.objective, is_placed)
         step = make_train_step(apply, self.recipe.optimizer(total), objective)
         is_fast = isinstance(self.recipe, FastRecipe)
-        return averaged(step, self.recipe.average) if is_fast else step
+        return averaged(step, self.recipe.decay) if is_fast else step
 
 
 @partial(jax.jit, static_argnames=("learner", "steps"))

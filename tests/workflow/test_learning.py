@@ -196,6 +196,7 @@ def test_a_fast_recipe_changes_what_images_are_trained_on_and_nothing_else():
     images = (np.zeros((8, 6, 6, 1), np.uint8), np.arange(8) % 3)
     task = rp.classification(*[images] * 3, augment=CropAndFlip(pad=2))
     own = task.objective
+    assert (FastRecipe(100).decay, FastRecipe(8800).decay, fast.decay) == (0.9, 0.99, 0)
     assert trained_on(plain, own, True) is own and arrangement(plain, own) is None
     placed, streamed = (trained_on(fast, own, is_placed) for is_placed in (True, False))
     assert placed.loss.label_smoothing == 0.2 and placed.metric is own.metric
