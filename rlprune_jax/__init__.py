@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.pruning import make_pruning as make_pruning
     from rlprune_jax.workflow.recipes import FastRecipe as FastRecipe
     from rlprune_jax.workflow.results import PruneResult as PruneResult
+    from rlprune_jax.workflow.seeds import TrainedSeeds as TrainedSeeds
+    from rlprune_jax.workflow.seeds import train_seeds as train_seeds
     from rlprune_jax.workflow.shipping import ship as ship
 
 _HOMES = {
@@ -69,6 +71,8 @@ _HOMES = {
     "Constraint": "costs.constraints",
     "DenseRecipe": "workflow.learning",
     "FastRecipe": "workflow.recipes",
+    "TrainedSeeds": "workflow.seeds",
+    "train_seeds": "workflow.seeds",
     "Graph": "graph.groups",
     "Group": "graph.groups",
     "IterativeResult": "workflow.curves",
@@ -137,6 +141,7 @@ __all__ = [
     "Pruning",
     "Schedule",
     "Task",
+    "TrainedSeeds",
     "apply_mask",
     "classification",
     "compact",
@@ -175,6 +180,7 @@ __all__ = [
     "ship",
     "trace_graph",
     "train_dense",
+    "train_seeds",
 ]
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.sap_config import SapConfig as SapConfig
     from rlprune_jax.workflow.searches import Search as Search
     from rlprune_jax.workflow.searches import search as search
+    from rlprune_jax.workflow.seeds import TrainedSeeds as TrainedSeeds
+    from rlprune_jax.workflow.seeds import train_seeds as train_seeds
     from rlprune_jax.workflow.shipping import Shipped as Shipped
     from rlprune_jax.workflow.shipping import ship as ship
     from rlprune_jax.workflow.tuning import Finetune as Finetune
@@ -66,6 +68,8 @@ _HOMES = {
     "Delivered": "delivery",
     "DenseRecipe": "recipes",
     "FastRecipe": "recipes",
+    "TrainedSeeds": "seeds",
+    "train_seeds": "seeds",
     "Evaluator": "candidates",
     "Finetune": "tuning",
     "FinetuneRecipe": "recipes",
@@ -142,6 +146,7 @@ __all__ = [
     "Search",
     "Shipped",
     "Strategy",
+    "TrainedSeeds",
     "all_controls",
     "bind_budgets",
     "compare_pruners",
@@ -165,6 +170,7 @@ __all__ = [
     "search",
     "ship",
     "train_dense",
+    "train_seeds",
     "trained_on",
 ]
 

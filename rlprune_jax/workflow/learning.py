@@ -82,7 +82,7 @@ class TrainingProgram(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("learner", "steps"))
-def _train(
+def train_steps(
     learner: TrainingProgram,
     state: TrainState,
     gates: Gates | None,
@@ -91,6 +91,20 @@ def _train(
     key: jax.Array,
     steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take some steps of a training over arrays.
+
+    Args:
+        learner: its static structure.
+        state: made by ``start_training``, or of an earlier call.
+        gates: of the masked network; None for the dense one.
+        total: f32[], steps of the whole training.
+        data: all examples.
+        key: of the whole training.
+        steps: to take.
+
+    Returns:
+        The state afterwards, and what each step recorded.
+    """
     step = learner.step_function(gates, total, is_placed=True)
     size = min(learner.recipe.batch_size, count_examples(data))
     arrange = arrangement(learner.recipe, learner.objective)
@@ -110,7 +124,8 @@ def _step(
 
 
 @partial(jax.jit, static_argnames="recipe")
-def _start(recipe: Recipe, variables: Variables) -> TrainState:
+def start_training(recipe: Recipe, variables: Variables) -> TrainState:
+    """Return the state before a training's first step."""
     state = init_train_state(variables, recipe.optimizer(1))
     return start_averaging(state) if isinstance(recipe, FastRecipe) else state
 
@@ -158,7 +173,7 @@ def _steps(training: Training, key: jax.Array) -> _Take:
     total = jnp.float32(training.steps)
 
     def take(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        return _train(learner, state, training.gates, total, training.data, key, steps=count)
+        return train_steps(learner, state, training.gates, total, training.data, key, steps=count)
 
     return take
 
@@ -205,7 +220,7 @@ def run_training(
     state = run_stage(
         run,
         training.name,
-        _start(training.recipe, training.network.variables),
+        start_training(training.recipe, training.network.variables),
         training.steps,
         advance,
         StageOptions(
@@ -214,7 +229,12 @@ def run_training(
             note=partial(_note, metric_name),
         ),
     )
-    return state.opt_state.variables if isinstance(training.recipe, FastRecipe) else state.variables
+    return trained_variables(training.recipe, state)
+
+
+def trained_variables(recipe: Recipe, state: TrainState) -> Variables:
+    """Return what a training delivers of its last state."""
+    return state.opt_state.variables if isinstance(recipe, FastRecipe) else state.variables
 
 
 def _note(metric_name: str, row: dict[str, float]) -> str:

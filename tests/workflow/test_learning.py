@@ -88,7 +88,7 @@ def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch,
     monkeypatch.setattr(learning, "STEPS_AT_ONCE", 2)
     data = in_batches(SMALL.task.train, 16) if streamed else SMALL.task.train
     whole = run_training(training(data), KEY)
-    name, kill_at = ("_step", 5) if streamed else ("_train", 3)
+    name, kill_at = ("_step", 5) if streamed else ("train_steps", 3)
     original, calls = getattr(learning, name), []
 
     def killed(*arguments, **options):
