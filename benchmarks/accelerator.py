@@ -14,7 +14,7 @@ which time is short is skipped with a line.
 (c) ``selection``: exact selection, SAP's update, the PQ Index and a step with masks of 25 M
     weights, beside a read and an argsort.
 (d) ``compiling``: seconds of a pruner's update by the number of leaves; those of all other programs
-    stand in their own lines.
+    stand in their own lines. ``seeds``: ResNet20 from eight seeds, in one program or in turn.
 (e) ``job``: VGG16 on CIFAR-10 to a tenth of its parameters by the fast recipe, with random search,
     the dense network trained on and the widths from scratch; on made images of the same shape where
     the data are not there, and as long as time is left.
@@ -95,6 +95,9 @@ class Sizes(NamedTuple):
     leaves: tuple[int, ...]
     matrix: int
     examples: int
+    small: NetworkOptions
+    small_steps: int
+    seeds: int
 
 
 FULL = Sizes(
@@ -106,6 +109,9 @@ FULL = Sizes(
     leaves=(20, 200),
     matrix=8192,
     examples=50_000,
+    small=NetworkOptions(model="resnet20"),
+    small_steps=1000,
+    seeds=8,
 )
 QUICK = Sizes(
     networks={"cnn": NetworkOptions(model="cnn", widths=(4, 4, 8, 8))},
@@ -116,6 +122,9 @@ QUICK = Sizes(
     leaves=(5,),
     matrix=256,
     examples=600,
+    small=NetworkOptions(model="mlp", widths=(8,)),
+    small_steps=150,
+    seeds=2,
 )
 
 
@@ -456,6 +465,14 @@ def compiling(leaves: tuple[int, ...]) -> Found:
     return {"sap_update_seconds_by_leaves": found}
 
 
+def many_seeds(sizes: Sizes, task: Task) -> Found:
+    """Train a small network from many seeds, and tell which way was faster."""
+    network = build_network(sizes.small, wanted_of(task, 0)).network
+    recipe = FastRecipe(steps=sizes.small_steps, batch_size=min(256, sizes.batch), rate=0.1)
+    found = rp.train_seeds(network, task, recipe, range(sizes.seeds))
+    return {"way": found.way, "why": found.why, "seeds": sizes.seeds}
+
+
 def job(config: Config, task: Task, network: Network, left: float, rate: float) -> Found:
     """Train, prune and finetune in the time that is left.
 
@@ -540,6 +557,7 @@ def main(config: Config) -> list[Found]:
             )
     tell("selection", 20 * scale, lambda: selection(sizes.weights))
     tell("compiling", 30 * scale, lambda: compiling(sizes.leaves))
+    tell("seeds", 60 * scale, lambda: many_seeds(sizes, task))
     rows = [line for line in evidence.lines if line["part"].startswith("rates")]
     speeds = [line["images_per_second"]["training"] for line in rows if "images_per_second" in line]
     tell(

@@ -122,7 +122,7 @@ def train_seeds(
 
 
 def variables_of(network: Network, seed: int) -> Variables:
-    """Return fresh variables of a seed; the network's own without any."""
+    """Return fresh variables, the network's own without an initialisation."""
     init = network.definition.init
     return network.variables if init is None else init(stage_key(seed, "init"))
 
