@@ -221,7 +221,7 @@ def test_bad_input():
 
 
 def test_small_leaves_together_and_large_ones_alone_are_the_stable_sort(monkeypatch):
-    monkeypatch.setattr(scopes, "BUNDLED", 12)
+    monkeypatch.setattr(scopes, "BUNDLED", {jax.default_backend(): 12})
     rng = np.random.default_rng(0)
     values = rng.integers(-3, 4, SIZE + 7).astype(np.float32)
     # A large leaf between small ones, so that ties have to pass through it in order.
