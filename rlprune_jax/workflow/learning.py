@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -39,18 +40,26 @@ STEPS_AT_ONCE = 60
 """Most steps of training between two looks at the clock."""
 
 
-def steps_at_once(steps: int) -> int:
+def steps_at_once(steps: int, others: Sequence[int] = ()) -> int:
     """Return how many steps one compiled program takes.
 
-    It divides them all, unless that would make it short: a remainder is a second program.
+    It divides them all, unless that would make it short: a remainder is a second program. Where it
+    can it divides those of other trainings too, which then run in the same program.
+
+    Args:
+        steps: of a training.
+        others: steps of trainings that differ in length alone.
 
     Example:
         >>> steps_at_once(1000), steps_at_once(100), steps_at_once(997)
         (50, 50, 60)
+        >>> steps_at_once(1500), steps_at_once(1500, others=(100,))
+        (60, 50)
     """
     fewest = STEPS_AT_ONCE // 2
-    even = (count for count in range(STEPS_AT_ONCE, fewest, -1) if steps % count == 0)
-    return min(steps, next(even, STEPS_AT_ONCE))
+    even = [count for count in range(STEPS_AT_ONCE, fewest, -1) if steps % count == 0]
+    shared = [count for count in even if not any(other % count for other in others)]
+    return min(steps, next(iter(shared + even), STEPS_AT_ONCE))
 
 
 class TrainingProgram(NamedTuple):
@@ -142,6 +151,7 @@ class Training:
         recipe: the optimizer.
         steps: of training.
         gates: of the masked network; None for the dense one.
+        others: steps of trainings that differ in length alone, to share their program.
     """
 
     name: str
@@ -151,6 +161,7 @@ class Training:
     recipe: Recipe
     steps: int
     gates: Gates | None = None
+    others: tuple[int, ...] = ()
 
     @property
     def learner(self) -> TrainingProgram:
@@ -224,7 +235,7 @@ def run_training(
         training.steps,
         advance,
         StageOptions(
-            chunk=steps_at_once(training.steps),
+            chunk=steps_at_once(training.steps, training.others),
             save_seconds=save_seconds,
             note=partial(_note, metric_name),
         ),

@@ -14,7 +14,7 @@ from rlprune_jax.runs import DivergenceError, MemoryRun, open_run_at
 from rlprune_jax.training.augmentation import AlternatingFlip, CropAndFlip
 from rlprune_jax.training.loops import init_train_state, make_train_step
 from rlprune_jax.workflow import learning
-from rlprune_jax.workflow.learning import Training, run_training, train_dense
+from rlprune_jax.workflow.learning import Training, run_training, steps_at_once, train_dense
 from rlprune_jax.workflow.recipes import (
     DenseRecipe,
     FastRecipe,
@@ -23,6 +23,7 @@ from rlprune_jax.workflow.recipes import (
     finetune_recipe,
     trained_on,
 )
+from rlprune_jax.workflow.sources import DEFAULT_STEPS, OTHER_STEPS
 
 SMALL = small_mlp()
 KEY = jax.random.key(0)
@@ -182,6 +183,15 @@ def test_a_gradient_that_explodes_is_clipped():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last(recipe)))
     with pytest.raises(DivergenceError):
         last(dataclasses.replace(recipe, clip_norm=None))
+
+
+def test_short_and_long_finetunes_run_in_one_program():
+    """For the usual numbers of steps of every data set."""
+    for _, short, long in (*DEFAULT_STEPS.values(), OTHER_STEPS):
+        found = {steps_at_once(steps, (short, long)) for steps in (short, long, 2 * long)}
+        assert len(found) == 1 and short % found.pop() == 0
+    # Without a common number each has its own.
+    assert (steps_at_once(37, (41,)), steps_at_once(0, (0, 0))) == (37, 0)
 
 
 def test_settings_become_the_recipe():
