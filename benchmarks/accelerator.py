@@ -110,7 +110,7 @@ FULL = Sizes(
     matrix=8192,
     examples=50_000,
     small=NetworkOptions(model="resnet20"),
-    small_steps=1000,
+    small_steps=400,
     seeds=8,
 )
 QUICK = Sizes(
@@ -187,7 +187,7 @@ def rounded(value: PyTree) -> PyTree:
         return [rounded(each) for each in value]
     if isinstance(value, str | bool | int) or value is None:
         return value
-    return float(f"{float(value):.4g}")
+    return float(f"{float(value):.4g}") if np.isfinite(value) else None
 
 
 def timed(function: Callable[[], PyTree], repeats: int = 5) -> float:
@@ -324,8 +324,8 @@ def conv(batch: int, size: int) -> Found:
 
         moved, bent = rng.normal(size=x.shape), rng.normal(size=kernel.shape)
         slopes = [
-            (convolved(*operands, stride, groups) * weights).sum()
-            for operands in ((moved, kernel), (x, bent))
+            (convolved(one, other, stride, groups) * weights).sum()
+            for one, other in ((moved, kernel), (x, bent))
         ]
         row: Found = {}
         for precision in ("highest", None):
@@ -348,8 +348,8 @@ def matmul(size: int) -> Found:
     found: Found = {}
     for precision in PRECISIONS:
         matrix = jnp.ones((size, size), precision)
-        product = jax.jit(jnp.matmul)
-        found[precision] = 2 * size**3 / timed(lambda m=matrix, f=product: f(m, m))
+        product = functools.partial(jax.jit(jnp.matmul), matrix, matrix)
+        found[precision] = 2 * size**3 / timed(product)
     return found
 
 
@@ -381,8 +381,9 @@ def rates(given: Rates, precision: Precision) -> Found:
         found[name] = images / timed(function, 3)
 
     def training() -> PyTree:
-        options = {"batch_size": sizes.batch, "num_steps": sizes.steps, "key": key}
-        return train(step, state, given.task.train, **options)[1]["loss"]
+        images, steps = given.task.train, sizes.steps
+        done = train(step, state, images, batch_size=sizes.batch, num_steps=steps, key=key)
+        return done[1]["loss"]
 
     compiled("training", training, sizes.batch * sizes.steps)
     batch = given.task.sample("train", sizes.batch)
@@ -540,6 +541,9 @@ def main(config: Config) -> list[Found]:
     def network_of(name: str) -> Network:
         return made_network(sizes.networks[name], task, config.seed)
 
+    def rates_of(name: str, most: float, precision: Precision) -> Found:
+        return rates(Rates(network_of(name), task, sizes, most), precision)
+
     first = next(iter(sizes.networks))
     tell("equality", 20 * scale, lambda: equality(network_of(first), task))
     tell("conv", 15 * scale, lambda: conv(4, 12))
@@ -551,13 +555,11 @@ def main(config: Config) -> list[Found]:
             tell(
                 f"rates {name} {precision}",
                 45 * scale,
-                lambda name=name, most=most, precision=precision: rates(
-                    Rates(network_of(name), task, sizes, most), precision
-                ),
+                functools.partial(rates_of, name, most, precision),
             )
     tell("selection", 20 * scale, lambda: selection(sizes.weights))
     tell("compiling", 30 * scale, lambda: compiling(sizes.leaves))
-    tell("seeds", 60 * scale, lambda: many_seeds(sizes, task))
+    tell("seeds", 40 * scale, lambda: many_seeds(sizes, task))
     rows = [line for line in evidence.lines if line["part"].startswith("rates")]
     speeds = [line["images_per_second"]["training"] for line in rows if "images_per_second" in line]
     tell(

@@ -86,8 +86,9 @@ class TrainingProgram(NamedTuple):
         apply = in_precision(apply, self.recipe.precision)
         objective = trained_on(self.recipe, self.objective, is_placed)
         step = make_train_step(apply, self.recipe.optimizer(total), objective)
-        is_fast = isinstance(self.recipe, FastRecipe)
-        return averaged(step, self.recipe.decay) if is_fast else step
+        if isinstance(self.recipe, FastRecipe):
+            return averaged(step, self.recipe.decay)
+        return step
 
 
 @partial(jax.jit, static_argnames=("learner", "steps"))

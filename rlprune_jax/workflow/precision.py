@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
 
-from rlprune_jax.graph.program import Value
+from rlprune_jax.graph.program import Aval, Value
 from rlprune_jax.types import PyTree
 from rlprune_jax.workflow.config import Precision
 
@@ -124,7 +124,8 @@ def _apply(eqn: jex_core.JaxprEqn, operands: list[Value]) -> list[Value]:
 
 
 def _is_float32(eqn: jex_core.JaxprEqn) -> bool:
-    return all(each.aval.dtype == jnp.float32 for each in (*eqn.invars, *eqn.outvars))
+    avals: list[Aval] = [each.aval for each in (*eqn.invars, *eqn.outvars)]
+    return all(aval.dtype == jnp.float32 for aval in avals)
 
 
 def _is_full(precision: object) -> bool:
