@@ -49,7 +49,7 @@ class Bundles(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
 
     def join(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return an array for each bundle, a leaf that is alone as it is.
+        """Return an array for each bundle, single leaves unchanged.
 
         Args:
             values: of each leaf's shape.
@@ -62,7 +62,7 @@ class Bundles(NamedTuple):
         }
 
     def part(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return an array for each leaf, of one for each bundle."""
+        """Return each leaf's part of the bundles' arrays."""
         found = {}
         for first, paths in self.paths.items():
             if len(paths) == 1:
