@@ -20,6 +20,7 @@ def run_command(
     prog: str | None = None,
     args: Sequence[str] | None = None,
     saved: str = "checkpoint",
+    code: Callable[[object], int] = lambda last: 0,
 ) -> None:
     """Parse the options, do the job, print the result.
 
@@ -34,6 +35,8 @@ def run_command(
         prog: name of the command, for ``--help``.
         args: the command line; that of the process where None.
         saved: what the same command goes on from.
+        code: from what the job returned to the exit code, for a job whose result is not as it
+            should be.
     """
     with interruptible(saved):
         import tyro
@@ -47,6 +50,8 @@ def run_command(
             raise SystemExit(2) from None
         if last is not None:
             print(last)
+        if exit_code := code(last):
+            raise SystemExit(exit_code)
 
 
 def enable_compilation_cache() -> None:

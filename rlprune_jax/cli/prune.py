@@ -7,6 +7,7 @@ each baseline, at the same number of evaluations; bring the best of each under t
 them after a short finetune on held-out data, finetune the winner on all training data; cut the
 agent's network to the kept units, check that it equals its masked twin, and read the test data
 once. The run directory, printed last, holds result.json, metrics.jsonl, report.html and slim/.
+The exit code is 3 where the slim network differs from its masked twin, which is a defect.
 
 With --finetune-steps 0 nothing is trained after the cut: what remains is refitted to the dense
 network's activations by least squares, in seconds.
@@ -18,6 +19,7 @@ longer one from there on, so it is not the one that would have been that long fr
 """
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -50,7 +52,17 @@ EXTENDABLE = (
 
 def main(prog: str, args: list[str]) -> None:
     """Run the command."""
-    run_command(prune, PruneOptions, __doc__, prog=prog, args=args)
+    run_command(prune, PruneOptions, __doc__, prog=prog, args=args, code=exit_code)
+
+
+DIFFERS = 3
+"""Exit code of a run whose slim network is not its masked twin."""
+
+
+def exit_code(path: object) -> int:
+    """Return 0, or 3 where slim and masked outputs differ."""
+    result = json.loads((Path(str(path)) / "result.json").read_text())
+    return 0 if result["equivalence"].get("equal", True) else DIFFERS
 
 
 def prune(options: PruneOptions) -> Path:
@@ -151,16 +163,19 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
     A budget that cannot be met is refused before any training.
     """
     from rlprune_jax.costs import parse_budgets
+    from rlprune_jax.devices import gpu_advice
     from rlprune_jax.workflow.building import build_network, build_task, wanted_of
     from rlprune_jax.workflow.learning import train_dense
     from rlprune_jax.workflow.notes import notes
     from rlprune_jax.workflow.pruning import check_problem
-    from rlprune_jax.workflow.recipes import DenseRecipe
+    from rlprune_jax.workflow.recipes import DenseRecipe, FastRecipe
 
     seed, config = options.run.seed, options.config
     task = build_task(options.data, seed)
     network, is_trained, _ = build_network(options.network, wanted_of(task, seed))
     say(str(network.graph))
+    if advice := gpu_advice():
+        say(f"note: {advice}")
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     problem = check_problem(network, task, budgets, config)
     for note in notes(config, task, network).values():
@@ -170,18 +185,23 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
         say(f"note: data_dir={folder!r} is not read: none is needed for {dataset}")
     dense = options.dense
     if is_trained and dense.dense_steps is None:
-        for name in ("dense_rate", "dense_rule"):
-            if (value := getattr(dense, name)) is not None:
+        for name, usual in (
+            *(("dense_rate", None), ("dense_rule", None), ("dense_batch", None)),
+            ("recipe", "plain"),
+        ):
+            if (value := getattr(dense, name)) != usual:
                 raise ValueError(
                     f"{name}={value} would do nothing: {options.network.model} is trained already; "
                     "give dense_steps to train it further"
                 )
         return problem
-    recipe = DenseRecipe(
+    kind = FastRecipe if options.is_fast else DenseRecipe
+    recipe = kind(
         steps=dense.dense_steps or options.usual_dense_steps,
         rate=dense.dense_rate or options.usual_dense_rate,
-        batch_size=options.delivery.batch_size,
+        batch_size=dense.dense_batch or options.usual_dense_batch,
         rule=dense.dense_rule or options.usual_dense_rule,
+        precision=options.run.precision,
     )
     network = train_dense(network, task, recipe, seed, run, options.run.save_seconds)
     return problem._replace(network=network)

@@ -266,6 +266,8 @@ def conclude(
         budgets=with_times(delivered[AGENT], shipped),
         search=search_numbers(searches[AGENT], run, limits(pruning.constraints)),
         max_abs_diff=shipped.max_abs_diff,
+        default_max_abs_diff=shipped.equivalence.default_max_abs_diff,
+        is_equal=shipped.equivalence.holds,
         groups=dict(zip(graph.names, graph.sizes, strict=True)),
         seed=pruning.config.seed,
         seconds=seconds,

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from rlprune_jax.cli import prune as command
+from rlprune_jax.cli.common import run_command
 from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.cli.predict import PredictOptions, predict
-from rlprune_jax.cli.prune import identity, prune
+from rlprune_jax.cli.prune import exit_code, identity, prune
 from rlprune_jax.export import load_stablehlo
 from rlprune_jax.runs import RunDirectory, config_hash
 from rlprune_jax.training import data
+from rlprune_jax.workflow.config import RunConfig
 from rlprune_jax.workflow.results import PruneResult
 
 ROOT = Path(__file__).parents[2]
@@ -403,3 +405,12 @@ def test_a_dense_network_that_diverges_does_not_poison_the_next_start(tmp_path):
         with pytest.raises(RuntimeError, match="stage 'dense' diverged"):
             prune(options)
     assert not list(tmp_path.glob("*/checkpoints/dense/[0-9]*"))
+
+
+def test_the_exit_code_says_that_slim_and_masked_differ(tmp_path):
+    for content, code in (({}, 0), ({"equal": True}, 0), ({"equal": False}, 3)):
+        (tmp_path / "result.json").write_text(json.dumps({"equivalence": content}))
+        assert exit_code(tmp_path) == code
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda options: tmp_path, RunConfig, "", args=[], code=exit_code)
+    assert stopped.value.code == 3

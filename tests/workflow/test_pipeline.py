@@ -101,7 +101,8 @@ def test_a_second_call_compiles_nothing_and_other_limits_the_slim_network_alone(
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch, stage):
     module, name, kill_at = {
         "search": (searches, "run_search_host", 2),
-        "finetune": (learning, "_train", 4),  # two reranks of one chunk, then the second of two
+        # Two reranks of one chunk, then the second of two.
+        "finetune": (learning, "train_steps", 4),
         "ship": (pipeline, "ship", 1),
     }[stage]
     monkeypatch.setattr(learning, "STEPS_AT_ONCE", 2)

@@ -44,6 +44,7 @@ def make(metric_name="accuracy", **changes):
         "budgets": [row | {"count": 90}],
         "search": {"evaluations": 16, "seconds": 2.0, "feasible_fraction": 1.0},
         "max_abs_diff": 1e-7,
+        "default_max_abs_diff": 2e-2,
         "groups": {"conv": 8},
         "seed": 3,
         "seconds": 4.5,
@@ -68,7 +69,11 @@ def test_the_keys_that_others_read():
     assert {"accuracy", "params", "macs"} <= set(stored["dense"])
     assert {"accuracy", "params", "macs", "latency_ms"} <= set(stored["pruned"])
     assert stored["pruned"]["latency_ms"]["median"] == 128.0
-    assert stored["equivalence"] == {"max_abs_diff": 1e-7}
+    assert stored["equivalence"] == {
+        "max_abs_diff": 1e-7,
+        "default_max_abs_diff": 2e-2,
+        "equal": True,
+    }
     assert stored["baselines"]["global_threshold"]["accuracy"] == 0.9
     assert {"budgets", "search", "seed", "versions", "device"} <= set(stored)
     assert "loss" not in stored["dense"]
