@@ -1,16 +1,21 @@
 """Begin a run with what an earlier one has computed already."""
 
-import json
 import os
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rlprune_jax.runs.run import Json
-from rlprune_jax.runs.run_directory import COSMETIC, RunDirectory, config_hash
-
-EXTENDS = "extends"
-"""Stage of the record that names the run whose stages were taken."""
+from rlprune_jax.runs.run_directory import (
+    COSMETIC,
+    EXTENDS,
+    METRICS,
+    RESULT,
+    RunDirectory,
+    config_hash,
+    read_config,
+)
+from rlprune_jax.sealed import open_line, parse_json, read_regular, read_sealed, seal_of
 
 
 def find_similar(
@@ -39,24 +44,23 @@ def find_similar(
     wanted, own = config_hash(config, exclude=ignored), config_hash(config, exclude=exclude)
     found = {}
     for path in sorted(Path(runs_dir).expanduser().glob(f"{experiment}-*")):
-        if path.name == f"{experiment}-{own}" or not (path / "result.json").is_file():
+        if path.name == f"{experiment}-{own}" or not (path / RESULT).is_file():
             continue
         try:
-            stored = json.loads((path / "config.json").read_text())
+            stored = read_config(path)
             if config_hash(stored, exclude=ignored) == wanted:
+                read_sealed(path / RESULT, "result")
                 found[path] = stored
         except (OSError, ValueError, TypeError):
-            continue  # not one of ours
+            continue  # not one of ours, or damaged
     return found
 
 
 def adopt_stages(run: RunDirectory, source: Path, stages: Sequence[str]) -> list[str]:
     """Begin a run with stages of a finished one.
 
-    Their checkpoints and records are copied.
-
-    Checkpoints and records are copied, unless the new run has begun. A kill on the way leaves a run
-    that has not begun.
+    Their checkpoints and records are copied, unless the new run has begun. A kill on the way leaves
+    a run that has not begun.
 
     Args:
         run: that goes on from them.
@@ -74,12 +78,25 @@ def adopt_stages(run: RunDirectory, source: Path, stages: Sequence[str]) -> list
     for stage in present:
         shutil.copytree(source / "checkpoints" / stage, temporary / stage)
         run.rewind_metrics(stage, -1)
-    for line in (source / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in _records(source):
         stage, step = record.pop("stage"), record.pop("step")
         if stage in present:
             run.append_metrics(stage, step, record)
     run.rewind_metrics(EXTENDS, -1)
-    run.append_metrics(EXTENDS, 0, {"run": source.name, "stages": present})
+    names = {stage: _owners(source, stage) for stage in present}
+    run.append_metrics(EXTENDS, 0, {"run": source.name, "stages": present, "owners": names})
     os.rename(temporary, run.checkpoints)
     return present
+
+
+def _records(source: Path) -> list[Json]:
+    """Return the records of a run that are whole, without their seals."""
+    opened = (open_line(line, None) for line in read_regular(source / METRICS).splitlines())
+    return [found[0] for found in opened if found is not None]
+
+
+def _owners(source: Path, stage: str) -> list[str]:
+    """Return whom a finished run's checkpoints of a stage may belong to."""
+    said = seal_of(parse_json(read_regular(source / RESULT), source / RESULT)) or {}
+    taken = [each.get("owners", {}) for each in _records(source) if each.get("stage") == EXTENDS]
+    return [f"{said.get('of')}/{stage}", *(name for each in taken for name in each.get(stage, ()))]

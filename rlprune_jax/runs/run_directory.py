@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,29 @@ from typing import NamedTuple
 from filelock import BaseFileLock
 
 from rlprune_jax.files import Closing, to_json, try_lock, unwritable, write_atomically
-from rlprune_jax.runs.run import Json, Values, is_past, metrics_line
+from rlprune_jax.runs.run import Json, Values, is_past, metrics_record
+from rlprune_jax.sealed import (
+    SEAL,
+    DamagedFileError,
+    DamageWarning,
+    file_digest,
+    open_line,
+    parse_json,
+    read_regular,
+    read_sealed,
+    seal_line,
+    seal_of,
+    unseal,
+    write_sealed,
+)
+
+CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
+
+EXTENDS = "extends"
+"""Stage of the record that names the run whose stages were taken."""
+
+_LIVES = re.compile(r"\..*|.*\.tmp|config\.json|metrics.*\.jsonl|result(-\d+)?\.json")
+"""Files whose checksum the result does not hold: they have their own, or none."""
 
 COSMETIC = ("runs_dir", "data_dir", "quiet", "verbose", "progress")
 """Options that do not change what is computed: two runs that differ only here are the same run."""
@@ -45,26 +68,28 @@ class RunDirectory(Closing):
 
     ``config.json`` the configuration; ``metrics.jsonl`` one line per step; ``checkpoints/``;
     ``result.json``, whose presence means that the run is finished; ``report.html``; ``slim/``.
-    Made by `open_run` and `open_run_at`; a context manager. `MemoryRun` does the same without a
+    Each carries a checksum; that of the result covers all files beside it. Made by `open_run` and `open_run_at`; a context manager. `MemoryRun` does the same without a
     directory.
 
     Attributes:
         path: the directory.
         config: the settings, as plain JSON.
+        identity: hash of the settings that tell the run from others.
         checkpoints: directory with one folder per stage.
         report: where the page goes.
         slim: directory where the smaller network goes.
     """
 
-    def __init__(self, path: Path, config: Json, lock: BaseFileLock):
+    def __init__(self, path: Path, config: Json, identity: str, lock: BaseFileLock):
         self.path = path
         self.config = config
+        self.identity = identity
         self.checkpoints = path / "checkpoints"
         self.report = path / "report.html"
         self.slim = path / "slim"
         self._lock = lock
-        self._metrics_path = path / "metrics.jsonl"
-        _repair(self._metrics_path)
+        self._metrics_path = path / METRICS
+        self._seals = _repair(self._metrics_path)
         self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115
 
     @property
@@ -73,19 +98,49 @@ class RunDirectory(Closing):
         return self.result() is not None
 
     def result(self) -> Json | None:
-        """Return ``result.json``, or None without a whole one."""
-        return _read_object(self.path / "result.json")
+        """Return ``result.json``, or None without a whole one of this run."""
+        try:
+            return read_sealed(self.path / RESULT, "result", self.identity)
+        except (OSError, DamagedFileError):
+            return None
 
     def write_result(self, result: Values) -> None:
         """Write ``result.json``, which ends the run.
 
-        Whenever the process is killed, the file is absent or whole.
+        Whenever the process is killed, the file is absent or whole. Its seal holds the checksums
+        of all files that are there by now.
 
         Args:
             result: numbers, text, arrays and nestings; NaN and infinity become null.
         """
-        text = json.dumps(to_json(result), indent=2, allow_nan=False)
-        write_atomically(self.path / "result.json", text + "\n")
+        write_sealed(
+            self.path / RESULT,
+            result,
+            "result",
+            self.identity,
+            files=self._files(),
+            rows={stage: self.mark_of(stage) for stage in self._seals},
+        )
+
+    def damaged(self) -> list[str]:
+        """Return what of a finished run is not as it was written.
+
+        Returns:
+            Names of files that were changed or are gone, in the order of their names.
+        """
+        said = seal_of(parse_json(read_regular(self.path / RESULT), RESULT)) or {}
+        stored, files = said.get("files", {}), self._files()
+        found = [name for name in sorted(stored) if files.get(name) != stored[name]]
+        rows = said.get("rows", {})
+        if not all(self.has_rows(stage, rows[stage]) for stage in rows):
+            found.append(METRICS)
+        return found
+
+    def _files(self) -> dict[str, str]:
+        """Return the checksums of all files that are written once, by name."""
+        plain = [file for file in self.path.iterdir() if not _LIVES.fullmatch(file.name)]
+        files = [file for file in (*plain, *self.slim.rglob("*")) if file.is_file()]
+        return {file.relative_to(self.path).as_posix(): file_digest(file) for file in files}
 
     def append_metrics(self, stage: str, step: int, values: Values) -> None:
         """Append one line to ``metrics.jsonl`` and flush it.
@@ -96,9 +151,10 @@ class RunDirectory(Closing):
             values: numbers, text, arrays and nestings; NaN and infinity become null.
 
         Raises:
-            ValueError: ``values`` holds the name "stage" or "step".
+            ValueError: ``values`` holds the name "stage", "step" or "seal".
         """
-        self._metrics.write(metrics_line(stage, step, values).encode() + b"\n")
+        record = metrics_record(stage, step, values)
+        self._metrics.write(_next_line(self._seals, record))
         self._metrics.flush()
 
     def metrics(self, stage: str | None = None) -> list[Json]:
@@ -110,7 +166,10 @@ class RunDirectory(Closing):
         Returns:
             Objects with "stage", "step" and the values.
         """
-        records = [json.loads(line) for line in self._metrics_path.read_bytes().splitlines()]
+        lines = self._metrics_path.read_bytes().splitlines()
+        records = [json.loads(line) for line in lines]
+        for record in records:
+            del record[SEAL]
         return [record for record in records if stage is None or record["stage"] == stage]
 
     def rewind_metrics(self, stage: str, step: int) -> None:
@@ -123,12 +182,33 @@ class RunDirectory(Closing):
             stage: the one whose records go; those of other stages stay.
             step: the last to keep; below the first it drops the whole stage.
         """
-        lines = self._metrics_path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if not is_past(json.loads(line), stage, step)]
-        if len(kept) < len(lines):
+        records = self.metrics()
+        kept = [record for record in records if not is_past(record, stage, step)]
+        if len(kept) < len(records):
             self._metrics.close()
-            write_atomically(self._metrics_path, b"".join(kept))
+            self._seals = {}
+            lines = [_next_line(self._seals, record) for record in kept]
+            write_atomically(self._metrics_path, lines)
             self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115
+
+    def mark_of(self, stage: str) -> Json:
+        """Return what tells the rows of a stage from others."""
+        seals = self._seals.get(stage, [])
+        return {"count": len(seals), "last": seals[-1] if seals else ""}
+
+    def has_rows(self, stage: str, mark: object) -> bool:
+        """Return whether the first rows of a stage are marked so."""
+        match mark:
+            case {"count": int(count), "last": str(last)} if count >= 0:
+                seals = self._seals.get(stage, [])[:count]
+                return len(seals) == count and (seals[-1] if seals else "") == last
+        return False
+
+    def owners(self, stage: str) -> tuple[str, ...]:
+        """Return whom checkpoints of a stage may belong to."""
+        taken = (record.get("owners", {}) for record in self.metrics(EXTENDS))
+        others = [name for each in taken for name in each.get(stage, ())]
+        return (f"{self.identity}/{stage}", *others)
 
     def reopen(self, stages: Collection[str] = ()) -> None:
         """Make a finished run go on, keeping its old result.
@@ -141,7 +221,7 @@ class RunDirectory(Closing):
             stages: those that go on from their checkpoints; checkpoints and records of all others
                 are deleted.
         """
-        result = self.path / "result.json"
+        result = self.path / RESULT
         if result.exists():
             names = (self.path / f"result-{number}.json" for number in itertools.count(1))
             result.rename(next(name for name in names if not name.exists()))
@@ -268,6 +348,26 @@ def config_hash(config: object, *, exclude: Collection[str] = COSMETIC) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
+def read_config(path: str | os.PathLike) -> Json:
+    """Read the settings of a run from its directory.
+
+    Args:
+        path: of the directory.
+
+    Raises:
+        OSError: there is no ``config.json``, or it cannot be read.
+        DamagedFileError: it was changed.
+    """
+    return read_sealed(Path(path) / CONFIG, "config")
+
+
+class _Stored(NamedTuple):
+    """Hold what ``config.json`` says: the settings, and whom files of the run belong to."""
+
+    settings: Json
+    identity: str
+
+
 def _open(
     path: Path, config: object, exclude: Collection[str], extension: Extension
 ) -> RunDirectory:
@@ -275,16 +375,58 @@ def _open(
     lock = _lock(path)
     with contextlib.ExitStack() as undo:
         undo.callback(_free, path, lock)
-        differing = _compare(path, settings, exclude, extension)
+        stored = _stored(path)
+        differing = [] if stored is None else _compare(path, stored.settings, settings, exclude, extension)
         _delete_leftovers(path)
-        run = undo.enter_context(RunDirectory(path, settings, lock))
+        # A run that is extended stays the one that its files belong to.
+        identity = config_hash(settings, exclude=(*exclude, *extension.settings))
+        identity = identity if stored is None else stored.identity
+        run = undo.enter_context(RunDirectory(path, settings, identity, lock))
+        _tell_damage(run)
         # Reopened first: a kill before the next line leaves what the next start reopens again.
         if differing:
             run.reopen(extension.stages)
-        if differing or not (path / "config.json").exists():
-            write_atomically(path / "config.json", json.dumps(settings, indent=2) + "\n")
+        if differing or stored is None:
+            write_sealed(path / CONFIG, settings, "config", identity)
         undo.pop_all()
         return run
+
+
+def _stored(path: Path) -> _Stored | None:
+    """Return what a directory's ``config.json`` says, or None without one.
+
+    Raises:
+        RunDirectoryError: it was changed.
+    """
+    try:
+        content = parse_json(read_regular(path / CONFIG), path / CONFIG)
+        settings = unseal(content, path / CONFIG, "config")
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        raise RunDirectoryError(
+            f"{error}; delete {path} or choose another directory (--runs-dir for experiments)"
+        ) from error
+    return _Stored(settings=settings, identity=str((seal_of(content) or {}).get("of")))
+
+
+def _tell_damage(run: RunDirectory) -> None:
+    """Warn of files that are not as they were written."""
+    if run.is_finished:
+        for name in run.damaged():
+            warnings.warn(
+                f"{run.path / name} was changed or lost after the run had ended; delete "
+                f"{run.path / RESULT} and run again to have it made anew",
+                DamageWarning,
+                stacklevel=5,
+            )
+    elif (run.path / RESULT).exists():
+        warnings.warn(
+            f"{run.path / RESULT} was changed or is of another run, so it does not count; it is "
+            "made anew from the checkpoints",
+            DamageWarning,
+            stacklevel=5,
+        )
 
 
 def _path(argument: str, value: str | os.PathLike) -> Path:
@@ -351,22 +493,13 @@ def _free(path: Path, lock: BaseFileLock) -> None:
 
 
 def _compare(
-    path: Path, settings: Json, exclude: Collection[str], extension: Extension
+    path: Path, stored: Json, settings: Json, exclude: Collection[str], extension: Extension
 ) -> list[str]:
     """Return the settings that differ from the stored ones as an extension allows.
 
     Raises:
         RunDirectoryError: others differ.
     """
-    config_path = path / "config.json"
-    if not config_path.exists():
-        return []
-    stored = _read_object(config_path)
-    if stored is None:
-        raise RunDirectoryError(
-            f"{config_path} is no JSON object; delete {path} or choose another directory "
-            "(--runs-dir for experiments)"
-        )
     before, now = _flat(_identity(stored, exclude)), _flat(_identity(settings, exclude))
     # Through JSON once more, so that a number reads back as what was written.
     now = json.loads(json.dumps(now))
@@ -398,39 +531,50 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _read_object(path: Path) -> Json | None:
-    """Return a file's JSON object, or None without a whole one."""
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _delete_leftovers(path: Path) -> None:
     """Delete temporary files that a killed process left behind."""
     for file in path.glob(".*.tmp"):
         file.unlink(missing_ok=True)
 
 
-def _repair(path: Path) -> None:
-    """Cut an unfinished last line, and refuse any other broken one."""
-    whole = 0
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        if not _is_record(line):
-            if number < len(lines):
-                raise RunDirectoryError(
-                    f"line {number} of {path} is not a record of metrics; "
-                    f"delete {path.parent} or choose another directory (--runs-dir for experiments)"
-                )
-            os.truncate(path, whole)
-        whole += len(line)
+def _next_line(seals: dict[str, list[str]], record: Json) -> bytes:
+    """Return a record as a line, sealed behind the last of its stage, which ``seals`` remembers."""
+    own = seals.setdefault(record["stage"], [])
+    line, mark = seal_line(record, own[-1] if own else "")
+    own.append(mark)
+    return line.encode() + b"\n"
 
 
-def _is_record(line: bytes) -> bool:
+def _repair(path: Path) -> dict[str, list[str]]:
+    """Cut an unfinished last line and drop damaged rows; return the seals of each stage."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        lines = read_regular(path).splitlines(keepends=True)
+    except FileNotFoundError:
+        return {}
+    seals: dict[str, list[str]] = {}
+    bad = [number for number, line in enumerate(lines) if not _is_next(seals, line)]
+    if bad == [len(lines) - 1] and not lines[-1].endswith(b"\n"):
+        os.truncate(path, sum(map(len, lines[:-1])))
+    elif bad:
+        aside = path.with_name("metrics-damaged.jsonl")
+        write_atomically(aside, lines)
+        write_atomically(path, [line for number, line in enumerate(lines) if number not in bad])
+        warnings.warn(
+            f"line {bad[0] + 1} of {path} was changed or comes after one that was; {len(bad)} "
+            f"lines do not count (the file as it was is {aside.name})",
+            DamageWarning,
+            stacklevel=6,
+        )
+    return seals
+
+
+def _is_next(seals: dict[str, list[str]], line: bytes) -> bool:
+    """Return whether a line is the next record of its stage, which is then remembered."""
+    opened = open_line(line, None) if line.endswith(b"\n") else None
+    if opened is None or not isinstance(opened[0].get("stage"), str):
         return False
-    return line.endswith(b"\n") and isinstance(record, dict) and {"stage", "step"} <= set(record)
+    own = seals.setdefault(opened[0]["stage"], [])
+    whole = type(opened[0].get("step")) is int and open_line(line, own[-1] if own else "")
+    if whole:
+        own.append(opened[1])
+    return bool(whole)

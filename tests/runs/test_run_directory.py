@@ -21,7 +21,9 @@ from rlprune_jax.runs.run_directory import (
     config_hash,
     open_run,
     open_run_at,
+    read_config,
 )
+from rlprune_jax.sealed import DamageWarning, read_sealed
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlprune_jax.__file__).parents[1])}
 
@@ -105,7 +107,9 @@ def test_metrics_are_on_disk_after_each_step(tmp_path):
     with open_run(tmp_path, "x", {}) as run:
         run.append_metrics("search", 1, {"cost": np.array([0.5, np.inf]), "step_name": "a"})
         line = (run.path / "metrics.jsonl").read_text()
-    assert line == '{"stage": "search", "step": 1, "cost": [0.5, null], "step_name": "a"}\n'
+    start, _, seal = line.partition(', "seal": ')
+    assert start == '{"stage": "search", "step": 1, "cost": [0.5, null], "step_name": "a"'
+    assert len(seal) == len('"0123456789abcdef"}\n')
     with open_run(tmp_path, "x", {}) as run, pytest.raises(ValueError, match="step"):
         run.append_metrics("search", 2, {"step": 3})
 
@@ -155,14 +159,24 @@ def test_a_torn_last_line_is_cut(tmp_path, torn):
         assert steps(run) == [("a", 1), ("a", 2), ("a", 3)]
 
 
-def test_a_broken_line_in_the_middle_is_refused(tmp_path):
+def test_rows_from_a_broken_line_on_do_not_count(tmp_path):
     with open_run(tmp_path, "x", {}) as run:
+        write_steps(run, "a", [1, 2, 3])
+        write_steps(run, "b", [1])
         path = run.path / "metrics.jsonl"
-    path.write_text('{"stage": "a", "step": 1}\nrubbish\n{"stage": "a", "step": 2}\n')
-    with pytest.raises(RunDirectoryError, match=r"line 2 .*--runs-dir"):
-        open_run(tmp_path, "x", {})
-    path.write_text("")
-    open_run(tmp_path, "x", {}).close()  # the failed opening has dropped its lock
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].replace("0.25", "0.26")
+    damaged = "\n".join(lines) + "\n"
+    path.write_text(damaged)
+    with (
+        pytest.warns(DamageWarning, match=r"line 2 of .*; 2 lines do not count"),
+        open_run(tmp_path, "x", {}) as run,
+    ):
+        assert steps(run) == [("a", 1), ("b", 1)]
+        write_steps(run, "a", [2])
+    assert (run.path / "metrics-damaged.jsonl").read_text() == damaged
+    with open_run(tmp_path, "x", {}) as run:
+        assert steps(run) == [("a", 1), ("b", 1), ("a", 2)]
 
 
 def test_runs_dir_that_cannot_be_written(tmp_path):
@@ -263,12 +277,13 @@ def test_a_finished_run_is_extended(tmp_path):
             stages = {record["stage"] for record in run.metrics()}
             assert stages == {"dense", "search"}
             assert {path.name for path in run.checkpoints.iterdir()} == stages
-            kept = json.loads((run.path / f"result-{number}.json").read_text())
+            place = run.path / f"result-{number}.json"
+            kept = read_sealed(place, "result", run.identity)
             assert kept == {"accuracy": 0.5}
             run.write_result(kept)
         with open_run_at(tmp_path / "mine", config, extension=MORE) as run:
             assert run.is_finished
-            assert json.loads((run.path / "config.json").read_text()) == config
+            assert read_config(run.path) == config
 
 
 def test_an_extension_allows_what_it_names_only(tmp_path):
