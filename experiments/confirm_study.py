@@ -70,14 +70,14 @@ def load(path: Path) -> tuple[SearchStudy, "StudySettings", np.ndarray]:
     Raises:
         ValueError: it is none.
     """
-    import pyarrow.parquet
-
+    from rlprune_jax.runs import read_config
     from rlprune_jax.study import StudySettings
+    from rlprune_jax.study.results import read_table
 
     try:
-        content = json.loads((path / "config.json").read_text())
-        rows = pyarrow.parquet.read_table(path / "table.parquet").to_pydict()
-    except (FileNotFoundError, ValueError) as error:
+        content = read_config(path)
+        rows = read_table(path / "table.parquet")
+    except (OSError, ValueError) as error:
         raise ValueError(f"studies={path} is not a finished search study: {error}") from error
     if "vary" not in content:
         raise ValueError(f"studies={path} is not a search study; name one of rlprune study search")

@@ -7,6 +7,7 @@ that stand beside a list of sums (`write_sums`). A seal is no signature: it find
 up files, not someone who writes a file with a right seal; what such a file says is checked too.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -49,11 +50,14 @@ def read_regular(path: str | os.PathLike) -> bytes:
 
     Raises:
         OSError: there is none, or it cannot be read.
-        DamagedFileError: it is a directory, a pipe or a device.
+        DamagedFileError: it is a pipe or a device.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(mode):
             raise DamagedFileError(f"{os.fspath(path)} is no regular file; delete it")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
@@ -246,9 +250,7 @@ def pack_arrays(
         plain[name] = np.asarray(array, dtype, order="C")
     parts = [memoryview(array.reshape(-1).view(np.uint8)) for array in plain.values()]
     said = {"kind": kind, "of": of, **to_json(about)}
-    said["arrays"] = {
-        name: [array.dtype.str, list(array.shape)] for name, array in plain.items()
-    }
+    said["arrays"] = {name: [array.dtype.str, list(array.shape)] for name, array in plain.items()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for part in parts:
         digest.update(part)

@@ -18,6 +18,7 @@ longer one from there on, so it is not the one that would have been that long fr
 """
 
 import dataclasses
+import io
 import sys
 import time
 from collections.abc import Mapping
@@ -194,7 +195,7 @@ def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:
     """
     import numpy as np
 
-    from rlprune_jax.files import to_json
+    from rlprune_jax.files import to_json, write_atomically
     from rlprune_jax.report.run_page import write_run_page
     from rlprune_jax.workflow.results import history_arrays
 
@@ -204,7 +205,9 @@ def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:
         for method, found in history.items()
         for name, rows in found.items()
     }
-    np.savez_compressed(run.path / "history.npz", **arrays)  # type: ignore[arg-type]
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    write_atomically(run.path / "history.npz", packed.getvalue())
     content = result.to_json()
     rows = run.metrics(f"search-{AGENT}")
     write_run_page(run.report, content, rows, history, to_json(settings))

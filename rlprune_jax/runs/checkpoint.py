@@ -65,9 +65,7 @@ class Checkpointer(Closing):
         >>> folder.cleanup()
     """
 
-    def __init__(
-        self, directory: str | os.PathLike, keep: int = 2, owners: Sequence[str] = ()
-    ):
+    def __init__(self, directory: str | os.PathLike, keep: int = 2, owners: Sequence[str] = ()):
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1, so that the newest step stays")
         self._owners = tuple(owners)

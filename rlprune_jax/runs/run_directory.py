@@ -68,8 +68,8 @@ class RunDirectory(Closing):
 
     ``config.json`` the configuration; ``metrics.jsonl`` one line per step; ``checkpoints/``;
     ``result.json``, whose presence means that the run is finished; ``report.html``; ``slim/``.
-    Each carries a checksum; that of the result covers all files beside it. Made by `open_run` and `open_run_at`; a context manager. `MemoryRun` does the same without a
-    directory.
+    Each carries a checksum; that of the result covers all files beside it. Made by `open_run` and
+    `open_run_at`; a context manager. `MemoryRun` does the same without a directory.
 
     Attributes:
         path: the directory.
@@ -80,7 +80,7 @@ class RunDirectory(Closing):
         slim: directory where the smaller network goes.
     """
 
-    def __init__(self, path: Path, config: Json, identity: str, lock: BaseFileLock):
+    def __init__(self, path: Path, config: Json, lock: BaseFileLock, identity: str = ""):
         self.path = path
         self.config = config
         self.identity = identity
@@ -361,6 +361,27 @@ def read_config(path: str | os.PathLike) -> Json:
     return read_sealed(Path(path) / CONFIG, "config")
 
 
+def read_of_run(path: str | os.PathLike, name: str) -> bytes:
+    """Read a file of a finished run, checked against its result.
+
+    Args:
+        path: directory of the run.
+        name: of the file in it, such as ``"history.npz"``.
+
+    Raises:
+        OSError: it cannot be read.
+        DamagedFileError: it, or the result, was changed after the run had ended.
+    """
+    folder = Path(path)
+    content = parse_json(read_regular(folder / RESULT), folder / RESULT)
+    unseal(content, folder / RESULT, "result")
+    found = read_regular(folder / name)
+    listed = (seal_of(content) or {}).get("files", {})
+    if listed.get(name) != hashlib.sha256(found).hexdigest():
+        raise DamagedFileError(f"{folder / name} was changed after the run had ended")
+    return found
+
+
 class _Stored(NamedTuple):
     """Hold what ``config.json`` says: the settings, and whom files of the run belong to."""
 
@@ -376,12 +397,12 @@ def _open(
     with contextlib.ExitStack() as undo:
         undo.callback(_free, path, lock)
         stored = _stored(path)
-        differing = [] if stored is None else _compare(path, stored.settings, settings, exclude, extension)
+        differing = _compare(path, stored, settings, exclude, extension)
         _delete_leftovers(path)
         # A run that is extended stays the one that its files belong to.
         identity = config_hash(settings, exclude=(*exclude, *extension.settings))
         identity = identity if stored is None else stored.identity
-        run = undo.enter_context(RunDirectory(path, settings, identity, lock))
+        run = undo.enter_context(RunDirectory(path, settings, lock, identity))
         _tell_damage(run)
         # Reopened first: a kill before the next line leaves what the next start reopens again.
         if differing:
@@ -493,14 +514,20 @@ def _free(path: Path, lock: BaseFileLock) -> None:
 
 
 def _compare(
-    path: Path, stored: Json, settings: Json, exclude: Collection[str], extension: Extension
+    path: Path,
+    stored: _Stored | None,
+    settings: Json,
+    exclude: Collection[str],
+    extension: Extension,
 ) -> list[str]:
     """Return the settings that differ from the stored ones as an extension allows.
 
     Raises:
         RunDirectoryError: others differ.
     """
-    before, now = _flat(_identity(stored, exclude)), _flat(_identity(settings, exclude))
+    if stored is None:
+        return []
+    before, now = _flat(_identity(stored.settings, exclude)), _flat(_identity(settings, exclude))
     # Through JSON once more, so that a number reads back as what was written.
     now = json.loads(json.dumps(now))
     missing = object()

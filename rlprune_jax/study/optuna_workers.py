@@ -32,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 import rlprune_jax
 from rlprune_jax.checks import require_count
 from rlprune_jax.files import Closing, try_lock
+from rlprune_jax.sealed import digest_json
 from rlprune_jax.study.blocks import Programs, StudyTick
 from rlprune_jax.study.program import Job, job_name
 from rlprune_jax.study.results import StudyResult
@@ -329,6 +330,12 @@ def study_result(study: optuna.Study, seeds: Sequence[int]) -> StudyResult:
     ):
         by_params.setdefault(json.dumps(trial.params, sort_keys=True), trial)
     trials = list(by_params.values())
+    for trial in trials:
+        if trial.user_attrs.get("sha256") != _digest(trial.params, trial.user_attrs):
+            raise StudyError(
+                f"trial {trial.number} of study {study.study_name!r} was changed after it was "
+                "told: its checksum differs; choose another study name, or another storage"
+            )
     if not trials:
         raise StudyError(f"study {study.study_name!r} has no finished trial")
     metrics = {
@@ -457,10 +464,16 @@ def _tell(
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
         trial.set_user_attr("metrics", rows)
         trial.set_user_attr("seconds", [float(seconds) for seconds in result.seconds[index]])
+        trial.set_user_attr("sha256", _digest(trial.params, trial.user_attrs))
         for name, limit in limits.items():
             over = float(result.metrics[name][index].mean()) - limit
             trial.set_constraint(name, np.inf if np.isnan(over) else over)
         study.tell(trial, value)
+
+
+def _digest(params: Mapping[str, object], told: Mapping[str, object]) -> str:
+    """Return the digest of what a trial was given and told."""
+    return digest_json([dict(params), *(told.get(name) for name in ("slot", "metrics", "seconds"))])
 
 
 def _finished(study: optuna.Study) -> int:

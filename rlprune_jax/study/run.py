@@ -109,6 +109,7 @@ def run_study(
         shared = place_shared(shared, chosen)
     groups = group_settings(fn, settings, static, shared, known)
     about = study_identity(fn, settings, seeds, static, identity)
+    about["metrics"] = sorted({tuple(sorted(group.metrics)) for group in groups})
     plan = Plan(strategy=strategy, chunk=chunk, devices=chosen, memory=memory)
     with Store(directory, about, process) as store:
         mine = set(process_settings(len(settings), process, processes))
@@ -169,7 +170,7 @@ def group_settings(
     groups = []
     for signature, places in by_static.items():
         arguments = json.loads(signature)
-        check_job(fn, columns, arguments, shared, known)
+        metrics = check_job(fn, columns, arguments, shared, known)
         numbers = {name: column[places] for name, column in columns.items()}
         if not numbers:
             # A program needs an axis of settings, even where all that differs is static.
@@ -184,6 +185,7 @@ def group_settings(
                 columns=numbers,
                 places=tuple(places),
                 shared=shared,
+                metrics=metrics,
             )
         )
     return groups

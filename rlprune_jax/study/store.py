@@ -2,17 +2,15 @@
 
 In chunks of cells, each written whole before the next begins.
 
-A cell is one setting with one seed, numbered ``setting * S + seed_place``. A chunk's file name
-holds the first digits of the SHA-256 of its content, so damage is seen when it is read.
+A cell is one setting with one seed, numbered ``setting * S + seed_place``. A chunk carries the
+checksum of its content, of the study, and of the settings that its cells have, so that damage is
+seen when it is read, and so is a chunk of another study.
 """
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +18,16 @@ import numpy as np
 from filelock import BaseFileLock
 
 from rlprune_jax.files import Closing, to_json, try_lock, unwritable, write_atomically
+from rlprune_jax.sealed import (
+    DamagedFileError,
+    arrays_header,
+    digest_json,
+    open_arrays,
+    pack_arrays,
+    read_regular,
+    read_sealed,
+    write_sealed,
+)
 from rlprune_jax.types import PyTree
 
 Chunk = dict[str, np.ndarray]
@@ -38,6 +46,50 @@ class CorruptChunkWarning(UserWarning):
 
     Its cells are computed again.
     """
+
+
+class Cells:
+    """Know the cells of a study, and what a chunk of them must be.
+
+    Args:
+        identity: plain JSON of everything that decides the numbers. Of it ``settings`` (columns by
+            name) and ``seeds`` say which cells there are, ``metrics`` what a cell gives.
+    """
+
+    def __init__(self, identity: Mapping[str, object]):
+        self._columns: dict[str, list] = identity.get("settings") or {}  # type: ignore[assignment]
+        self._metrics: list[list[str]] = identity.get("metrics") or []  # type: ignore[assignment]
+        seeds: list[int] = identity.get("seeds") or []  # type: ignore[assignment]
+        self._seeds = len(seeds)
+        self.count = self._seeds * len(next(iter(self._columns.values()), ()))
+        self.study = digest_json({**identity, "settings": list(self._columns)})
+
+    def rows(self, cells: np.ndarray) -> str:
+        """Return the digest of the settings of some cells."""
+        places = sorted({int(cell) // self._seeds for cell in cells})
+        return digest_json(
+            {name: [column[p] for p in places] for name, column in self._columns.items()}
+        )
+
+    def check(self, chunk: Chunk) -> None:
+        """Refuse what is no chunk of this study.
+
+        Raises:
+            DamagedFileError: other arrays, cells that there are not, or twice the same.
+        """
+        cells = chunk.get("cell")
+        names = sorted(name.removeprefix("metric/") for name in chunk if name.startswith("metric/"))
+        if cells is None or cells.dtype != np.int64 or cells.ndim != 1 or not len(cells):
+            raise DamagedFileError("it names no cells")
+        if names not in self._metrics or len(chunk) != len(names) + 2 or "seconds" not in chunk:
+            raise DamagedFileError(f"it holds {', '.join(chunk)}, not what the job gives")
+        for name, values in chunk.items():
+            if values.shape != cells.shape or (name != "cell" and values.dtype != np.float64):
+                raise DamagedFileError(f"{name!r} is not one number for each cell")
+        if cells.min() < 0 or cells.max() >= self.count or len(set(cells.tolist())) < len(cells):
+            raise DamagedFileError(
+                f"its cells are not among the {self.count} of the study, once each"
+            )
 
 
 class Store(Closing):
@@ -69,6 +121,8 @@ class Store(Closing):
         self._lock: BaseFileLock | None = None
         if self.path is None:
             return
+        identity = json.loads(json.dumps(to_json(identity)))
+        self._cells = Cells(identity)
         try:
             (self.path / "chunks").mkdir(parents=True, exist_ok=True)
             self._lock = try_lock(self.path / f".lock-{process}")
@@ -80,7 +134,7 @@ class Store(Closing):
                 "another directory"
             )
         try:
-            self._check(json.loads(json.dumps(to_json(identity))))
+            self._check(identity)
             self.reload()
         except BaseException:
             self.close()
@@ -90,14 +144,16 @@ class Store(Closing):
         assert self.path is not None
         file = self.path / "study.json"
         if not file.exists():
-            write_atomically(file, json.dumps(identity, indent=1) + "\n")
+            write_sealed(file, identity, "study")
             return
         try:
-            stored = json.loads(file.read_text())
-        except ValueError:
-            raise StudyError(f"{file} is no study of ours; choose another directory") from None
+            stored = read_sealed(file, "study")
+        except DamagedFileError as error:
+            raise StudyError(
+                f"{error}; choose another directory, or delete {self.path} to begin anew"
+            ) from None
         if _extends(stored, identity):
-            write_atomically(file, json.dumps(identity, indent=1) + "\n")
+            write_sealed(file, identity, "study")
         elif stored != identity:
             names = sorted(
                 name for name in {*stored, *identity} if stored.get(name) != identity.get(name)
@@ -116,14 +172,10 @@ class Store(Closing):
         if self.path is None:
             return
         self.chunks, self.corrupt = [], []
-        for file in sorted((self.path / "chunks").glob("*.npz")):
+        for file in sorted((self.path / "chunks").glob("*.arrays")):
             try:
-                content = file.read_bytes()
-                if _digest(content) != file.stem.rpartition("-")[2]:
-                    raise ValueError("its checksum does not fit")
-                with np.load(io.BytesIO(content)) as arrays:
-                    self.chunks.append({name: arrays[name] for name in arrays.files})
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                self.chunks.append(self._read(file))
+            except (OSError, DamagedFileError) as error:
                 self.corrupt.append(file.name)
                 warnings.warn(
                     f"chunk {file} is corrupt ({error}): its cells are computed again",
@@ -134,10 +186,22 @@ class Store(Closing):
                     file.rename(file.with_suffix(".corrupt"))
         self._measured = {}
         for file in sorted(self.path.glob("measured-*.json")):
-            try:
-                self._measured |= json.loads(file.read_text())
-            except ValueError:
-                continue
+            # What is damaged is measured again.
+            with contextlib.suppress(OSError, DamagedFileError):
+                self._measured |= read_sealed(file, "measured", self._cells.study)
+
+    def _read(self, file: Path) -> Chunk:
+        """Return a chunk, checked.
+
+        Raises:
+            DamagedFileError: it was changed, or belongs to another study or other settings.
+        """
+        content = read_regular(file)
+        chunk = open_arrays(content, file, "chunk", self._cells.study)
+        self._cells.check(chunk)
+        if arrays_header(content, file).get("rows") != self._cells.rows(chunk["cell"]):
+            raise DamagedFileError("its settings are others")
+        return chunk
 
     def done(self) -> set[int]:
         """Return the cells that are finished."""
@@ -150,11 +214,12 @@ class Store(Closing):
             UnwritableError: it could not be written, as on a full disk; earlier ones stay.
         """
         if self.path is not None:
-            buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **chunk)
-            content = buffer.getvalue()
-            name = f"{int(chunk['cell'].min()):08d}-{len(chunk['cell'])}-{_digest(content)}.npz"
-            write_atomically(self.path / "chunks" / name, content)
+            cells = chunk["cell"]
+            parts = pack_arrays(chunk, "chunk", self._cells.study, rows=self._cells.rows(cells))
+            # Processes may compute the same cells: each has a name of its own.
+            name = f"{int(cells.min()):08d}-{len(cells)}-{digest_json(cells.tolist())[:16]}"
+            file = self.path / "chunks" / f"{name}-{self._process}.arrays"
+            write_atomically(file, parts)
         self.chunks.append(chunk)
 
     def measured(self, name: str) -> PyTree:
@@ -169,17 +234,13 @@ class Store(Closing):
         self._measured[name] = to_json(value)
         if self.path is not None:
             file = self.path / f"measured-{self._process}.json"
-            write_atomically(file, json.dumps(self._measured, indent=1) + "\n")
+            write_sealed(file, self._measured, "measured", self._cells.study)
 
     def close(self) -> None:
         """Let another process work on the study."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _extends(stored: Mapping[str, object], identity: Mapping[str, object]) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import os
 import time
 import warnings
@@ -15,7 +14,7 @@ from rlprune_jax.checks import require
 from rlprune_jax.costs import Budget, count_macs, count_params, limits, parse_budgets
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.pytree import tree_hash
-from rlprune_jax.runs import Extension, MemoryRun, Run, open_run_at
+from rlprune_jax.runs import Extension, MemoryRun, Run, open_run_at, read_config
 from rlprune_jax.training.task import SPLITS, Task
 from rlprune_jax.types import PyTree
 from rlprune_jax.workflow.config import (
@@ -127,8 +126,8 @@ def extension(run_dir: str | os.PathLike, config: PruneConfig) -> Extension:
         ValueError: the run has had more evaluations than are asked for now.
     """
     try:
-        stored = json.loads((Path(run_dir) / "config.json").read_text()).get("evaluations", 0)
-    except (OSError, ValueError, AttributeError):
+        stored = read_config(run_dir).get("evaluations", 0)
+    except (OSError, ValueError):
         stored = 0  # no run there, or none of ours, which opening it will say
     require(
         config.evaluations >= stored,

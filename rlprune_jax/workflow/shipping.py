@@ -22,6 +22,7 @@ from rlprune_jax.export import (
     write_plan,
 )
 from rlprune_jax.files import unwritable, write_atomically
+from rlprune_jax.sealed import write_sums
 from rlprune_jax.training.task import positional
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.delivery import Delivered, evaluate_network
@@ -103,7 +104,7 @@ def ship(
 def save_slim(delivered: Delivered, slim: Network, path: str | os.PathLike) -> None:
     """Write a slim network to a folder.
 
-    Weights, plan, StableHLO and how to load them.
+    Weights, plan, StableHLO, how to load them, and the checksums of all.
     """
     folder, task = Path(path), delivered.pruning.task
     try:
@@ -128,6 +129,7 @@ def save_slim(delivered: Delivered, slim: Network, path: str | os.PathLike) -> N
     write_plan(folder / PLAN, plan)
     write_atomically(folder / STABLEHLO, artifact.content)
     write_atomically(folder / README, loading_text(description))
+    write_sums(folder, (WEIGHTS, PLAN, STABLEHLO, README))
 
 
 def raw_inputs(delivered: Delivered) -> tuple[PyTree, ...]:

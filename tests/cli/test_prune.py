@@ -18,6 +18,7 @@ from rlprune_jax.cli.predict import PredictOptions, predict
 from rlprune_jax.cli.prune import identity, prune
 from rlprune_jax.export import load_stablehlo
 from rlprune_jax.runs import RunDirectory, config_hash
+from rlprune_jax.sealed import read_sealed, write_sealed
 from rlprune_jax.training import data
 from rlprune_jax.workflow.results import PruneResult
 
@@ -238,8 +239,12 @@ def test_a_bad_run_directory_is_one_line(finished, tmp_path, file, change, messa
     _, path = finished
     for name in ("config.json", "result.json"):
         shutil.copy(path / name, tmp_path / name)
-    content = json.loads((tmp_path / file).read_text())
-    (tmp_path / file).write_text(json.dumps(change(content)))
+    kind = file.removesuffix(".json")
+    changed = change(read_sealed(tmp_path / file, kind))
+    if isinstance(changed, dict):
+        write_sealed(tmp_path / file, changed, kind)
+    else:
+        (tmp_path / file).write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=message) as caught:
         predict(PredictOptions(run_dir=tmp_path))
     assert "\n" not in str(caught.value)

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from study_jobs import job, settings
+from study_jobs import job, read_cells, settings
 
 from rlprune_jax import run_study
 from rlprune_jax.files import UnwritableError
+from rlprune_jax.sealed import write_sealed
 from rlprune_jax.study import (
     JobError,
     StudyError,
@@ -105,7 +106,7 @@ def test_the_strategy_is_measured_once_and_kept(tmp_path, monkeypatch):
         file.unlink()
     other = {"vmap": "map", "map": "vmap"}[kept["{}"]["strategy"]]
     kept["{}"]["strategy"] = other
-    (tmp_path / "measured-0.json").write_text(json.dumps(kept))
+    write_sealed(tmp_path / "measured-0.json", kept, "measured", kept["seal"]["of"])
     again = run_study(job, settings(), SEEDS, directory=tmp_path, chunk=3)
     assert again.strategies == {"{}": other} and again.cells_run > 0
     same(first, again)
@@ -161,7 +162,7 @@ def test_finished_cells_are_never_run_again(tmp_path, whole):
     again = run_study(job, settings(), SEEDS, directory=tmp_path, chunk=7, strategy="vmap")
     assert again.cells_run == 3 * (4 + 4 + 2)
     same(again, whole)
-    cells = np.concatenate([np.load(file)["cell"] for file in (tmp_path / "chunks").iterdir()])
+    cells = np.concatenate([read_cells(file) for file in (tmp_path / "chunks").iterdir()])
     assert sorted(cells) == list(range(66))
     assert run_study(job, settings(), SEEDS, directory=tmp_path).cells_run == 0
 

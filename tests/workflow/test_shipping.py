@@ -17,7 +17,7 @@ from rlprune_jax.workflow.searches import search
 from rlprune_jax.workflow.shipping import ship, weight_bytes
 
 SMALL = small_mlp()
-FILES = {"weights.safetensors", "plan.json", "model.stablehlo", "README.txt"}
+FILES = {"weights.safetensors", "plan.json", "model.stablehlo", "README.txt", "SHA256SUMS"}
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """Run a study of any kind in a run directory."""
 
-import json
 import sys
 import time
 from pathlib import Path
 
 import jax
 
-from rlprune_jax.runs import COSMETIC, Extension, config_hash, open_run, show_progress
+from rlprune_jax.runs import COSMETIC, Extension, config_hash, open_run, read_config, show_progress
 from rlprune_jax.study import StudyResult, initialize, run_study
 from rlprune_jax.study.results import write_table
 from rlprune_jax.workflow.studies.base import (
@@ -108,7 +107,7 @@ def refuse_fewer(path: Path, study: Study) -> None:
         ValueError: naming the option, its value and that of the study in the directory.
     """
     try:
-        stored = json.loads((path / "config.json").read_text())
+        stored = read_config(path)
     except (OSError, ValueError):
         return  # opening the directory says what is wrong
     for field, option in zip(EXTENDS, ("settings", "trials"), strict=True):
