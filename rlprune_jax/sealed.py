@@ -140,7 +140,7 @@ def unseal(content: object, where: str | os.PathLike, kind: str, of: str | None 
 
 
 def seal_of(content: object) -> Json | None:
-    """Return the seal of an object, unchecked, or None without one."""
+    """Return the unchecked seal of an object, or None."""
     found = content.get(SEAL) if isinstance(content, dict) else None
     return found if isinstance(found, dict) else None
 
@@ -152,7 +152,9 @@ def write_sealed(
     of: str = "",
     **about: object,
 ) -> None:
-    """Write a JSON object with its seal, whole or not at all.
+    """Write a JSON object with its seal.
+
+    It is written whole or not at all.
 
     Args:
         path: of the file; its directory must exist.
@@ -185,7 +187,7 @@ def read_sealed(path: str | os.PathLike, kind: str, of: str | None = None) -> Js
 
 
 def seal_line(record: Mapping[str, object], before: str) -> tuple[str, str]:
-    """Return a row as a line of JSON, and its seal.
+    """Return a row as a line, and its seal.
 
     Rows are chained: each seal covers the one before, so that a row that is lost is noticed.
 
@@ -203,7 +205,7 @@ def seal_line(record: Mapping[str, object], before: str) -> tuple[str, str]:
 
 
 def open_line(line: str | bytes, before: str | None) -> tuple[Json, str] | None:
-    """Return a row and its seal, or None of a damaged one.
+    """Return a row and its seal, None if damaged.
 
     Args:
         line: of JSON.
@@ -297,7 +299,7 @@ def open_arrays(
 
 
 def arrays_header(content: bytes, where: str | os.PathLike) -> Json:
-    """Return what the seal of a file of arrays says, checked.
+    """Return the checked seal of a file of arrays.
 
     Raises:
         DamagedFileError: it is damaged, cut off, or of something else.
@@ -318,7 +320,7 @@ def arrays_header(content: bytes, where: str | os.PathLike) -> Json:
 
 
 def add_trailer(content: bytes, kind: str, of: str = "") -> bytes:
-    """Return the content of a file with a seal behind it.
+    """Return a file's content with a seal behind it.
 
     Use it for a format whose readers stop before the end, such as a flatbuffer.
 
@@ -386,7 +388,7 @@ def write_sums(folder: str | os.PathLike, names: Sequence[str]) -> None:
 
 
 def read_summed(path: str | os.PathLike) -> bytes:
-    """Read a file that stands in its folder's list of sums.
+    """Read a file that its folder's sums list.
 
     Raises:
         OSError: it cannot be read.

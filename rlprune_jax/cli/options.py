@@ -78,6 +78,9 @@ class PlaceOptions:
 
     runs_dir: str = "runs"
     """Where run directories go."""
+    stale: Literal["refuse", "redo", "keep"] = "refuse"
+    """What to do with a run that is there and that other code, versions or data made: refuse it,
+    redo it (the old one is kept beside it), or keep it and go on."""
 
 
 Flat = tyro.conf.OmitArgPrefixes

@@ -31,14 +31,16 @@ from rlprune_jax.workflow.config import AGENT, extendable_searches
 from rlprune_jax.workflow.sources import BUNDLED
 
 if TYPE_CHECKING:
+    from rlprune_jax.origin import Provenance
     from rlprune_jax.runs import Json, RunDirectory
+    from rlprune_jax.training.task import Task
     from rlprune_jax.workflow.pruning import Problem
     from rlprune_jax.workflow.results import PruneResult
 
 EXPERIMENT = "prune_rl"
 """What run directories are called."""
 
-UNNAMED = ("runs_dir", "data_dir", "save_seconds", "pretrained")
+UNNAMED = ("runs_dir", "data_dir", "save_seconds", "pretrained", "stale")
 """Options that do not name the run; of pretrained weights the content does."""
 
 EXTENDABLE = (
@@ -67,14 +69,18 @@ def prune(options: PruneOptions) -> Path:
     options = resolved(options)
     # After the options, which are answered before JAX is imported.
     from rlprune_jax.runs import open_run
+    from rlprune_jax.workflow.building import build_task, origin_of
 
     settings = identity(options)
-    with open_run(options.place.runs_dir, EXPERIMENT, settings, exclude=UNNAMED) as run:
+    task = build_task(options.data, options.run.seed)
+    origin = origin_of(task, options.place.stale)
+    place = options.place.runs_dir
+    with open_run(place, EXPERIMENT, settings, exclude=UNNAMED, origin=origin) as run:
         if run.is_finished:
             say(f"finished before; delete {run.path} to run again")
             return run.path
-        extend(run, options, settings)
-        execute(run, options)
+        extend(run, options, settings, origin)
+        execute(run, options, task)
         return run.path
 
 
@@ -107,15 +113,22 @@ def identity(options: PruneOptions) -> dict[str, object]:
     return found
 
 
-def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, object]) -> None:
+def extend(
+    run: "RunDirectory",
+    options: PruneOptions,
+    settings: Mapping[str, object],
+    origin: "Provenance | None" = None,
+) -> None:
     """Go on from a similar run that is finished.
 
-    Dense network and searches are taken of one that differs in ``EXTENDABLE`` alone.
+    Dense network and searches are taken of one that differs in ``EXTENDABLE`` alone, and that the
+    same code has made.
     """
     from rlprune_jax.runs import adopt_stages, find_similar
 
+    place = options.place.runs_dir
     similar = find_similar(
-        options.place.runs_dir, EXPERIMENT, settings, differing=EXTENDABLE, exclude=UNNAMED
+        place, EXPERIMENT, settings, differing=EXTENDABLE, exclude=UNNAMED, origin=origin
     )
     wanted = options.search.evaluations
 
@@ -132,12 +145,12 @@ def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, ob
         say(f"goes on from {source}: {', '.join(stages)}")
 
 
-def execute(run: "RunDirectory", options: PruneOptions) -> None:
+def execute(run: "RunDirectory", options: PruneOptions, task: "Task") -> None:
     """Do the whole run in its directory."""
     from rlprune_jax.workflow.pipeline import run_pruning
 
     began = time.perf_counter()
-    result = run_pruning(prepare(run, options), run, path=run.path)
+    result = run_pruning(prepare(run, options, task), run, path=run.path)
     labels = {"dataset": options.data.dataset, "model": options.network.model}
     for record in run.metrics("extends"):
         labels["extends"] = record["run"]
@@ -146,20 +159,19 @@ def execute(run: "RunDirectory", options: PruneOptions) -> None:
     say(str(result))
 
 
-def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
+def prepare(run: "RunDirectory", options: PruneOptions, task: "Task") -> "Problem":
     """Return the problem, its network trained.
 
     A budget that cannot be met is refused before any training.
     """
     from rlprune_jax.costs import parse_budgets
-    from rlprune_jax.workflow.building import build_network, build_task, wanted_of
+    from rlprune_jax.workflow.building import build_network, wanted_of
     from rlprune_jax.workflow.learning import train_dense
     from rlprune_jax.workflow.notes import notes
     from rlprune_jax.workflow.pruning import check_problem
     from rlprune_jax.workflow.recipes import DenseRecipe
 
     seed, config = options.run.seed, options.config
-    task = build_task(options.data, seed)
     network, is_trained, _ = build_network(options.network, wanted_of(task, seed))
     say(str(network.graph))
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)

@@ -1,15 +1,12 @@
 """Costs that only the host knows, called with a time limit and checked."""
 
-import hashlib
 import importlib
-import inspect
 import math
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ from rlprune_jax.costs.options import CostOptions
 from rlprune_jax.costs.registry import OWN_UNIT
 from rlprune_jax.graph.groups import Graph, ones_gates
 from rlprune_jax.kept import is_kept
+from rlprune_jax.origin import source_digest as source_digest
 from rlprune_jax.types import Gates
 from rlprune_jax.units.gates import widths
 
@@ -130,29 +128,6 @@ def import_function(path: str, what: str = "budget function") -> Callable[..., A
     if not callable(function):
         raise ValueError(f"{what} {path!r} is a {type(function).__name__}, not a function")
     return function
-
-
-def source_digest(function: Callable[..., Any]) -> str:
-    """Return ten hexadecimal digits of a function's source file.
-
-    They change with the code: use them to name results, so that results of other code are not
-    taken for those of this one. What the file imports does not change them. Functions without a
-    source file, as those of compiled modules, all have the same digits.
-
-    Example:
-        >>> import json, math
-        >>> source_digest(json.dumps) == source_digest(json.loads)
-        True
-        >>> source_digest(json.dumps) == source_digest(math.hypot)
-        False
-    """
-    code = inspect.unwrap(function)
-    module = inspect.getmodule(code) or inspect.getmodule(type(code))
-    try:
-        file = None if module is None else inspect.getsourcefile(module)
-    except TypeError:
-        file = None
-    return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()[:10]
 
 
 CHECKED_TWICE = 8

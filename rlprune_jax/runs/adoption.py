@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from rlprune_jax.origin import Provenance
 from rlprune_jax.runs.run import Json
 from rlprune_jax.runs.run_directory import (
     COSMETIC,
@@ -12,8 +13,10 @@ from rlprune_jax.runs.run_directory import (
     METRICS,
     RESULT,
     RunDirectory,
+    RunDirectoryError,
     config_hash,
     read_config,
+    read_made_with,
 )
 from rlprune_jax.sealed import open_line, parse_json, read_regular, read_sealed, seal_of
 
@@ -25,6 +28,7 @@ def find_similar(
     *,
     differing: Collection[str],
     exclude: Collection[str] = COSMETIC,
+    origin: Provenance | None = None,
 ) -> dict[Path, Json]:
     """Find finished runs that differ in some settings alone.
 
@@ -36,6 +40,7 @@ def find_similar(
         config: frozen dataclass or dict of settings.
         differing: names of top-level settings that may differ.
         exclude: top-level settings that do not count, as in ``open_run``.
+        origin: what has to have made them; None does not ask.
 
     Returns:
         Their directories with their settings; the run of ``config`` itself is not among them.
@@ -50,8 +55,9 @@ def find_similar(
             stored = read_config(path)
             if config_hash(stored, exclude=ignored) == wanted:
                 read_sealed(path / RESULT, "result")
-                found[path] = stored
-        except (OSError, ValueError, TypeError):
+                if origin is None or _is_made_with(path, origin):
+                    found[path] = stored
+        except (OSError, ValueError, TypeError, RunDirectoryError):
             continue  # not one of ours, or damaged
     return found
 
@@ -87,6 +93,11 @@ def adopt_stages(run: RunDirectory, source: Path, stages: Sequence[str]) -> list
     run.append_metrics(EXTENDS, 0, {"run": source.name, "stages": present, "owners": names})
     os.rename(temporary, run.checkpoints)
     return present
+
+
+def _is_made_with(path: Path, origin: Provenance) -> bool:
+    made_with = read_made_with(path)
+    return bool(made_with) and all(each == origin.made_with for each in made_with)
 
 
 def _records(source: Path) -> list[Json]:

@@ -84,7 +84,7 @@ class Run(Protocol):
         """
 
     def has_rows(self, stage: str, mark: object) -> bool:
-        """Return whether the first rows of a stage are marked so.
+        """Return whether a stage begins with marked rows.
 
         Args:
             stage: whose rows.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from filelock import BaseFileLock
 
 from rlprune_jax.files import Closing, to_json, try_lock, unwritable, write_atomically
+from rlprune_jax.origin import Provenance, StaleWarning, differences
 from rlprune_jax.runs.run import Json, Values, is_past, metrics_record
 from rlprune_jax.sealed import (
     SEAL,
@@ -39,7 +40,7 @@ EXTENDS = "extends"
 _LIVES = re.compile(r"\..*|.*\.tmp|config\.json|metrics.*\.jsonl|result(-\d+)?\.json")
 """Files whose checksum the result does not hold: they have their own, or none."""
 
-COSMETIC = ("runs_dir", "data_dir", "quiet", "verbose", "progress")
+COSMETIC = ("runs_dir", "data_dir", "quiet", "verbose", "progress", "stale")
 """Options that do not change what is computed: two runs that differ only here are the same run."""
 
 
@@ -98,7 +99,7 @@ class RunDirectory(Closing):
         return self.result() is not None
 
     def result(self) -> Json | None:
-        """Return ``result.json``, or None without a whole one of this run."""
+        """Return ``result.json``, or None without a whole one."""
         try:
             return read_sealed(self.path / RESULT, "result", self.identity)
         except (OSError, DamagedFileError):
@@ -123,7 +124,7 @@ class RunDirectory(Closing):
         )
 
     def damaged(self) -> list[str]:
-        """Return what of a finished run is not as it was written.
+        """Return what of a finished run was changed.
 
         Returns:
             Names of files that were changed or are gone, in the order of their names.
@@ -197,7 +198,7 @@ class RunDirectory(Closing):
         return {"count": len(seals), "last": seals[-1] if seals else ""}
 
     def has_rows(self, stage: str, mark: object) -> bool:
-        """Return whether the first rows of a stage are marked so."""
+        """Return whether a stage begins with marked rows."""
         match mark:
             case {"count": int(count), "last": str(last)} if count >= 0:
                 seals = self._seals.get(stage, [])[:count]
@@ -245,6 +246,7 @@ def open_run(
     *,
     exclude: Collection[str] = COSMETIC,
     extension: Extension = _NOTHING_MORE,
+    origin: Provenance | None = None,
 ) -> RunDirectory:
     """Open the directory that a configuration names.
 
@@ -259,10 +261,13 @@ def open_run(
         exclude: top-level settings that do not enter the hash.
         extension: settings that may differ because the run is then extended; they do not enter the
             hash either.
+        origin: code, versions and data that make the run, and what is done where others have; None
+            does not ask.
 
     Raises:
         UnwritableError: the directory cannot be written.
-        RunDirectoryError: another process works in it, or what it holds is not this run.
+        RunDirectoryError: another process works in it, or what it holds is not this run, or made
+            by other code.
         ValueError: ``experiment`` is no plain file name, ``runs_dir`` is empty, or a setting is NaN
             or infinite.
         TypeError: ``runs_dir`` is no path, or ``config`` no dataclass or dict.
@@ -282,7 +287,7 @@ def open_run(
             f"experiment={experiment!r} must be letters, digits, dots, dashes and underscores"
         )
     name = f"{experiment}-{config_hash(config, exclude=(*exclude, *extension.settings))}"
-    return _open(_path("runs_dir", runs_dir) / name, config, exclude, extension)
+    return _open(_path("runs_dir", runs_dir) / name, config, exclude, extension, origin)
 
 
 def open_run_at(
@@ -291,6 +296,7 @@ def open_run_at(
     *,
     exclude: Collection[str] = COSMETIC,
     extension: Extension = _NOTHING_MORE,
+    origin: Provenance | None = None,
 ) -> RunDirectory:
     """Open a directory of the caller's choice as a run.
 
@@ -303,11 +309,13 @@ def open_run_at(
         exclude: top-level settings that may differ without being another run.
         extension: settings that may differ because the run is then extended. The old result is
             kept beside the new one.
+        origin: code, versions and data that make the run, and what is done where others have; None
+            does not ask.
 
     Raises:
         UnwritableError: the directory cannot be written.
         RunDirectoryError: another process works in it, or it holds a run of other settings or
-            files that are no run. The message names the first setting that differs.
+            code, or files that are no run. The message names what differs.
         ValueError: ``path`` is empty, or a setting is NaN or infinite.
         TypeError: ``path`` is no path, or ``config`` no dataclass or dict.
 
@@ -324,7 +332,7 @@ def open_run_at(
     """
     own = _path("path", path)
     _refuse_foreign(own)
-    return _open(own, config, exclude, extension)
+    return _open(own, config, exclude, extension, origin)
 
 
 def config_hash(config: object, *, exclude: Collection[str] = COSMETIC) -> str:
@@ -361,8 +369,23 @@ def read_config(path: str | os.PathLike) -> Json:
     return read_sealed(Path(path) / CONFIG, "config")
 
 
+def read_made_with(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Return what a run was made with, oldest first.
+
+    Args:
+        path: of the directory.
+
+    Raises:
+        RunDirectoryError: there is no ``config.json``, or it was changed.
+    """
+    stored = _stored(Path(path))
+    if stored is None:
+        raise RunDirectoryError(f"{path} holds no {CONFIG}, so it is no run; name that of a run")
+    return stored.made_with
+
+
 def read_of_run(path: str | os.PathLike, name: str) -> bytes:
-    """Read a file of a finished run, checked against its result.
+    """Read a file of a finished run, checked.
 
     Args:
         path: directory of the run.
@@ -383,21 +406,33 @@ def read_of_run(path: str | os.PathLike, name: str) -> bytes:
 
 
 class _Stored(NamedTuple):
-    """Hold what ``config.json`` says: the settings, and whom files of the run belong to."""
+    """Hold what ``config.json`` says.
+
+    The settings, whom files of the run belong to, and what made them: several where results of
+    other code were kept.
+    """
 
     settings: Json
     identity: str
+    made_with: list[dict[str, str]]
 
 
 def _open(
-    path: Path, config: object, exclude: Collection[str], extension: Extension
+    path: Path,
+    config: object,
+    exclude: Collection[str],
+    extension: Extension,
+    origin: Provenance | None,
 ) -> RunDirectory:
     settings = _settings(config)
+    if origin is not None and origin.stale == "redo":
+        _set_aside(path, origin)
     lock = _lock(path)
     with contextlib.ExitStack() as undo:
         undo.callback(_free, path, lock)
         stored = _stored(path)
         differing = _compare(path, stored, settings, exclude, extension)
+        made_with = _made_with(path, stored, origin)
         _delete_leftovers(path)
         # A run that is extended stays the one that its files belong to.
         identity = config_hash(settings, exclude=(*exclude, *extension.settings))
@@ -407,8 +442,9 @@ def _open(
         # Reopened first: a kill before the next line leaves what the next start reopens again.
         if differing:
             run.reopen(extension.stages)
-        if differing or stored is None:
-            write_sealed(path / CONFIG, settings, "config", identity)
+        kept = stored is not None and made_with == stored.made_with
+        if differing or not kept:
+            write_sealed(path / CONFIG, settings, "config", identity, made_with=made_with)
         undo.pop_all()
         return run
 
@@ -428,7 +464,61 @@ def _stored(path: Path) -> _Stored | None:
         raise RunDirectoryError(
             f"{error}; delete {path} or choose another directory (--runs-dir for experiments)"
         ) from error
-    return _Stored(settings=settings, identity=str((seal_of(content) or {}).get("of")))
+    said = seal_of(content) or {}
+    return _Stored(
+        settings=settings, identity=str(said.get("of")), made_with=said.get("made_with", [])
+    )
+
+
+def _made_with(
+    path: Path, stored: _Stored | None, origin: Provenance | None
+) -> list[dict[str, str]]:
+    """Return what a run was made with, now too.
+
+    Raises:
+        RunDirectoryError: something else made what is there, and it is not to be kept.
+    """
+    now = [] if origin is None else [dict(origin.made_with)]
+    if stored is None:
+        return now
+    if origin is None or not (found := _staleness(stored, origin)):
+        return stored.made_with
+    if origin.stale == "keep":
+        warnings.warn(f"{path} is kept, though other code made it: {found}", StaleWarning, 5)
+        finished = (path / RESULT).exists()
+        return stored.made_with if finished else [*stored.made_with, *now]
+    raise RunDirectoryError(
+        f"{path} was made by other code: {found}; stale='redo' (--stale redo) makes it again and "
+        "keeps the old one beside it, stale='keep' goes on with it as it is"
+    )
+
+
+def _staleness(stored: _Stored, origin: Provenance) -> str:
+    """Return in what a stored run's origins differ from one, or ""."""
+    now = origin.made_with
+    if not stored.made_with:
+        return "it does not say which"
+    return next((text for each in stored.made_with if (text := differences(each, now))), "")
+
+
+def _set_aside(path: Path, origin: Provenance) -> None:
+    """Rename a directory whose run other code made, or which cannot be read."""
+    if not (path / CONFIG).exists():
+        return
+    lock = _lock(path)
+    try:
+        stored = _stored(path)
+        found = "" if stored is None else _staleness(stored, origin)
+    except RunDirectoryError as error:
+        found = str(error)
+    finally:
+        _free(path, lock)
+    if found:
+        names = (path.with_name(f"{path.name}.stale-{number}") for number in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
+        path.rename(aside)
+        text = f"{path} is made again, since other code made it ({found}); the old one is {aside}"
+        warnings.warn(text, StaleWarning, 5)
 
 
 def _tell_damage(run: RunDirectory) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optuna
 from filelock import BaseFileLock
@@ -31,7 +32,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 import rlprune_jax
 from rlprune_jax.checks import require_count
+from rlprune_jax.devices import available_cores
 from rlprune_jax.files import Closing, try_lock
+from rlprune_jax.origin import function_digest
+from rlprune_jax.pytree import tree_hash
 from rlprune_jax.sealed import digest_json
 from rlprune_jax.study.blocks import Programs, StudyTick
 from rlprune_jax.study.program import Job, job_name
@@ -126,6 +130,7 @@ def run_worker(
             load_if_exists=True,
         )
         _check_same(study, about)
+        _check_arrays(study, shared)
         _fill(study, trials)
         compiled: Programs = {}
         objective = StudyObjective(metric=metric, maximize=maximize, limits=limits or {})
@@ -355,9 +360,9 @@ def study_result(study: optuna.Study, seeds: Sequence[int]) -> StudyResult:
 def code_version(fn: Job) -> str:
     """Return the version of the package and the job.
 
-    With a digest of the package's sources and of the job's own file.
+    With a digest of the package's sources, of the job's own file and of its body.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(function_digest(fn).code.encode())
     root = Path(rlprune_jax.__file__).parent
     files = sorted(root.rglob("*.py"))
     code = getattr(fn, "__code__", None)
@@ -389,6 +394,22 @@ def _check_same(study: optuna.Study, about: Mapping[str, object]) -> None:
             f"study {study.study_name!r} is another one: they differ in {', '.join(differing)}; "
             "choose another study name"
         )
+
+
+def _check_arrays(study: optuna.Study, shared: PyTree) -> None:
+    """Refuse other shared arrays than this machine has had in this study.
+
+    Another kind of machine rounds otherwise where it trains them, and so may an accelerator.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    name, mine = f"arrays on {platform.node()}, {available_cores()} cores", tree_hash(shared)
+    if study.user_attrs.get(name, mine) != mine:
+        raise StudyError(
+            f"study {study.study_name!r} was computed with other shared arrays on this machine; "
+            "choose another study name"
+        )
+    study.set_user_attr(name, mine)
 
 
 def _fill(study: optuna.Study, trials: int) -> None:

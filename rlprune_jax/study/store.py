@@ -8,6 +8,7 @@ seen when it is read, and so is a chunk of another study.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import warnings
@@ -18,6 +19,7 @@ import numpy as np
 from filelock import BaseFileLock
 
 from rlprune_jax.files import Closing, to_json, try_lock, unwritable, write_atomically
+from rlprune_jax.origin import Stale, StaleWarning, differences
 from rlprune_jax.sealed import (
     DamagedFileError,
     arrays_header,
@@ -32,6 +34,10 @@ from rlprune_jax.types import PyTree
 
 Chunk = dict[str, np.ndarray]
 """``"cell"`` i64[n], ``"seconds"`` f64[n], and f64[n] per metric as ``"metric/<name>"``."""
+
+
+MADE_WITH = "made_with"
+"""Entry of an identity that holds versions and digests of code."""
 
 
 class StudyError(RuntimeError):
@@ -49,7 +55,7 @@ class CorruptChunkWarning(UserWarning):
 
 
 class Cells:
-    """Know the cells of a study, and what a chunk of them must be.
+    """Know the cells of a study.
 
     Args:
         identity: plain JSON of everything that decides the numbers. Of it ``settings`` (columns by
@@ -62,7 +68,8 @@ class Cells:
         seeds: list[int] = identity.get("seeds") or []  # type: ignore[assignment]
         self._seeds = len(seeds)
         self.count = self._seeds * len(next(iter(self._columns.values()), ()))
-        self.study = digest_json({**identity, "settings": list(self._columns)})
+        # Neither more settings nor other code make another study of it.
+        self.study = digest_json({**identity, "settings": list(self._columns), MADE_WITH: None})
 
     def rows(self, cells: np.ndarray) -> str:
         """Return the digest of the settings of some cells."""
@@ -104,6 +111,9 @@ class Store(Closing):
         directory: of the study, made where needed; None keeps nothing.
         identity: plain JSON of everything that decides the numbers.
         process: number of this process among those that use the directory.
+        values: digest of the arrays that this process computes with; other processes may have
+            others, since no two kinds of machine round alike.
+        stale: what is done with chunks that other code or arrays made.
 
     Raises:
         StudyError: the directory holds another study, or another process works on it.
@@ -111,7 +121,13 @@ class Store(Closing):
     """
 
     def __init__(
-        self, directory: str | os.PathLike | None, identity: Mapping[str, object], process: int = 0
+        self,
+        directory: str | os.PathLike | None,
+        identity: Mapping[str, object],
+        process: int = 0,
+        *,
+        values: str = "",
+        stale: Stale = "refuse",
     ):
         self.path = None if directory is None else Path(directory).expanduser()
         self.chunks: list[Chunk] = []
@@ -123,6 +139,7 @@ class Store(Closing):
             return
         identity = json.loads(json.dumps(to_json(identity)))
         self._cells = Cells(identity)
+        self._values = values
         try:
             (self.path / "chunks").mkdir(parents=True, exist_ok=True)
             self._lock = try_lock(self.path / f".lock-{process}")
@@ -135,6 +152,7 @@ class Store(Closing):
             )
         try:
             self._check(identity)
+            self._settle(identity, stale)
             self.reload()
         except BaseException:
             self.close()
@@ -152,8 +170,10 @@ class Store(Closing):
             raise StudyError(
                 f"{error}; choose another directory, or delete {self.path} to begin anew"
             ) from None
+        made_with, identity = stored.pop(MADE_WITH, {}), identity.copy()
+        identity.pop(MADE_WITH, {})
         if _extends(stored, identity):
-            write_sealed(file, identity, "study")
+            write_sealed(file, identity | {MADE_WITH: made_with}, "study")
         elif stored != identity:
             names = sorted(
                 name for name in {*stored, *identity} if stored.get(name) != identity.get(name)
@@ -164,6 +184,51 @@ class Store(Closing):
                 "it to begin anew"
             )
 
+    def _settle(self, identity: dict[str, object], stale: Stale) -> None:
+        """Do with what other code or arrays made as is wanted.
+
+        Raises:
+            StudyError: it is to be refused.
+        """
+        assert self.path is not None
+        file, own = self.path / "study.json", self.path / f"values-{self._process}.json"
+        made_with = read_sealed(file, "study").get(MADE_WITH) or {}
+        found = differences(made_with, identity.get(MADE_WITH) or {})  # type: ignore[arg-type]
+        known = self._known(own)
+        if known and self._values not in known:
+            found = f"{found}{', ' if found else ''}the arrays that it reads"
+        if found and stale == "refuse":
+            raise StudyError(
+                f"{self.path} holds what other code or arrays have made: {found}; stale='redo' "
+                "(--stale redo) computes it again and keeps the old chunks beside, stale='keep' "
+                "goes on with it as it is, or choose another directory"
+            )
+        if found:
+            text = {"redo": "is computed again", "keep": "is kept"}[stale]
+            warnings.warn(f"{self.path} {text}; it was made with other: {found}", StaleWarning, 5)
+        if found and stale == "redo":
+            self._set_aside()
+            write_sealed(file, identity, "study")
+            known = []
+        if self._values not in known:
+            values = {"values": [*known, self._values]}
+            write_sealed(own, values, "values", self._cells.study)
+
+    def _set_aside(self) -> None:
+        """Keep the chunks that are there under another name, and forget what goes with them."""
+        assert self.path is not None
+        names = (self.path / f"chunks.stale-{number}" for number in itertools.count(1))
+        (self.path / "chunks").rename(next(name for name in names if not name.exists()))
+        (self.path / "chunks").mkdir()
+        for file in [*self.path.glob("values-*.json"), *self.path.glob("measured-*.json")]:
+            file.unlink()
+
+    def _known(self, file: Path) -> list[str]:
+        """Return the digests of arrays that a process has computed with."""
+        with contextlib.suppress(OSError, DamagedFileError):
+            return list(read_sealed(file, "values", self._cells.study)["values"])
+        return []
+
     def reload(self) -> None:
         """Read all chunks.
 
@@ -172,6 +237,9 @@ class Store(Closing):
         if self.path is None:
             return
         self.chunks, self.corrupt = [], []
+        self._all_values = {
+            each for file in self.path.glob("values-*.json") for each in self._known(file)
+        }
         for file in sorted((self.path / "chunks").glob("*.arrays")):
             try:
                 self.chunks.append(self._read(file))
@@ -199,8 +267,11 @@ class Store(Closing):
         content = read_regular(file)
         chunk = open_arrays(content, file, "chunk", self._cells.study)
         self._cells.check(chunk)
-        if arrays_header(content, file).get("rows") != self._cells.rows(chunk["cell"]):
+        said = arrays_header(content, file)
+        if said.get("rows") != self._cells.rows(chunk["cell"]):
             raise DamagedFileError("its settings are others")
+        if said.get("values") not in self._all_values:
+            raise DamagedFileError("it was computed with other arrays")
         return chunk
 
     def done(self) -> set[int]:
@@ -215,7 +286,8 @@ class Store(Closing):
         """
         if self.path is not None:
             cells = chunk["cell"]
-            parts = pack_arrays(chunk, "chunk", self._cells.study, rows=self._cells.rows(cells))
+            about = {"rows": self._cells.rows(cells), "values": self._values}
+            parts = pack_arrays(chunk, "chunk", self._cells.study, **about)
             # Processes may compute the same cells: each has a name of its own.
             name = f"{int(cells.min()):08d}-{len(cells)}-{digest_json(cells.tolist())[:16]}"
             file = self.path / "chunks" / f"{name}-{self._process}.arrays"

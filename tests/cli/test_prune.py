@@ -17,7 +17,8 @@ from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.cli.predict import PredictOptions, predict
 from rlprune_jax.cli.prune import identity, prune
 from rlprune_jax.export import load_stablehlo
-from rlprune_jax.runs import RunDirectory, config_hash
+from rlprune_jax.origin import StaleWarning
+from rlprune_jax.runs import RunDirectory, RunDirectoryError, config_hash
 from rlprune_jax.sealed import read_sealed, write_sealed
 from rlprune_jax.training import data
 from rlprune_jax.workflow.results import PruneResult
@@ -408,3 +409,14 @@ def test_a_dense_network_that_diverges_does_not_poison_the_next_start(tmp_path):
         with pytest.raises(RuntimeError, match="stage 'dense' diverged"):
             prune(options)
     assert not list(tmp_path.glob("*/checkpoints/dense/[0-9]*"))
+
+
+@pytest.mark.slow
+def test_a_finished_run_of_other_code_is_refused_or_kept(finished, monkeypatch, capsys):
+    runs, path = finished
+    monkeypatch.setattr("rlprune_jax.origin.package_digest", lambda: "other")
+    with pytest.raises(RunDirectoryError, match=r"other code: code .*--stale redo"):
+        prune(tiny(runs))
+    with pytest.warns(StaleWarning, match="is kept"):
+        assert prune(tiny(runs, stale="keep")) == path
+    assert "finished before" in capsys.readouterr().err

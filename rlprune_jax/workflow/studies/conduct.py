@@ -9,6 +9,7 @@ import jax
 from rlprune_jax.runs import COSMETIC, Extension, config_hash, open_run, read_config, show_progress
 from rlprune_jax.study import StudyResult, initialize, run_study
 from rlprune_jax.study.results import write_table
+from rlprune_jax.workflow.building import origin_of
 from rlprune_jax.workflow.studies.base import (
     BY_CONTENT,
     EXTENDS,
@@ -53,7 +54,8 @@ def conduct(study: Study) -> Path:
     refuse_fewer(own / f"{name}-{digits}", study)
     # Processes of one study share its directory; all but the first train in one of their own.
     home = Path(study.runs_dir) / f"{name}-{digits}"
-    with open_run(own, name, record, exclude=NOT_HASHED, extension=MORE) as run:
+    origin = origin_of(study.task(), study.stale)
+    with open_run(own, name, record, exclude=NOT_HASHED, extension=MORE, origin=origin) as run:
         if run.is_finished:
             print(f"finished before; delete {run.path} to run again", file=sys.stderr)
             return run.path
@@ -163,6 +165,7 @@ def run_settings(study: Study, job: StudyJob, folder: Path) -> StudyResult:
             shared=job.shared,
             known=job.known,
             identity=study.identity(),
+            stale=study.stale,
         )
 
 
