@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from rlprune_jax.devices import describe_device
+from rlprune_jax.private import private_folder
 from rlprune_jax.sealed import DamagedFileError, read_sealed, write_sealed
 
 _FORMAT = "rlprune_jax.latency/3"
@@ -66,6 +67,11 @@ class Stopwatch:
         if self._cache is None:
             return measure()
         record = {"format": _FORMAT, "device": self._where, "timed": what}
+        try:
+            private_folder(self._cache)
+        except OSError as error:
+            self._tell(error)
+            return measure()
         name = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:24]
         path = self._cache / f"{name}.json"
         stored = _read(path, record, shape)
@@ -74,16 +80,19 @@ class Stopwatch:
         found = measure()
         content = record | {name: rows.tolist() for name, rows in found._asdict().items()}
         try:
-            self._cache.mkdir(parents=True, exist_ok=True)
             write_sealed(path, content, _FORMAT, name)
         except OSError as error:
-            warnings.warn(
-                f"timings cannot be kept in {self._cache} ({error}); they will be measured again "
-                "next time; set RLPRUNE_CACHE_DIR to a writable folder",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            self._tell(error)
         return found
+
+    def _tell(self, error: OSError) -> None:
+        """Warn that timings are not kept."""
+        warnings.warn(
+            f"timings cannot be kept in {self._cache} ({error}); they will be measured again "
+            "next time; set RLPRUNE_CACHE_DIR to a writable folder",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _read(path: Path, record: Mapping[str, object], shape: tuple[int, ...]) -> Timings | None:

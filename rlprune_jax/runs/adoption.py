@@ -103,7 +103,13 @@ def _is_made_with(path: Path, origin: Provenance) -> bool:
 def _records(source: Path) -> list[Json]:
     """Return the records of a run that are whole, without their seals."""
     opened = (open_line(line, None) for line in read_regular(source / METRICS).splitlines())
-    return [found[0] for found in opened if found is not None]
+    records = [found[0] for found in opened if found is not None]
+    # One that was changed makes another chain, which the checkpoint then does not fit.
+    return [
+        record
+        for record in records
+        if isinstance(record.get("stage"), str) and type(record.get("step")) is int
+    ]
 
 
 def _owners(source: Path, stage: str) -> list[str]:

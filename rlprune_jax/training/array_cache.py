@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rlprune_jax.files import write_atomically
+from rlprune_jax.private import check_private, private_folder
 from rlprune_jax.sealed import DamagedFileError, open_arrays, pack_arrays, read_regular
 
 _KIND = "cache"
@@ -19,14 +20,15 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
     results, so it warns instead of raising.
 
     Args:
-        path: the file; folders above it are made. Its name is what it belongs to.
+        path: the file; its folder is made, for this user alone, and nothing is written to one
+            that others can write to. Its name is what it belongs to.
         arrays: name -> array of any shape and a plain dtype.
 
     Returns:
         Whether the file was written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         write_atomically(path, pack_arrays(arrays, _KIND, path.name))
     except OSError as error:
         warnings.warn(
@@ -50,7 +52,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
         that is there and cannot be read also gives a warning.
     """
     try:
-        return open_arrays(read_regular(path), path, _KIND, path.name)
+        content = read_regular(path)
+        check_private(path.parent)
+        return open_arrays(content, path, _KIND, path.name)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, DamagedFileError) as error:

@@ -27,7 +27,7 @@ from rlprune_jax.units.least_squares import (
     pick,
 )
 from rlprune_jax.units.repair_plan import (
-    Provenance,
+    Origin,
     Refit,
     RepairSchedule,
     plan_repair,
@@ -437,7 +437,7 @@ class _Run:
             shift = refit.bias.sign * found.bias.reshape(-1)[refit.bias.order]
             self._add(number, refit.bias.origin, shift)
 
-    def _add(self, number: int, origin: Provenance, change: jax.Array) -> None:
+    def _add(self, number: int, origin: Origin, change: jax.Array) -> None:
         slot = self._program.inputs[origin.variable]
         old = self._values[slot]
         self._values[slot] = (old + change.reshape(old.shape)).astype(old.dtype)
