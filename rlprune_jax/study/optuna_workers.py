@@ -121,14 +121,7 @@ def run_worker(
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with Worker(storage) as worker:
-        study = optuna.create_study(
-            storage=worker.storage,
-            study_name=study_name,
-            direction="maximize" if maximize else "minimize",
-            # Waiting trials of others are taken for bad ones, so that a batch spreads out.
-            sampler=optuna.samplers.TPESampler(constant_liar=True, seed=sampler_seed),
-            load_if_exists=True,
-        )
+        study = worker.open_study(study_name, maximize, sampler_seed)
         _check_same(study, about)
         _check_arrays(study, shared)
         _fill(study, trials)
@@ -215,6 +208,32 @@ class Worker(Closing):
             self._lock = None
             with contextlib.suppress(OSError):
                 (self._locks / self.name).unlink()
+
+    def open_study(self, name: str, maximize: bool, seed: int | None = None) -> optuna.Study:
+        """Return a study of the storage, made where there is none.
+
+        Args:
+            name: of it.
+            maximize: whether more is better.
+            seed: of the sampler.
+
+        Raises:
+            StudyError: what the storage says of it cannot be.
+        """
+        try:
+            return optuna.create_study(
+                storage=self.storage,
+                study_name=name,
+                direction="maximize" if maximize else "minimize",
+                # Waiting trials of others are taken for bad ones, so that a batch spreads out.
+                sampler=optuna.samplers.TPESampler(constant_liar=True, seed=seed),
+                load_if_exists=True,
+            )
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as e:
+            raise StudyError(
+                f"study {name!r} cannot be read from its storage, which was changed by others than "
+                f"its workers: {type(e).__name__}: {e}; choose another storage or study name"
+            ) from e
 
     def take_over(self, study: optuna.Study) -> None:
         """Put what dead workers left back into the queue."""

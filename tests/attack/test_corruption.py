@@ -417,3 +417,30 @@ def test_results_that_are_read_by_themselves(tmp_path):
             raise DamagedFileError(str(error)) from None
 
     attack(tmp_path / "run", "result.json", use, must_notice=0.7)
+
+
+def storage(folder):
+    """Tell three trials to a journal, unless they are there, and return what was told."""
+    from rlprune_jax.study import optuna_workers
+    from rlprune_jax.study.settings import Uniform
+
+    with optuna_workers.Worker(str(folder / "journal")) as worker:
+        study = worker.open_study("s", True, 0)
+        if not study.trials:
+            optuna_workers._fill(study, 3)
+            for trial in worker.ask(study, {"a": Uniform(0.0, 1.0)}, 3):
+                chunk = {"cell": np.zeros(1, np.int64), "seconds": np.ones(1)}
+                chunk["metric/value"] = np.full(1, 0.5)
+                about = {"strategies": {}, "compile_seconds": 0.0, "cells_run": 0, "corrupt": ()}
+                found = collect(grid({"a": [0.5]}), (0,), [chunk], **about)
+                objective = optuna_workers.StudyObjective("value", True, {})
+                optuna_workers._tell(study, trial, found, 0, objective)
+        if len(study.get_trials(states=[optuna_workers.TrialState.COMPLETE])) < 3:
+            raise StudyError("a trial was lost, which the worker would compute again")
+        found = optuna_workers.study_result(study, (0,))
+    return found.settings.columns, found.metrics["value"].tolist(), found.seconds.tolist()
+
+
+def test_a_journal(tmp_path):
+    storage(tmp_path / "storage")
+    attack(tmp_path / "storage", "journal", storage, must_notice=0.5)
