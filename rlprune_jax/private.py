@@ -10,7 +10,7 @@ class SharedFolderError(PermissionError):
 
 
 def private_folder(path: str | os.PathLike) -> Path:
-    """Make a folder that only this user can read or write.
+    """Make a folder that only this user can use.
 
     Use it for caches: whoever can write there decides what is read from it, and a compiled program
     in it is code. What is missing of the path is made with mode 0700.

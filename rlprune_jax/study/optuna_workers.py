@@ -196,7 +196,8 @@ class Worker(Closing):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = JournalFileOpenLock(str(path))
         check_journal(path, lock)
-        self.storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+        with _telling_damage(f"journal {path}"):
+            self.storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
         self._locks = path.with_name(path.name + ".workers")
         self._locks.mkdir(exist_ok=True)
         self._lock = try_lock(self._locks / self.name)
@@ -210,7 +211,7 @@ class Worker(Closing):
                 (self._locks / self.name).unlink()
 
     def open_study(self, name: str, maximize: bool, seed: int | None = None) -> optuna.Study:
-        """Return a study of the storage, made where there is none.
+        """Return a study of the storage, old or new.
 
         Args:
             name: of it.
@@ -220,7 +221,7 @@ class Worker(Closing):
         Raises:
             StudyError: what the storage says of it cannot be.
         """
-        try:
+        with _telling_damage(f"study {name!r}"):
             return optuna.create_study(
                 storage=self.storage,
                 study_name=name,
@@ -229,11 +230,6 @@ class Worker(Closing):
                 sampler=optuna.samplers.TPESampler(constant_liar=True, seed=seed),
                 load_if_exists=True,
             )
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as e:
-            raise StudyError(
-                f"study {name!r} cannot be read from its storage, which was changed by others than "
-                f"its workers: {type(e).__name__}: {e}; choose another storage or study name"
-            ) from e
 
     def take_over(self, study: optuna.Study) -> None:
         """Put what dead workers left back into the queue."""
@@ -530,6 +526,18 @@ def _best(study: optuna.Study) -> str:
         return f"{study.best_value:.4g}"
     except ValueError:
         return "none within the limits"
+
+
+@contextlib.contextmanager
+def _telling_damage(what: str) -> Iterator[None]:
+    """Turn whatever Optuna raises on records that cannot be into one error that says so."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise StudyError(
+            f"{what} cannot be read: it was changed by others than its workers "
+            f"({type(error).__name__}: {error}); choose another storage or study name"
+        ) from error
 
 
 @contextlib.contextmanager
