@@ -250,7 +250,7 @@ def pack_arrays(
         if not _DTYPE.fullmatch(dtype.str):
             raise TypeError(f"array {name!r} is {dtype}; only numbers and booleans are kept")
         plain[name] = np.asarray(array, dtype, order="C")
-    parts = [memoryview(array.reshape(-1).view(np.uint8)) for array in plain.values()]
+    parts = [array.reshape(-1).view(np.uint8).data for array in plain.values()]
     said = {"kind": kind, "of": of, **to_json(about)}
     said["arrays"] = {name: [array.dtype.str, list(array.shape)] for name, array in plain.items()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())

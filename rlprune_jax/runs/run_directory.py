@@ -170,7 +170,7 @@ class RunDirectory(Closing):
         lines = self._metrics_path.read_bytes().splitlines()
         records = [json.loads(line) for line in lines]
         for record in records:
-            del record[SEAL]
+            record.pop(SEAL, None)
         return [record for record in records if stage is None or record["stage"] == stage]
 
     def rewind_metrics(self, stage: str, step: int) -> None:
@@ -207,7 +207,8 @@ class RunDirectory(Closing):
 
     def owners(self, stage: str) -> tuple[str, ...]:
         """Return whom checkpoints of a stage may belong to."""
-        taken = (record.get("owners", {}) for record in self.metrics(EXTENDS))
+        records = self.metrics(EXTENDS) if EXTENDS in self._seals else []
+        taken = (record.get("owners", {}) for record in records)
         others = [name for each in taken for name in each.get(stage, ())]
         return (f"{self.identity}/{stage}", *others)
 

@@ -137,8 +137,8 @@ class Store(Closing):
         self._lock: BaseFileLock | None = None
         if self.path is None:
             return
-        identity = json.loads(json.dumps(to_json(identity)))
-        self._cells = Cells(identity)
+        plain: dict[str, object] = json.loads(json.dumps(to_json(identity)))
+        self._cells = Cells(plain)
         self._values = values
         try:
             (self.path / "chunks").mkdir(parents=True, exist_ok=True)
@@ -151,8 +151,8 @@ class Store(Closing):
                 "another directory"
             )
         try:
-            self._check(identity)
-            self._settle(identity, stale)
+            self._check(plain)
+            self._settle(plain, stale)
             self.reload()
         except BaseException:
             self.close()

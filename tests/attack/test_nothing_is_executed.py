@@ -225,6 +225,7 @@ def loaders(root):
         "timings": lambda: Stopwatch(root / "latency", 3).remembered(["a"], lambda: times, (2,)),
         "cache": cached,
         "journal": journal,
+        "database": lambda: optuna_workers.Worker(f"sqlite:///{root}/study.db").close(),
         "weights": lambda: load_weights(slim / "weights.safetensors"),
         "plan": lambda: read_plan(slim / "plan.json"),
         "slim": lambda: restore_slim(slim, apply, graph),
