@@ -414,6 +414,10 @@ def test_a_dense_network_that_diverges_does_not_poison_the_next_start(tmp_path):
 @pytest.mark.slow
 def test_a_finished_run_of_other_code_is_refused_or_kept(finished, monkeypatch, capsys):
     runs, path = finished
+    with monkeypatch.context() as patch:
+        patch.setattr("rlprune_jax.workflow.building.data_digest", lambda task: "other")
+        with pytest.raises(RunDirectoryError, match=r"data \(\w+ there, other here\)"):
+            prune(tiny(runs))
     monkeypatch.setattr("rlprune_jax.origin.package_digest", lambda: "other")
     with pytest.raises(RunDirectoryError, match=r"other code: code .*--stale redo"):
         prune(tiny(runs))
