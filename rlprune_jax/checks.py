@@ -8,6 +8,7 @@ settings are refused before it is there.
 import importlib.util
 import math
 import operator
+import os
 from collections.abc import Sequence
 
 
@@ -150,3 +151,15 @@ def require_key(argument: str, key: object) -> None:
 
     single = is_key(key) and getattr(key, "shape", None) == ()
     require(single, argument, key, "one typed key; make it by jax.random.key(seed)")
+
+
+def names_file(module: str) -> bool:
+    """Return whether a module is named by its file's path.
+
+    Use it for code of the user's, which is given as ``module:function`` or ``file.py:function``.
+
+    Example:
+        >>> names_file("costs/energy.py"), names_file("costs.energy")
+        (True, False)
+    """
+    return module.endswith(".py") or "/" in module or os.sep in module

@@ -19,14 +19,22 @@ def versions() -> dict[str, str]:
 
     Use it in the record of a run. Where the code is a checkout, ``"commit"`` names its commit.
     """
+    commit = _commit()
+    return library_versions() if commit is None else {**library_versions(), "commit": commit}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python, this package and its libraries.
+
+    Use it where the commit does not matter, which takes a while to ask for.
+    """
     found = {"python": platform.python_version()}
     for package in ("rlprune_jax", *_PACKAGES):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    commit = _commit()
-    return found if commit is None else {**found, "commit": commit}
+    return found
 
 
 def available_cores() -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from rlprune_jax.private import private_folder
 from rlprune_jax.runs.interruption import interruptible
 
 Options = TypeVar("Options")
@@ -57,14 +58,31 @@ def run_command(
 def enable_compilation_cache() -> None:
     """Keep compiled programs between processes.
 
-    A place that the user has chosen already stays.
+    A place that the user has chosen already stays. None is used that others can write to, since a
+    compiled program is code.
     """
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        if "://" not in chosen and not _is_private(Path(chosen)):
+            del os.environ["JAX_COMPILATION_CACHE_DIR"]
+            if jax := sys.modules.get("jax"):
+                jax.config.update("jax_compilation_cache_dir", None)
         return
     cache = Path.home() / ".cache" / "rlprune_jax" / "compiled"
+    if not _is_private(cache):
+        return
     # Read by JAX when it is imported, which is later in a command, but not in a script.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     if jax := sys.modules.get("jax"):
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether a folder for compiled programs is this user's alone; say so if not."""
+    try:
+        private_folder(folder)
+    except OSError as error:
+        print(f"note: compiled programs are not kept: {error}", file=sys.stderr)
+        return False
+    return True

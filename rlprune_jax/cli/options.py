@@ -86,8 +86,9 @@ class BudgetOptions:
     """Limit on any Python function of a candidate, as module:function=LIMIT in the function's own
     unit (or 0.5x of dense): function(widths, gates) -> number of at least 0, with widths the units
     kept per group by name and gates their f32[units] of 0 and 1; it may jump, but the smallest
-    network must be within the limit. Modules of the working directory count. With the module's
-    code the run changes its name; with what it imports it does not."""
+    network must be within the limit. Modules of the working directory count, after installed ones;
+    or give folder/file.py:function=LIMIT. It runs with your rights. With the module's code the run
+    changes its name; with what it imports it does not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,9 @@ class PlaceOptions:
 
     runs_dir: str = "runs"
     """Where run directories go."""
+    stale: Literal["refuse", "redo", "keep"] = "refuse"
+    """What to do with a run that is there and that other code, versions or data made: refuse it,
+    redo it (the old one is kept beside it), or keep it and go on."""
 
 
 Flat = tyro.conf.OmitArgPrefixes

@@ -19,6 +19,7 @@ longer one from there on, so it is not the one that would have been that long fr
 """
 
 import dataclasses
+import io
 import json
 import sys
 import time
@@ -32,14 +33,16 @@ from rlprune_jax.workflow.config import AGENT, extendable_searches
 from rlprune_jax.workflow.sources import BUNDLED
 
 if TYPE_CHECKING:
+    from rlprune_jax.origin import Provenance
     from rlprune_jax.runs import Json, RunDirectory
+    from rlprune_jax.training.task import Task
     from rlprune_jax.workflow.pruning import Problem
     from rlprune_jax.workflow.results import PruneResult
 
 EXPERIMENT = "prune_rl"
 """What run directories are called."""
 
-UNNAMED = ("runs_dir", "data_dir", "save_seconds", "pretrained")
+UNNAMED = ("runs_dir", "data_dir", "save_seconds", "pretrained", "stale")
 """Options that do not name the run; of pretrained weights the content does."""
 
 EXTENDABLE = (
@@ -78,14 +81,18 @@ def prune(options: PruneOptions) -> Path:
     options = resolved(options)
     # After the options, which are answered before JAX is imported.
     from rlprune_jax.runs import open_run
+    from rlprune_jax.workflow.building import build_task, origin_of
 
     settings = identity(options)
-    with open_run(options.place.runs_dir, EXPERIMENT, settings, exclude=UNNAMED) as run:
+    task = build_task(options.data, options.run.seed)
+    origin = origin_of(task, options.place.stale)
+    place = options.place.runs_dir
+    with open_run(place, EXPERIMENT, settings, exclude=UNNAMED, origin=origin) as run:
         if run.is_finished:
             say(f"finished before; delete {run.path} to run again")
             return run.path
-        extend(run, options, settings)
-        execute(run, options)
+        extend(run, options, settings, origin)
+        execute(run, options, task)
         return run.path
 
 
@@ -118,15 +125,22 @@ def identity(options: PruneOptions) -> dict[str, object]:
     return found
 
 
-def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, object]) -> None:
+def extend(
+    run: "RunDirectory",
+    options: PruneOptions,
+    settings: Mapping[str, object],
+    origin: "Provenance | None" = None,
+) -> None:
     """Go on from a similar run that is finished.
 
-    Dense network and searches are taken of one that differs in ``EXTENDABLE`` alone.
+    Dense network and searches are taken of one that differs in ``EXTENDABLE`` alone, and that the
+    same code has made.
     """
     from rlprune_jax.runs import adopt_stages, find_similar
 
+    place = options.place.runs_dir
     similar = find_similar(
-        options.place.runs_dir, EXPERIMENT, settings, differing=EXTENDABLE, exclude=UNNAMED
+        place, EXPERIMENT, settings, differing=EXTENDABLE, exclude=UNNAMED, origin=origin
     )
     wanted = options.search.evaluations
 
@@ -143,12 +157,12 @@ def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, ob
         say(f"goes on from {source}: {', '.join(stages)}")
 
 
-def execute(run: "RunDirectory", options: PruneOptions) -> None:
+def execute(run: "RunDirectory", options: PruneOptions, task: "Task") -> None:
     """Do the whole run in its directory."""
     from rlprune_jax.workflow.pipeline import run_pruning
 
     began = time.perf_counter()
-    result = run_pruning(prepare(run, options), run, path=run.path)
+    result = run_pruning(prepare(run, options, task), run, path=run.path)
     labels = {"dataset": options.data.dataset, "model": options.network.model}
     for record in run.metrics("extends"):
         labels["extends"] = record["run"]
@@ -157,21 +171,20 @@ def execute(run: "RunDirectory", options: PruneOptions) -> None:
     say(str(result))
 
 
-def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
+def prepare(run: "RunDirectory", options: PruneOptions, task: "Task") -> "Problem":
     """Return the problem, its network trained.
 
     A budget that cannot be met is refused before any training.
     """
     from rlprune_jax.costs import parse_budgets
     from rlprune_jax.devices import gpu_advice
-    from rlprune_jax.workflow.building import build_network, build_task, wanted_of
+    from rlprune_jax.workflow.building import build_network, wanted_of
     from rlprune_jax.workflow.learning import train_dense
     from rlprune_jax.workflow.notes import notes
     from rlprune_jax.workflow.pruning import check_problem
     from rlprune_jax.workflow.recipes import DenseRecipe, FastRecipe
 
     seed, config = options.run.seed, options.config
-    task = build_task(options.data, seed)
     network, is_trained, _ = build_network(options.network, wanted_of(task, seed))
     say(str(network.graph))
     if advice := gpu_advice():
@@ -214,7 +227,7 @@ def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:
     """
     import numpy as np
 
-    from rlprune_jax.files import to_json
+    from rlprune_jax.files import to_json, write_atomically
     from rlprune_jax.report.run_page import write_run_page
     from rlprune_jax.workflow.results import history_arrays
 
@@ -224,7 +237,9 @@ def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:
         for method, found in history.items()
         for name, rows in found.items()
     }
-    np.savez_compressed(run.path / "history.npz", **arrays)  # type: ignore[arg-type]
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    write_atomically(run.path / "history.npz", packed.getvalue())
     content = result.to_json()
     rows = run.metrics(f"search-{AGENT}")
     write_run_page(run.report, content, rows, history, to_json(settings))

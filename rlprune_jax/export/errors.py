@@ -1,7 +1,8 @@
 """What is wrong with a stored file, and how it is read."""
 
 import os
-from pathlib import Path
+
+from rlprune_jax.sealed import DamagedFileError, read_regular
 
 
 class ExportError(ValueError):
@@ -19,7 +20,9 @@ def read_stored(path: str | os.PathLike, writer: str) -> bytes:
         ExportError: there is no such file, or it cannot be read.
     """
     try:
-        return Path(path).read_bytes()
+        return read_regular(path)
+    except DamagedFileError as error:
+        raise ExportError(f"{error}, and name a file that {writer} has written") from error
     except OSError as error:
         raise ExportError(
             f"{os.fspath(path)} cannot be read: {error.strerror or error}; "

@@ -1,7 +1,6 @@
 """The result of a pruning run: a value to read, print, save and store as JSON."""
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -12,6 +11,7 @@ import numpy as np
 
 from rlprune_jax.costs import Latency
 from rlprune_jax.files import to_json, unwritable
+from rlprune_jax.sealed import DamagedFileError, parse_json, read_regular, seal_of, unseal
 from rlprune_jax.types import PyTree
 from rlprune_jax.wording import metric_text, metric_title
 from rlprune_jax.workflow.config import AGENT
@@ -19,8 +19,8 @@ from rlprune_jax.workflow.delivery import Delivered
 from rlprune_jax.workflow.network import Network
 from rlprune_jax.workflow.searches import Search
 
-VERSION = 2
-"""Of ``result.json``: 2 names the metric, and may have entries that 1 has not."""
+VERSION = 3
+"""Of ``result.json``: 2 names the metric, and may have entries that 1 has not; 3 is sealed."""
 
 
 class ResultError(ValueError):
@@ -239,10 +239,8 @@ class PruneResult:
             ResultError: an entry is missing, or the version is not known.
         """
         version = content.get("version", 1)
-        if version not in (1, VERSION):
-            raise ResultError(
-                f"{where} has version {version!r}; this package reads 1 and {VERSION}"
-            )
+        if version not in range(1, VERSION + 1):
+            raise ResultError(f"{where} has version {version!r}; this package reads 1 to {VERSION}")
         try:
             name = content["metric"] if version > 1 else "accuracy"
             return cls(
@@ -283,15 +281,16 @@ class PruneResult:
         file = Path(path)
         file = file / "result.json" if file.is_dir() else file
         try:
-            content = json.loads(file.read_text())
+            content = parse_json(read_regular(file), file)
+            # Before version 3 there were no seals.
+            if seal_of(content) or not isinstance(content, dict) or content.get("version") == 3:
+                content = unseal(content, file, "result")
         except OSError as error:
             raise ResultError(
                 f"{file} cannot be read: {error.strerror}; is the run finished?"
             ) from error
-        except ValueError as error:
-            raise ResultError(f"{file} is not JSON: {error}; run the command again") from error
-        if not isinstance(content, dict):
-            raise ResultError(f"{file} holds a {type(content).__name__}, not a result")
+        except DamagedFileError as error:
+            raise ResultError(f"{error}; run the command again") from error
         result = cls.from_json(content, str(file))
         return dataclasses.replace(result, run_dir=file.parent)
 

@@ -23,6 +23,7 @@ from rlprune_jax.export import (
     write_plan,
 )
 from rlprune_jax.files import unwritable, write_atomically
+from rlprune_jax.sealed import write_sums
 from rlprune_jax.training.task import positional
 from rlprune_jax.types import PyTree, Variables
 from rlprune_jax.workflow.delivery import Delivered, evaluate_network
@@ -119,7 +120,7 @@ def save_slim(
 ) -> None:
     """Write a slim network to a folder.
 
-    Weights, plan, StableHLO and how to load them.
+    Weights, plan, StableHLO, how to load them, and the checksums of all.
 
     Args:
         delivered: that it was cut from.
@@ -156,6 +157,7 @@ def save_slim(
     write_atomically(folder / STABLEHLO, artifact.content)
     mark = "" if defect is None else f"WARNING: {defect_text(defect)}.\n\n"
     write_atomically(folder / README, mark + loading_text(description))
+    write_sums(folder, (WEIGHTS, PLAN, STABLEHLO, README))
 
 
 def raw_inputs(delivered: Delivered) -> tuple[PyTree, ...]:

@@ -19,7 +19,7 @@ from rlprune_jax.workflow.shipping import ship, weight_bytes
 
 SMALL = small_mlp()
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
-FILES = {"weights.safetensors", "plan.json", "model.stablehlo", "README.txt"}
+FILES = {"weights.safetensors", "plan.json", "model.stablehlo", "README.txt", "SHA256SUMS"}
 
 
 @pytest.fixture(scope="module")
