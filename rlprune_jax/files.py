@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
+from rlprune_jax.checks import require_path
+
 
 class UnwritableError(OSError):
     """Say why a path cannot be written."""
@@ -95,6 +97,7 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
     Raises:
         UnwritableError: the place cannot be written.
     """
+    require_path("path", path)
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

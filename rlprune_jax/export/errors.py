@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from rlprune_jax.checks import require_path
+
 
 class ExportError(ValueError):
     """Raised when a file or an export cannot be used."""
@@ -18,6 +20,7 @@ def read_stored(path: str | os.PathLike, writer: str) -> bytes:
     Raises:
         ExportError: there is no such file, or it cannot be read.
     """
+    require_path("path", path)
     try:
         return Path(path).read_bytes()
     except OSError as error:

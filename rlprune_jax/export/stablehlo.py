@@ -11,6 +11,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_function
 from rlprune_jax.export.description import ArraySpec, Description
 from rlprune_jax.export.errors import ExportError, read_stored
 from rlprune_jax.types import Apply, PyTree, Variables
@@ -81,6 +82,9 @@ def export_stablehlo(
         >>> float(load_stablehlo(artifact.content)(jnp.full((4, 3), 255, jnp.uint8))[0, 0])
         3.0
     """
+    require_function("apply", apply, "a function (variables, *inputs) -> outputs")
+    if prepare is not None:
+        require_function("prepare", prepare, "a function (*raw inputs) -> inputs")
     platforms = _checked_platforms(platforms)
     shapes = _shapes(examples)
     count = _batch_size(shapes)
@@ -142,7 +146,8 @@ def load_stablehlo(content: bytes | str | os.PathLike) -> Callable[..., PyTree]:
 
 
 def _checked_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
-    names = (platforms,) if isinstance(platforms, str) else tuple(platforms)
+    listed = isinstance(platforms, Sequence)
+    names = (platforms,) if isinstance(platforms, str) else tuple(platforms if listed else ())
     unknown = [name for name in names if name not in KNOWN_PLATFORMS]
     if unknown or not names:
         raise ExportError(

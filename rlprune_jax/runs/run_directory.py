@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from filelock import BaseFileLock
 
+from rlprune_jax.checks import require, require_path, require_type
 from rlprune_jax.files import Closing, to_json, try_lock, unwritable, write_atomically
 from rlprune_jax.runs.run import Json, Values, is_past, metrics_line
 
@@ -197,7 +198,11 @@ def open_run(
         True
         >>> folder.cleanup()
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", experiment):
+    require_type("extension", extension, Extension, "make it by Extension(settings, stages)")
+    known = isinstance(exclude, Collection) and not isinstance(exclude, str)
+    require(known, "exclude", exclude, "a collection of names, such as ('data_dir',)")
+    plain = isinstance(experiment, str)
+    if not plain or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", experiment):
         raise ValueError(
             f"experiment={experiment!r} must be letters, digits, dots, dashes and underscores"
         )
@@ -288,16 +293,16 @@ def _open(
 
 
 def _path(argument: str, value: str | os.PathLike) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{argument}={value!r} must be a path, such as 'runs'")
-    if not os.fspath(value):
-        raise ValueError(f"{argument}={value!r} is empty; name a directory, such as 'runs'")
+    require_path(argument, value)
     return Path(value).expanduser()
 
 
 def _settings(config: object) -> Json:
     """Return a configuration as plain JSON, refusing NaN and infinity."""
-    settings = to_json(config, keep_nonfinite=True)
+    try:
+        settings = to_json(config, keep_nonfinite=True)
+    except TypeError as error:
+        raise TypeError(f"config cannot be stored: {error}; give numbers, text and paths") from None
     if not isinstance(settings, dict):
         raise TypeError(f"config must be a dataclass or a dict, not a {type(settings).__name__}")
     for name, value in _flat(settings).items():

@@ -4,6 +4,7 @@ import os
 
 import jax
 
+from rlprune_jax.checks import require, require_count
 from rlprune_jax.devices import available_cores
 
 
@@ -63,8 +64,15 @@ def initialize(
             f"coordinator={coordinator!r} with num_processes={num_processes} and "
             f"process_id={process_id}: give all three"
         )
-    if not 0 <= process_id < num_processes:
-        raise ValueError(f"process_id={process_id}: needs 0 to num_processes - 1")
+    require_count("num_processes", num_processes)
+    require_count("process_id", process_id, 0)
+    if process_id >= num_processes:
+        raise ValueError(
+            f"process_id={process_id} must be below num_processes={num_processes}, counting from 0"
+        )
+    host, found, port = coordinator.rpartition(":") if isinstance(coordinator, str) else ("",) * 3
+    good = bool(host and found) and port.isdecimal() and 0 < int(port) < 2**16
+    require(good, "coordinator", coordinator, "HOST:PORT of process 0")
     jax.distributed.initialize(coordinator, num_processes, process_id)
     return num_processes > 1
 

@@ -8,13 +8,21 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 import jax
+import numpy as np
 
-from rlprune_jax.checks import require, require_choice, require_count
+from rlprune_jax.checks import (
+    require,
+    require_choice,
+    require_count,
+    require_function,
+    require_path,
+    require_type,
+)
 from rlprune_jax.study.blocks import STRATEGIES, Plan, Programs, Runner, StaticGroup, StudyTick
 from rlprune_jax.study.distributed import process_settings
 from rlprune_jax.study.program import Job, check_job, job_name, place_shared, traced_columns
 from rlprune_jax.study.results import StudyResult, collect
-from rlprune_jax.study.settings import StudySettings, Value
+from rlprune_jax.study.settings import StudySettings, Value, check_listed
 from rlprune_jax.study.store import Store
 from rlprune_jax.types import PyTree
 
@@ -81,6 +89,7 @@ def run_study(
 
     Example:
         >>> import jax
+    import numpy as np
         >>> from rlprune_jax.study import grid, run_study
         >>> def job(hparams, key):
         ...     return {"score": hparams["scale"] * jax.random.uniform(key)}
@@ -90,15 +99,28 @@ def run_study(
         >>> result.summary("score")["rank"].tolist()
         [2, 1]
     """
+    require_function("fn", fn, "a function (hparams, key) -> metrics")
     if not isinstance(settings, StudySettings):
+        check_listed("settings", settings)
         settings = StudySettings({name: tuple(values) for name, values in settings.items()})
     seeds = check_seeds(seeds)
+    check_names("static", static)
     _check_options(settings, static, strategy)
     if chunk is not None:
         require_count("chunk", chunk)
     if memory is not None:
         require_count("memory", memory)
-    require(directory is None or bool(os.fspath(directory)), "directory", directory, "a path")
+    if directory is not None:
+        require_path("directory", directory)
+    if known is not None:
+        check_names("known", known)
+    if compiled is not None:
+        require_type("compiled", compiled, dict, "an empty dictionary at first")
+    if devices is not None:
+        listed = isinstance(devices, Sequence) and all(
+            hasattr(each, "platform") for each in devices
+        )
+        require(listed and len(devices) > 0, "devices", devices, "some of jax.local_devices()")
     chosen = tuple(devices if devices is not None else jax.local_devices())
     process, processes = jax.process_index(), jax.process_count()
     if processes > 1 and directory is None:
@@ -214,12 +236,24 @@ def study_identity(
     }
 
 
+def check_names(argument: str, names: object) -> None:
+    """Refuse what is no collection of names.
+
+    Raises:
+        ValueError: one text, or what is none.
+    """
+    good = isinstance(names, Collection) and not isinstance(names, str | bytes)
+    require(good, argument, names, "a collection of names, such as ('depth',)")
+
+
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """Return the seeds as integers, checked.
 
     Raises:
         ValueError: none, one that is no integer, one that repeats, or one outside [0, 2**31).
     """
+    listed = isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str)
+    require(listed, "seeds", seeds, "a sequence of integers, such as range(4)")
     numbers = tuple(require_count("seeds", seed, -(2**63)) for seed in seeds)
     if not numbers:
         raise ValueError("seeds are empty: give at least one")
@@ -231,8 +265,6 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_options(settings: StudySettings, static: Collection[str], strategy: str) -> None:
-    if isinstance(static, str):
-        raise ValueError(f"static={static!r} is one text: give a collection of names")
     if unknown := sorted(set(static) - set(settings.names)):
         raise ValueError(f"static names {unknown}: the settings have {', '.join(settings.names)}")
     require_choice("strategy", strategy, STRATEGIES)

@@ -330,6 +330,9 @@ def check_numbers(config: PruneConfig) -> None:
     require(
         require_count("seed", config.seed, 0) < 2**32, "seed", config.seed, "from 0 to 4294967295"
     )
+    for method in config.baselines:
+        name: object = method
+        require(isinstance(name, str), "baselines", name, "the name of a method")
     require(
         config.candidates <= config.evaluations,
         "candidates",

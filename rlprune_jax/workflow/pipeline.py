@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlprune_jax.checks import require
+from rlprune_jax.checks import require, require_function, require_path, require_type
 from rlprune_jax.costs import Budget, count_macs, count_params, limits, parse_budgets
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.pytree import tree_hash
@@ -99,6 +99,10 @@ def prune(
         (True, (64, 1))
     """
     config = with_settings(config, settings)
+    if finetune is not None:
+        require_function("finetune", finetune, "a function (apply, variables, steps, key)")
+    if run_dir is not None:
+        require_path("run_dir", run_dir)
     check_methods(config.baselines, METHODS)
     given = parse_budgets(budgets)
     # Before anything is written: a directory of a run that cannot be would refuse the right one.
@@ -148,6 +152,7 @@ def with_settings(config: PruneConfig | None, settings: dict[str, PyTree]) -> Pr
         TypeError: there is no such field; the message lists them.
     """
     config = PruneConfig() if config is None else config
+    require_type("config", config, PruneConfig, "make it by PruneConfig(...)")
     known = [field.name for field in dataclasses.fields(config)]
     for name in settings:
         if name not in known:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_type
 from rlprune_jax.costs import (
     Budget,
     Constraint,
@@ -205,6 +206,7 @@ def check_problem(network: Network, task: Task, budgets: Budgets, config: PruneC
             f"task is a {type(task).__name__}, not a Task; make one by classification, "
             "regression, next_token or Task(loss, metric, train, held_out, test)"
         )
+    require_type("config", config, PruneConfig, "make it by PruneConfig(...)")
     filled = resolve(config)
     if config.finetune_rule is None:
         config = dataclasses.replace(config, finetune_rule=usual_rule(network.definition))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlprune_jax.checks import require, require_choice, require_count, require_range
+from rlprune_jax.checks import require_above, require_choice, require_count, require_range
 from rlprune_jax.training.optimizers import make_optimizer
 from rlprune_jax.workflow.config import PruneConfig, Rule
 
@@ -35,7 +35,7 @@ class DenseRecipe:
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
         require_count("batch_size", self.batch_size)
-        require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
+        require_above("rate", self.rate)
         require_range("weight_decay", self.weight_decay, 0.0)
         require_choice("rule", self.rule, ("sgd", "adam"))
 
@@ -80,10 +80,13 @@ class FinetuneRecipe:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
+        require_above("rate", self.rate)
         require_choice("rule", self.rule, ("sgd", "adam"))
         require_range("weight_decay", self.weight_decay, 0.0)
         require_range("warmup", self.warmup, 0.0, 1.0)
+        require_count("batch_size", self.batch_size)
+        if self.clip_norm is not None:
+            require_above("clip_norm", self.clip_norm)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
         """Return the optimizer.
