@@ -60,13 +60,17 @@ def refuse_unless(argument: str, value: object, holds: bool, wanted: str) -> Non
         raise ValueError(f"{argument}={value} {wanted}")
 
 
-def require_count(argument: str, value: object, least: int = 1) -> int:
-    """Return an integer argument, refused below a least value.
+MOST_COUNTED = 2**31 - 1
+"""No count is larger, since arrays and compiled programs count in 32 bits."""
+
+
+def require_count(argument: str, value: object, least: int = 1, most: int = MOST_COUNTED) -> int:
+    """Return an integer argument, refused outside a range.
 
     Use it for counts and sizes: a float, text or boolean is no count.
 
     Raises:
-        ValueError: not an integer, or below ``least``.
+        ValueError: not an integer, below ``least`` or above ``most``.
 
     Example:
         >>> require_count("candidates", 16)
@@ -80,6 +84,7 @@ def require_count(argument: str, value: object, least: int = 1) -> int:
     require(whole, argument, value, "an integer")
     assert number is not None
     require(number >= least, argument, value, f"at least {least}")
+    require(number <= most, argument, value, f"at most {most}")
     return number
 
 
@@ -142,8 +147,12 @@ def require_seed(argument: str, value: object) -> int:
         >>> require_seed("seed", 3)
         3
     """
-    number = require_count(argument, value, 0)
-    require(number < SEEDS, argument, value, f"from 0 to {SEEDS - 1}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    good = not isinstance(value, bool) and 0 <= number < SEEDS
+    require(good, argument, value, f"an integer from 0 to {SEEDS - 1}")
     return number
 
 
@@ -247,6 +256,37 @@ def shown(value: object) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     return " ".join(short.repr(value).split())
+
+
+def require_processes(coordinator: object, num_processes: object, process_id: object) -> None:
+    """Refuse numbers of processes that cannot work together.
+
+    Args:
+        coordinator: HOST:PORT of process 0.
+        num_processes: how many there are.
+        process_id: which of them this is, from 0.
+
+    Raises:
+        ValueError: some are missing, or one cannot be.
+
+    Example:
+        >>> require_processes("localhost:1234", 2, 0)
+    """
+    given = {
+        "coordinator": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    for name, value in given.items():
+        all_three = f"given where the others are: {given}; give all three, or none"
+        require(value is not None, name, value, all_three)
+    host, found, port = coordinator.rpartition(":") if isinstance(coordinator, str) else ("",) * 3
+    good = bool(host and found) and port.isdecimal() and 0 < int(port) < 2**16
+    require(good, "coordinator", coordinator, "HOST:PORT of process 0")
+    count = require_count("num_processes", num_processes)
+    number = require_count("process_id", process_id, 0)
+    below = f"below num_processes={count}, counting from 0"
+    require(number < count, "process_id", process_id, below)
 
 
 def require_choice(argument: str, value: object, choices: Sequence[str]) -> None:

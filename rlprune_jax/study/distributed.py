@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from rlprune_jax.checks import require, require_count
+from rlprune_jax.checks import require_processes
 from rlprune_jax.devices import available_cores
 
 
@@ -64,15 +64,7 @@ def initialize(
             f"coordinator={coordinator!r} with num_processes={num_processes} and "
             f"process_id={process_id}: give all three"
         )
-    require_count("num_processes", num_processes)
-    require_count("process_id", process_id, 0)
-    if process_id >= num_processes:
-        raise ValueError(
-            f"process_id={process_id} must be below num_processes={num_processes}, counting from 0"
-        )
-    host, found, port = coordinator.rpartition(":") if isinstance(coordinator, str) else ("",) * 3
-    good = bool(host and found) and port.isdecimal() and 0 < int(port) < 2**16
-    require(good, "coordinator", coordinator, "HOST:PORT of process 0")
+    require_processes(coordinator, num_processes, process_id)
     jax.distributed.initialize(coordinator, num_processes, process_id)
     return num_processes > 1
 

@@ -109,7 +109,7 @@ def run_study(
     if chunk is not None:
         require_count("chunk", chunk)
     if memory is not None:
-        require_count("memory", memory)
+        require_count("memory", memory, most=2**63)
     if directory is not None:
         require_path("directory", directory)
     if known is not None:
@@ -254,7 +254,7 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """
     listed = isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str)
     require(listed, "seeds", seeds, "a sequence of integers, such as range(4)")
-    numbers = tuple(require_count("seeds", seed, -(2**63)) for seed in seeds)
+    numbers = tuple(require_count("seeds", seed, -(2**63), 2**63) for seed in seeds)
     if not numbers:
         raise ValueError("seeds are empty: give at least one")
     if twice := sorted({seed for seed in numbers if numbers.count(seed) > 1}):

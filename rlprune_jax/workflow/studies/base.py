@@ -4,10 +4,9 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from rlprune_jax.checks import refuse_unless
+from rlprune_jax.checks import refuse_unless, require_count, require_processes, require_seed
 from rlprune_jax.workflow.config import check_choices
 from rlprune_jax.workflow.sources import (
     DatasetOptions,
@@ -94,7 +93,7 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
     module, not by what it reads."""
     seed: int = 0
     """Of data split and dense training; searches have seeds 0, 1, ..."""
-    runs_dir: Path = Path("runs")
+    runs_dir: str = "runs"
     """Where run directories go."""
     seeds: int = 4
     """S, seeds of every setting."""
@@ -140,7 +139,11 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
         for option in ("seeds", "trials", "batch", "chunk"):
             self.at_least(option, 1)
         self.at_least("worker", 0)
-        refuse_unless("seed", self.seed, 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
+        require_seed("seed", self.seed)
+        refuse_unless("runs_dir", "''", bool(self.runs_dir), "is empty; name a directory")
+        hosts = (self.coordinator, self.num_processes, self.process_id)
+        if hosts != (None, None, None):
+            require_processes(*hosts)
         if self.optuna is None:
             self.refuse_given(OF_OPTUNA, "is read with optuna alone; leave it out")
         else:
@@ -155,8 +158,8 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
         None is one that was not given.
         """
         value = getattr(self, option)
-        good = value is None or value >= least
-        refuse_unless(option, value, good, f"must be at least {least}")
+        if value is not None:
+            require_count(option, value, least)
 
     def refuse_given(self, options: tuple[str, ...], wanted: str) -> None:
         """Refuse options that differ from their defaults."""
