@@ -110,7 +110,8 @@ def check_options(options: InspectOptions) -> None:
         check_pair(options.network.model, inputs.dataset)
     shape = inputs.input_shape
     if shape is not None:
-        good = bool(shape) and min(shape) >= 1 and max(shape) <= MOST_COUNTED
+        sizes = [isinstance(each, int) and 1 <= each <= MOST_COUNTED for each in shape]
+        good = bool(sizes) and all(sizes)
         refuse_unless(
             "input_shape", shape, good, f"must be above 0 and at most {MOST_COUNTED} each"
         )
