@@ -14,6 +14,7 @@ import numpy as np
 
 from rlprune_jax.checks import require, require_count, require_function, require_type
 from rlprune_jax.pytree import flatten_with_paths, is_key
+from rlprune_jax.runs.interruption import end_if_asked, is_ending, saving
 from rlprune_jax.runs.progress import show_progress
 from rlprune_jax.runs.run import Run, Values, check_run
 from rlprune_jax.types import PyTree
@@ -194,7 +195,9 @@ def run_stage(
             _refuse_checkpoint(checkpointer, name, state, options.check)
         run.rewind_metrics(name, start)
         saved = time.monotonic()
-        with show_progress(name, total) as tick:
+        # A run in memory has nothing to save, so a signal ends it at once.
+        patient = contextlib.nullcontext() if checkpointer is None else saving()
+        with patient, show_progress(name, total) as tick:
             tick(start)
             while start < total:
                 count = min(options.chunk, total - start)
@@ -204,11 +207,13 @@ def run_stage(
                 for step, values in rows:
                     run.append_metrics(name, step, values)
                 tick(count, options.note(rows[-1][1]) if rows else "")
-                due = start == total or time.monotonic() - saved > options.save_seconds
+                late = time.monotonic() - saved > options.save_seconds
+                due = start == total or late or is_ending()
                 _refuse_divergence(name, state if due else None, rows, options.check)
                 if due and checkpointer is not None:
                     checkpointer.save(start, state)
                     saved = time.monotonic()
+                    end_if_asked()
     return state
 
 
