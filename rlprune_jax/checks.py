@@ -138,7 +138,7 @@ SEEDS = 2**32
 
 
 def require_seed(argument: str, value: object) -> int:
-    """Return a seed, refused where it is no integer of 32 bits.
+    """Return a seed, refused unless of 32 bits.
 
     Raises:
         ValueError: not an integer, negative, or too large.

@@ -39,7 +39,7 @@ KV_LAYERS = r"(?:^|/)(?![^/]*quer)(?:[^/]*_)?(?:k|keys?|v|values?|kv)(?:_proj)?$
 
 
 def check_tile(tile: object) -> None:
-    """Refuse a tile that is not two integers of at least 1.
+    """Refuse a tile that is no pair of counts.
 
     Raises:
         ValueError: naming it.

@@ -82,7 +82,9 @@ class Run(Protocol):
 
 
 def check_run(run: object) -> None:
-    """Refuse what keeps no record; None is a run in memory.
+    """Refuse what keeps no record.
+
+    None stands for a run in memory.
 
     Raises:
         TypeError: it is something else.

@@ -27,7 +27,7 @@ PerScope = PyTree
 
 
 def check_scope(scope: str, unit_axis: int = -1) -> None:
-    """Refuse an unknown scope, or an axis that is no integer.
+    """Refuse an unknown scope or an impossible axis.
 
     Raises:
         ValueError: naming what is wrong and what there is.

@@ -128,7 +128,7 @@ def _check_count(count: PerScope, live: PerScope, scope: str) -> PerScope:
 
 
 def _check_one(count: ArrayLike, live: jax.Array, where: str) -> jax.Array:
-    if not hasattr(count, "dtype") and not isinstance(count, int):
+    if not hasattr(count, "dtype") and not isinstance(count, int | float):
         raise TypeError(f"count{where} is {count!r}; give an integer or an array of integers")
     if not jnp.issubdtype(jnp.result_type(count), jnp.integer):
         raise TypeError(f"count{where} is {jnp.result_type(count)}; give integers")

@@ -100,27 +100,11 @@ def run_study(
         [2, 1]
     """
     require_function("fn", fn, "a function (hparams, key) -> metrics")
-    if not isinstance(settings, StudySettings):
-        check_listed("settings", settings)
-        settings = StudySettings({name: tuple(values) for name, values in settings.items()})
-    seeds = check_seeds(seeds)
-    check_names("static", static)
-    _check_options(settings, static, strategy)
-    if chunk is not None:
-        require_count("chunk", chunk)
-    if memory is not None:
-        require_count("memory", memory, most=2**63)
-    if directory is not None:
-        require_path("directory", directory)
-    if known is not None:
-        check_names("known", known)
+    settings, seeds = as_settings(settings), check_seeds(seeds)
+    _check_options(settings, static, known, strategy)
+    _check_resources(chunk, memory, devices, directory)
     if compiled is not None:
         require_type("compiled", compiled, dict, "an empty dictionary at first")
-    if devices is not None:
-        listed = isinstance(devices, Sequence) and all(
-            hasattr(each, "platform") for each in devices
-        )
-        require(listed and len(devices) > 0, "devices", devices, "some of jax.local_devices()")
     chosen = tuple(devices if devices is not None else jax.local_devices())
     process, processes = jax.process_index(), jax.process_count()
     if processes > 1 and directory is None:
@@ -264,7 +248,42 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def _check_options(settings: StudySettings, static: Collection[str], strategy: str) -> None:
+def as_settings(settings: StudySettings | Mapping[str, Sequence[Value]]) -> StudySettings:
+    """Return settings as columns, checked.
+
+    Raises:
+        ValueError: no dictionary of sequences, or what ``StudySettings`` refuses.
+    """
+    if isinstance(settings, StudySettings):
+        return settings
+    check_listed("settings", settings)
+    return StudySettings({name: tuple(values) for name, values in settings.items()})
+
+
+def _check_resources(
+    chunk: int | None,
+    memory: int | None,
+    devices: Sequence[jax.Device] | None,
+    directory: str | os.PathLike | None,
+) -> None:
+    if chunk is not None:
+        require_count("chunk", chunk)
+    if memory is not None:
+        require_count("memory", memory, most=2**63)
+    if devices is not None:
+        listed = isinstance(devices, Sequence) and len(devices) > 0
+        good = listed and all(hasattr(each, "platform") for each in devices)
+        require(good, "devices", devices, "some of jax.local_devices()")
+    if directory is not None:
+        require_path("directory", directory)
+
+
+def _check_options(
+    settings: StudySettings, static: Collection[str], known: Collection[str] | None, strategy: str
+) -> None:
+    check_names("static", static)
+    if known is not None:
+        check_names("known", known)
     if unknown := sorted(set(static) - set(settings.names)):
         raise ValueError(f"static names {unknown}: the settings have {', '.join(settings.names)}")
     require_choice("strategy", strategy, STRATEGIES)

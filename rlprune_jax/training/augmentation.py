@@ -51,7 +51,9 @@ def normalise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
 
 
 def check_standard(argument: str, value: ArrayLike) -> None:
-    """Refuse a mean or deviation that cannot be; what is traced passes.
+    """Refuse a mean or deviation that cannot be.
+
+    What is traced passes.
 
     Args:
         argument: ``"mean"``, or ``"std"``, which must be above 0.

@@ -70,7 +70,9 @@ def make_schedule(
 
 
 def check_rate(argument: str, value: object, low: float = 0.0) -> None:
-    """Refuse a number below another; arrays and what is traced pass.
+    """Refuse a number below another.
+
+    Arrays and what is traced pass.
 
     Raises:
         ValueError: no number, not finite, or below.
