@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+from rlprune_jax.addresses import Address
 from rlprune_jax.checks import refuse_unless, require_count, require_processes, require_seed
 from rlprune_jax.workflow.config import check_choices
 from rlprune_jax.workflow.sources import (
@@ -16,7 +17,7 @@ from rlprune_jax.workflow.sources import (
     check_pair,
     is_own,
 )
-from rlprune_jax.workflow.studies.storage import check_storage, hide_password
+from rlprune_jax.workflow.studies.storage import check_storage
 
 if TYPE_CHECKING:
     from rlprune_jax.report.study_page import Drawing
@@ -115,6 +116,11 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
     """How many processes there are."""
     process_id: int | None = None
     """Which of them this is."""
+
+    def __post_init__(self) -> None:
+        # Masked once, here: nothing else that holds or shows the options knows the password.
+        if isinstance(self.optuna, str):
+            object.__setattr__(self, "optuna", Address(self.optuna))
 
     @property
     def metric_name(self) -> str:
@@ -245,10 +251,10 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
     def record(self) -> dict[str, object]:
         """Return the options as kept on disk.
 
-        Without a database's password, and with digests of the user's code and weights.
+        Without a database's password (``Address``), and with digests of the user's code and
+        weights.
         """
-        options = dataclasses.asdict(self)
-        return options | self.digests() | {"optuna": self.optuna and hide_password(self.optuna)}
+        return dataclasses.asdict(self) | self.digests()
 
     def digests(self) -> dict[str, object]:
         """Return digests of the user's code and weights."""
