@@ -162,11 +162,3 @@ def _sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def default_cache_dir() -> Path:
-    """Return where caches go.
-
-    It is ``$RLPRUNE_CACHE_DIR``, else ``~/.cache/rlprune_jax``.
-    """
-    return Path(os.environ.get("RLPRUNE_CACHE_DIR") or "~/.cache/rlprune_jax").expanduser()

@@ -112,6 +112,7 @@ def test_every_public_name_is_there_and_is_no_module(room):
 
 BASE = {
     "addresses",
+    "places",
     "types",
     "pytree",
     "kept",

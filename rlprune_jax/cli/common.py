@@ -2,10 +2,11 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
+from rlprune_jax.places import default_cache_dir, print_last, why_unusable
 from rlprune_jax.runs.interruption import interruptible
 
 Options = TypeVar("Options")
@@ -41,22 +42,42 @@ def run_command(
         parsed = tyro.cli(options, description=description, prog=prog, args=args)
         enable_compilation_cache()
         try:
-            last = job(parsed)
+            with warnings.catch_warnings():
+                warnings.showwarning = _say_warning
+                last = job(parsed)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         if last is not None:
-            print(last)
+            print_last(last)
+
+
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Say what is warned of in one line, without the place in the code."""
+    print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def enable_compilation_cache() -> None:
     """Keep compiled programs between processes.
 
-    A place that the user has chosen already stays.
+    A place that the user has chosen already stays. Where nothing can be written one line says so,
+    and programs are compiled anew.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    cache = Path.home() / ".cache" / "rlprune_jax" / "compiled"
+    cache = default_cache_dir() / "compiled"
+    if reason := why_unusable(cache):
+        print(f"note: compiled programs are not kept: {cache}: {reason}", file=sys.stderr)
+        return
+    # A disk that becomes full later costs time alone, and one line would be said for each program.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     # Read by JAX when it is imported, which is later in a command, but not in a script.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from rlprune_jax.places import open_streams
 from rlprune_jax.runs.interruption import interruptible
 
 COMMANDS = {
@@ -43,6 +44,7 @@ def run_subcommand(name: str, prog: str, arguments: Sequence[str]) -> None:
         prog: as ``--help`` calls it.
         arguments: what follows its name.
     """
+    open_streams()
     with interruptible(final=True):
         module = importlib.import_module(f"rlprune_jax.cli.{name}")
         module.main(prog, arguments)

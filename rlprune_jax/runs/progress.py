@@ -55,7 +55,7 @@ def show_progress(description: str, total: int, *, every: float = 15.0) -> Itera
     """
     require_count("total", total, 0)
     require_range("every", every, 0.0)
-    if sys.stdout.isatty() and sys.stderr.isatty():
+    if all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr)):
         with _bar(description, total) as tick:
             yield tick
     else:

@@ -9,12 +9,19 @@ import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from filelock import BaseFileLock
 
 from rlprune_jax.checks import require, require_path, require_type
-from rlprune_jax.files import Closing, to_json, try_lock, unwritable, write_atomically
+from rlprune_jax.files import (
+    Closing,
+    UnwritableError,
+    to_json,
+    try_lock,
+    unwritable,
+    write_atomically,
+)
 from rlprune_jax.runs.run import Json, Values, is_past, metrics_line
 
 COSMETIC = ("runs_dir", "data_dir", "quiet", "verbose", "progress")
@@ -57,7 +64,7 @@ class RunDirectory(Closing):
         slim: directory where the smaller network goes.
     """
 
-    def __init__(self, path: Path, config: Json, lock: BaseFileLock):
+    def __init__(self, path: Path, config: Json, lock: BaseFileLock | None):
         self.path = path
         self.config = config
         self.checkpoints = path / "checkpoints"
@@ -65,6 +72,9 @@ class RunDirectory(Closing):
         self.slim = path / "slim"
         self._lock = lock
         self._metrics_path = path / "metrics.jsonl"
+        if lock is None:  # to be read alone
+            self._metrics: BinaryIO = open(os.devnull, "wb")  # noqa: SIM115
+            return
         _repair(self._metrics_path)
         self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115
 
@@ -155,7 +165,7 @@ class RunDirectory(Closing):
     def close(self) -> None:
         """Close the metrics and let another process in."""
         self._metrics.close()
-        if self._lock.is_locked:
+        if self._lock is not None and self._lock.is_locked:
             _free(self.path, self._lock)
 
 
@@ -182,7 +192,7 @@ def open_run(
             hash either.
 
     Raises:
-        UnwritableError: the directory cannot be written.
+        UnwritableError: the directory cannot be written, and holds no finished run to be read.
         RunDirectoryError: another process works in it, or what it holds is not this run.
         ValueError: ``experiment`` is no plain file name, ``runs_dir`` is empty, or a setting is NaN
             or infinite.
@@ -277,7 +287,12 @@ def _open(
     path: Path, config: object, exclude: Collection[str], extension: Extension
 ) -> RunDirectory:
     settings = _settings(config)
-    lock = _lock(path)
+    try:
+        lock = _lock(path)
+    except UnwritableError:
+        if (finished := _read_only(path, settings, exclude)) is None:
+            raise
+        return finished
     with contextlib.ExitStack() as undo:
         undo.callback(_free, path, lock)
         differing = _compare(path, settings, exclude, extension)
@@ -290,6 +305,18 @@ def _open(
             write_atomically(path / "config.json", json.dumps(settings, indent=2) + "\n")
         undo.pop_all()
         return run
+
+
+def _read_only(path: Path, settings: Json, exclude: Collection[str]) -> RunDirectory | None:
+    """Return a finished run of these settings that cannot be written, or None."""
+    if not path.is_dir() or _read_object(path / "config.json") is None:
+        return None
+    _compare(path, settings, exclude, _NOTHING_MORE)
+    run = RunDirectory(path, settings, lock=None)
+    if run.is_finished:
+        return run
+    run.close()
+    return None
 
 
 def _path(argument: str, value: str | os.PathLike) -> Path:

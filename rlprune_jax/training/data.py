@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from rlprune_jax.checks import require_path, require_seed
-from rlprune_jax.files import default_cache_dir
+from rlprune_jax.places import default_cache_dir
 from rlprune_jax.training.array_cache import read_arrays, write_arrays
 
 

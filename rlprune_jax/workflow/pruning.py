@@ -19,8 +19,8 @@ from rlprune_jax.costs import (
     estimate_costs,
     limits,
 )
-from rlprune_jax.files import default_cache_dir
 from rlprune_jax.graph.groups import Graph
+from rlprune_jax.places import default_cache_dir
 from rlprune_jax.search import CostFunction, Environment, make_environment
 from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
 from rlprune_jax.training.recalibration import find_statistics
