@@ -7,6 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+LEAST_FILES = 64
+"""Files that a command may have open at a time: checkpoints, compiled programs, libraries."""
+
 PROBE = 1 << 16
 """Bytes that a folder must take before it is used as a cache."""
 
@@ -44,7 +47,9 @@ def why_unusable(folder: Path) -> str:
     """
     probe = folder / f".probe.{os.getpid()}"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        for each in reversed(missing):  # one by one, since parents would have the usual mode
+            each.mkdir(mode=0o700, exist_ok=True)
         try:
             probe.write_bytes(bytes(PROBE))
         finally:
@@ -52,6 +57,36 @@ def why_unusable(folder: Path) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def require_files(least: int = LEAST_FILES) -> None:
+    """Refuse a process that may open too few files.
+
+    Where only the soft limit is low it is raised.
+
+    Args:
+        least: files that must be allowed.
+
+    Raises:
+        OSError: the hard limit is below that; the message says how to raise it.
+
+    Example:
+        >>> require_files(8)
+    """
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= least:
+        return
+    if hard != unlimited and hard < least:
+        raise OSError(
+            f"this process may open {hard} files at a time and needs {least}; raise the limit, as "
+            f"by ulimit -n {least}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (least, hard))
 
 
 class _Forgiving(io.TextIOBase):

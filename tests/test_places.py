@@ -99,6 +99,21 @@ def test_a_reader_that_has_gone_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("Broken pipe; it was to be: runs/a\n")
 
 
+def test_a_limit_on_files_is_raised_or_refused(monkeypatch):
+    resource = pytest.importorskip("resource")
+    limits, raised = [(16, 16)], []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[0])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, both: raised.append(both))
+    with pytest.raises(OSError, match=r"may open 16 files at a time and needs 64.*ulimit -n 64"):
+        places.require_files()
+    for limits[0] in ((64, 64), (1024, 4096), (resource.RLIM_INFINITY,) * 2):
+        places.require_files()
+    assert raised == []
+    limits[0] = (16, 4096)
+    places.require_files()
+    assert raised == [(64, 4096)]
+
+
 def test_no_duration_follows_the_clock_on_the_wall():
     """A clock that jumps changes nothing but when a worker is taken for dead."""
     users = [

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TextIO, TypeVar
 
-from rlprune_jax.places import default_cache_dir, print_last, why_unusable
+from rlprune_jax.places import default_cache_dir, print_last, require_files, why_unusable
 from rlprune_jax.runs.interruption import interruptible
 
 Options = TypeVar("Options")
@@ -40,8 +40,9 @@ def run_command(
         import tyro
 
         parsed = tyro.cli(options, description=description, prog=prog, args=args)
-        enable_compilation_cache()
         try:
+            require_files()
+            enable_compilation_cache()
             with warnings.catch_warnings():
                 warnings.showwarning = _say_warning
                 last = job(parsed)
