@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 
 from study_jobs import job
 from test_optuna_workers import HERE, OPTIONS, SPACE, each_once
 
-from rlprune_jax.addresses import hide_password
+from rlprune_jax.addresses import hide_password, with_driver
 from rlprune_jax.study import StudyError, optuna_workers
 from rlprune_jax.study.optuna_workers import open_storage, run_worker
 from rlprune_jax.workflow.studies import STUDIES
@@ -89,7 +89,7 @@ def server():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_worker_is_killed_and_no_trial_is_lost(server, monkeypatch, recwarn):
+def test_a_worker_is_killed_and_no_trial_is_lost(server, tmp_path, monkeypatch, recwarn):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), *sys.path])}
     command = [sys.executable, "-c", PROGRAM, server]
     with subprocess.Popen(
@@ -106,6 +106,14 @@ def test_a_worker_is_killed_and_no_trial_is_lost(server, monkeypatch, recwarn):
     found = run_worker(job, SPACE, (0, 1), storage=server, **OPTIONS)
     assert found.metrics["loss"].shape == (10, 2)
     each_once(server)
+    # As docs say how to read, copy and drop a study.
+    storage = optuna.storages.RDBStorage(with_driver(server))
+    (name,) = optuna.get_all_study_names(storage)
+    file = f"sqlite:///{tmp_path}/study.db"
+    optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=file)
+    assert len(optuna.load_study(study_name=name, storage=file).trials) >= 10
+    optuna.delete_study(study_name=name, storage=storage)
+    assert optuna.get_all_study_names(storage) == []
 
 
 def test_the_password_is_in_no_record_and_no_error(server, monkeypatch):
