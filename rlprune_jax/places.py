@@ -135,7 +135,7 @@ def open_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if not isinstance(sys.stderr, _Forgiving):
-        sys.stderr = _Forgiving(sys.stderr)  # type: ignore[arg-type, assignment]
+        sys.stderr = _Forgiving(sys.stderr)  # type: ignore[arg-type]
 
 
 def print_last(text: object) -> None:

@@ -59,7 +59,7 @@ def test_right_arguments_come_back_as_plain_numbers():
         (lambda: require_expression("e", "("), "e='(' is no regular expression"),
         (lambda: require_expression("e", 3), "e=3 must be a regular expression"),
         (lambda: require_path("p", ""), "p='' is empty; name a file or folder"),
-        (lambda: require_path("p", b"a\0"), "p=b'a\\x00' holds a null character"),
+        (lambda: require_path("p", "a\0"), "p='a\\x00' holds a null character"),
         (lambda: require_processes("h:1", 2, None), "process_id=None must be given where"),
         (lambda: require_processes("h", 2, 0), "coordinator='h' must be HOST:PORT"),
         (lambda: require_processes("h:0", 2, 0), "coordinator='h:0' must be HOST:PORT"),

@@ -65,7 +65,8 @@ def whole(runs):
     result = json.loads((path / "result.json").read_text())
     found = {key: result[key] for key in ("dense", "pruned", "baselines", "budgets", "groups")}
     for entry in (found["dense"], found["pruned"], *found["baselines"].values()):
-        entry.pop("latency_ms", None)
+        for name in [name for name in entry if name.startswith("latency")]:
+            del entry[name]
     records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     steps = [(record["stage"], record["step"]) for record in records if "stage" in record]
     left = sorted(str(each.relative_to(path)) for each in path.rglob("*.tmp*"))

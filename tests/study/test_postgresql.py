@@ -16,10 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import optuna
 import pytest
-
-optuna = pytest.importorskip("optuna")
-
 from study_jobs import job
 from test_optuna_workers import HERE, OPTIONS, SPACE, each_once
 
