@@ -13,6 +13,10 @@ Options = TypeVar("Options")
 """A dataclass of options."""
 
 
+UNKEPT = "Error (reading|writing) persistent compilation cache entry"
+"""What JAX warns of where a compiled program cannot be kept."""
+
+
 def run_command(
     job: Callable[[Options], object],
     options: type[Options],
@@ -45,6 +49,8 @@ def run_command(
             enable_compilation_cache()
             with warnings.catch_warnings():
                 warnings.showwarning = _say_warning
+                # A disk that becomes full later costs time alone; there is one for each program.
+                warnings.filterwarnings("ignore", UNKEPT)
                 last = job(parsed)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -77,8 +83,6 @@ def enable_compilation_cache() -> None:
     if reason := why_unusable(cache):
         print(f"note: compiled programs are not kept: {cache}: {reason}", file=sys.stderr)
         return
-    # A disk that becomes full later costs time alone, and one line would be said for each program.
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     # Read by JAX when it is imported, which is later in a command, but not in a script.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
