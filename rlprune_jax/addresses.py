@@ -57,7 +57,7 @@ def secret_of(address: str) -> str:
 
 
 def with_driver(address: str) -> str:
-    """Name the installed driver in the address of a PostgreSQL server.
+    """Name the installed driver in a PostgreSQL address.
 
     Versions of SQLAlchemy differ in which driver they take where none is named. Other addresses
     come back as they are.

@@ -36,7 +36,7 @@ def default_cache_dir() -> Path:
 
 
 def why_unusable(folder: Path) -> str:
-    """Return why nothing can be kept in a folder, or "".
+    """Return why a folder keeps nothing, or "".
 
     It is made where it is missing, and a small file is written and deleted again, since a full disk
     shows in nothing else.
@@ -139,7 +139,7 @@ def open_streams() -> None:
 
 
 def print_last(text: object) -> None:
-    """Print a command's last line, and say where it cannot be.
+    """Print a command's last line, or say why not.
 
     Raises:
         SystemExit: standard output takes nothing, as on a full disk or where its reader has gone;

@@ -44,11 +44,12 @@ def check_tile(tile: object) -> None:
     Raises:
         ValueError: naming it.
     """
-    pair = isinstance(tile, tuple) and len(tile) == 2
-    require(pair, "tile", tile, "two integers of at least 1, such as Tile(8, 8)")
-    assert isinstance(tile, tuple)
-    for width in tile:
-        require_count("tile", width)
+    pair = tuple(tile) if isinstance(tile, tuple) else tile
+    wanted = "two integers of at least 1, such as Tile(8, 8)"
+    require(isinstance(pair, tuple) and len(pair) == 2, "tile", pair, wanted)
+    assert isinstance(pair, tuple)
+    whole = all(isinstance(width, int) and not isinstance(width, bool) for width in pair)
+    require(whole and min(pair) >= 1, "tile", pair, wanted)
 
 
 def check_levels(levels: Sequence[float]) -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -59,9 +58,8 @@ def make_plan(
         ``sha256`` is that of everything else, so that `read_plan` notices a change.
 
     Raises:
-        TypeError: gates are no dictionary, or an empty one.
-        ValueError: a gate is neither 0 nor 1, there are no variables, or the description is not
-            consistent.
+        TypeError: gates are no dictionary.
+        ValueError: a gate is neither 0 nor 1, or the description is not consistent.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,10 +69,8 @@ def make_plan(
         >>> plan["details"]
         {'model': 'cnn'}
     """
-    if not isinstance(gates, Mapping) or not gates:
+    if not isinstance(gates, Mapping):
         raise TypeError(f"gates={shown(gates)} must be a dictionary, group name -> f32[units]")
-    if not jax.tree.leaves(variables):
-        raise ValueError(f"variables={shown(variables)} hold no array; give the dense network's")
     plan = {
         "format": PLAN_FORMAT,
         "version": PLAN_VERSION,

@@ -12,7 +12,6 @@ import safetensors
 import safetensors.numpy
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
-from rlprune_jax.checks import shown
 from rlprune_jax.export.errors import ExportError, read_stored
 from rlprune_jax.files import write_atomically
 from rlprune_jax.pytree import flatten_with_paths, host_array, is_key
@@ -101,8 +100,6 @@ def save_weights(path: str | os.PathLike, variables: Variables) -> None:
     """
     entries, _ = jax.tree_util.tree_flatten_with_path(variables)
     flat = flatten_with_paths(variables)
-    if not flat:
-        raise ValueError(f"variables={shown(variables)} hold no array; there is nothing to save")
     keys = {
         name: [_encode(name, key) for key in path]
         for name, (path, _) in zip(flat, entries, strict=True)

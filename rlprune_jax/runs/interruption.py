@@ -41,7 +41,7 @@ _ending = _Ending()
 
 @contextlib.contextmanager
 def saving() -> Iterator[None]:
-    """Let a polite signal wait until what is done is saved.
+    """Let a polite signal wait for a save.
 
     Use it around a loop that calls ``end_if_asked`` after each save. SIGTERM and SIGHUP then end
     the process there, or after some seconds wherever it is. Ctrl-C waits for nothing.

@@ -73,31 +73,43 @@ def whole(runs):
     return {"result": found, "steps": sorted(steps), "leftovers": left}
 
 
+def count_records(runs):
+    return sum(path.read_bytes().count(b"\n") for path in runs.glob("*/metrics.jsonl"))
+
+
+def wait_for(number, runs, records):
+    """Wait until a run has so many records, or has ended."""
+    # Ended, but not waited for, so that its number is not given to another process.
+    over = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while count_records(runs) < records and os.waitid(os.P_PID, number, over) is None:
+        time.sleep(0.01)
+
+
 def main(folder, kills, seed=0):
     preload()
     folder = Path(folder)
     log = folder / "errors.txt"
-    began = time.monotonic()
     assert wait(start(folder / "whole", log)) == 0, log.read_text()
-    seconds = time.monotonic() - began
+    records = count_records(folder / "whole")
     draw = random.Random(seed)
     ended, wrong = [], []
     for count in range(kills):
         number = start(folder / "killed", log)
-        moment, name = draw.uniform(0.0, 0.8) * seconds, SIGNALS[count % len(SIGNALS)]
-        time.sleep(moment)
+        # By records and not by the clock, whose hours are longer on a machine that is busy.
+        wanted, name = draw.randrange(records), SIGNALS[count % len(SIGNALS)]
+        wait_for(number, folder / "killed", wanted)
+        time.sleep(draw.uniform(0.0, 0.3))
         os.kill(number, name)
         code = wait(number)
         ended.append(code)
         if code not in (ENDS[name], 0):
-            wrong.append(f"{name.name} after {moment:.2f} of {seconds:.2f} s: {code}")
+            wrong.append(f"{name.name} at record {wanted} of {records}: {code}")
     if (code := wait(start(folder / "killed", log))) != 0:
         wrong.append(f"the last start: {code}")
     said = log.read_text() if log.exists() else ""
     print(
         json.dumps(
             {
-                "seconds": seconds,
                 "ended": ended,
                 "wrong": wrong,
                 "traceback": said[-2000:] if "Traceback" in said else "",

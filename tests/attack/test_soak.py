@@ -22,7 +22,8 @@ def test_a_run_that_is_killed_at_random_moments_ends_the_same(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["wrong"] == [] and found["traceback"] == "", found
-    assert any(found["ended"]), "every start was over before its kill"
+    killed = sum(code != 0 for code in found["ended"])
+    assert killed >= max(1, KILLS // 2), "most starts were over before their kill"
     assert found["killed"] == found["whole"]
     assert found["whole"]["leftovers"] == []
     steps = [tuple(step) for step in found["killed"]["steps"]]
