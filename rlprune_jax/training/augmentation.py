@@ -50,7 +50,7 @@ def normalise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
     return _normalise(images, mean, std)
 
 
-def check_standard(argument: str, value: ArrayLike) -> None:
+def check_standard(argument: str, value: object) -> None:
     """Refuse a mean or deviation that cannot be.
 
     What is traced passes.
@@ -65,7 +65,7 @@ def check_standard(argument: str, value: ArrayLike) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     try:
-        known = np.asarray(value, np.float64)
+        known = np.asarray(value, np.float64)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         known = np.array(np.nan)
     good = known.size > 0 and np.isfinite(known).all() and (argument != "std" or (known > 0).all())

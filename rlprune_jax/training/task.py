@@ -511,7 +511,8 @@ def check_tokens(argument: str, tokens: Batch) -> None:
     Raises:
         TaskError: naming the argument.
     """
-    dtype, shape = getattr(tokens, "dtype", None), getattr(tokens, "shape", ())
+    dtype: np.dtype | None = getattr(tokens, "dtype", None)
+    shape: tuple[int, ...] = getattr(tokens, "shape", ())
     if dtype is None or not np.issubdtype(dtype, np.integer) or len(shape) != 2 or shape[1] < 2:
         raise TaskError(
             f"{argument}={shown(tokens)} must be tokens, integers [n, T] of at least two each; "

@@ -329,8 +329,8 @@ def check_numbers(config: PruneConfig) -> None:
     require_range("save_seconds", config.save_seconds, 0.0)
     require_seed("seed", config.seed)
     for method in config.baselines:
-        name: object = method
-        require(isinstance(name, str), "baselines", name, "the name of a method")
+        given: object = method
+        require(isinstance(given, str), "baselines", given, "the name of a method")
     require(
         config.candidates <= config.evaluations,
         "candidates",
