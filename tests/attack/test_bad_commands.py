@@ -236,6 +236,8 @@ def command(monkeypatch, capsys, tmp_path):
     """Run a command line up to its work, and return its exit code and what it says."""
     monkeypatch.setattr("rlprune_jax.runs.open_run", accept)
     monkeypatch.setattr(conduct, "conduct", accept)
+    # Which has to come before JAX, that other tests of this process have started.
+    monkeypatch.setattr("rlprune_jax.study.one_device_per_core", lambda: None)
     monkeypatch.setattr(building, "build_network", accept)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
