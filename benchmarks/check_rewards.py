@@ -1,4 +1,4 @@
-"""Does a reward rank masks as finetuning does: plain, and after each repair?
+"""Does a reward rank masks as finetuning does: plain, after each repair, and by retention?
 
 Command:  python benchmarks/check_rewards.py --cases digits_cnn digits_resnet20 --seeds 2
 
@@ -31,6 +31,7 @@ from rlprune_jax.cli.common import enable_compilation_cache
 from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.search import check_archive
 from rlprune_jax.types import Gates, PyTree
+from rlprune_jax.units import mean_retention, retention
 from rlprune_jax.workflow.building import build_network, build_task, wanted_of
 from rlprune_jax.workflow.candidates import Evaluator, evaluate_candidates
 from rlprune_jax.workflow.delivery import evaluate_masked
@@ -38,6 +39,7 @@ from rlprune_jax.workflow.fitting import deliverable, fit_to_budgets
 from rlprune_jax.workflow.learning import Training, run_training
 from rlprune_jax.workflow.learning import train_dense as trained
 from rlprune_jax.workflow.pruning import (
+    RETENTION,
     Pruning,
     candidate_data,
     make_pruning,
@@ -45,6 +47,7 @@ from rlprune_jax.workflow.pruning import (
     reward_repair,
 )
 from rlprune_jax.workflow.recipes import DenseRecipe, finetune_recipe
+from rlprune_jax.workflow.retaining import dense_covariances
 from rlprune_jax.workflow.searches import search
 from rlprune_jax.workflow.tuning import repaired, training_data
 
@@ -77,10 +80,10 @@ class RewardOptions:
     """Any of digits_cnn, digits_resnet20, fashion_cnn, cifar_vgg11."""
     seeds: tuple[int, ...] = (0,)
     """Each trains a dense network of its own."""
-    rewards: tuple[str, ...] = ("none", "fold", "merge", "ridge")
-    """Repairs before the reward."""
-    searches: tuple[str, ...] = ("none", "merge")
-    """Rewards that are searched with."""
+    rewards: tuple[str, ...] = ("none", "fold", "merge", "ridge", "retention")
+    """Repairs before the reward, or retention in its place."""
+    searches: tuple[str, ...] = ("none", "merge", "retention")
+    """Rewards that are searched with: after a repair, or with retention beside the metric."""
     masks: int = 36
     """Masks that are rewarded and finetuned, a third of each kind."""
     evaluations: int = 384
@@ -162,8 +165,24 @@ def draw_masks(pruning: Pruning, count: int, seed: int) -> list[Mask]:
 
 def with_reward(pruning: Pruning, kind: str) -> Pruning:
     """Return the problem with another reward."""
-    config = dataclasses.replace(pruning.config, repair_reward=kind)  # type: ignore[arg-type]
+    retains = kind == "retention"
+    config = dataclasses.replace(
+        pruning.config,
+        repair_reward="none" if retains else kind,  # type: ignore[arg-type]
+        reward_retention=RETENTION if retains else 0.0,
+    )
     return dataclasses.replace(pruning, config=config)
+
+
+def retained(pruning: Pruning, gates: Gates) -> np.ndarray:
+    """Return the mean retention of stacked gates."""
+    covariances = dense_covariances(pruning)
+    assert covariances is not None
+
+    def one(gates: Gates) -> jax.Array:
+        return mean_retention(retention(pruning.graph, covariances, gates))
+
+    return np.asarray(jax.jit(jax.vmap(one))(gates))
 
 
 def rewards_of(pruning: Pruning, kind: str, gates: Gates) -> tuple[np.ndarray, float]:
@@ -176,6 +195,8 @@ def rewards_of(pruning: Pruning, kind: str, gates: Gates) -> tuple[np.ndarray, f
     call = jax.jit(evaluate_candidates, static_argnums=0)
 
     def run() -> np.ndarray:
+        if kind == "retention":
+            return retained(pruning, gates)
         return np.asarray(call(evaluator, pruning.network.variables, gates, data, key).metric)
 
     run()

@@ -90,7 +90,11 @@ def masks_of(pruning: "Pruning") -> "dict[tuple[str, str], jax.Array]":
     uniform = jax.jit(lambda env: to_masks(env, project_ratios(env, jnp.full(env.num_groups, 0.5))))
     found = {}
     for score in UNIT_SCORES:
-        raw = raw_scores(pruning.network, pruning.task, _with(pruning, score=score))
+        try:
+            raw = raw_scores(pruning.network, pruning.task, _with(pruning, score=score))
+        except ValueError as error:  # The network has nothing for it: no norms, say.
+            print(f"{score} is left out: {error}", file=sys.stderr, flush=True)
+            continue
         for column in COLUMNS:
             if column == "uniform":
                 env = search_environment(pruning.graph, pruning.constraints, raw, pruning.config)

@@ -90,6 +90,7 @@ QUICK = {
     "finetune_steps": 4,
     "reward_images": 24,
     "calibration_images": 16,
+    "reward_retention": 0.0,
     "repair_images": 48,
     "batch_size": 16,
 }

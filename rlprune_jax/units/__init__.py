@@ -35,6 +35,12 @@ from rlprune_jax.units.repair import (
     repair_reach,
     repair_towards,
 )
+from rlprune_jax.units.retention import (
+    Covariances,
+    mean_retention,
+    retention,
+    unit_covariances,
+)
 from rlprune_jax.units.scores import (
     UNIT_SCORES,
     check_scores,
@@ -56,6 +62,7 @@ from rlprune_jax.units.weight_scores import (
 __all__ = [
     "FEATURES",
     "UNIT_SCORES",
+    "Covariances",
     "DenseReference",
     "GroupSparsity",
     "RepairMethod",
@@ -77,6 +84,7 @@ __all__ = [
     "layer_descriptors",
     "magnitude_scores",
     "marginal_costs",
+    "mean_retention",
     "merge_units",
     "norm_scale_scores",
     "normalise_scores",
@@ -86,10 +94,12 @@ __all__ = [
     "repair",
     "repair_reach",
     "repair_towards",
+    "retention",
     "round_gates",
     "smallest_gates",
     "structured_sap",
     "structured_sap_scores",
     "taylor_scores",
+    "unit_covariances",
     "widths",
 ]

@@ -1,6 +1,5 @@
 """Score units by their activations: mean absolute value, variance."""
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -10,10 +9,10 @@ import numpy as np
 from rlprune_jax.checks import require_choice
 from rlprune_jax.graph.groups import Graph, Group
 from rlprune_jax.graph.matching import Inputs, Matched, flat_arguments, match
-from rlprune_jax.graph.program import Call, Value, evaluate
-from rlprune_jax.graph.program import Literal as Constant
+from rlprune_jax.graph.program import Value
 from rlprune_jax.types import Apply, Gates, Variables
 from rlprune_jax.units.comparisons import Normaliser, normalise_scores
+from rlprune_jax.units.readings import Reading, look_at_readings
 from rlprune_jax.units.weight_scores import SlotReduction, reduce_slots
 
 ActivationStatistic = Literal["absolute", "variance"]
@@ -85,15 +84,6 @@ def activation_scores(
     return normalise_scores(graph, scores, normaliser)
 
 
-class _Read(NamedTuple):
-    """Hold an operand whose units are read: of each axis the units, int32[size]."""
-
-    equation: int
-    operand: int
-    units: tuple[tuple[int, np.ndarray], ...]
-    is_reduction: bool = False
-
-
 class _Found(NamedTuple):
     """Hold what one reading gives: f32[units], bool[units] where it has any."""
 
@@ -117,50 +107,20 @@ def _of_group(found: list[_Found], group: Group) -> list[jax.Array]:
     return []
 
 
-def _reads(matched: Matched) -> Iterator[_Read]:
-    """Yield where units are summed over, or a branch is added."""
-    places = [(each.equation, each.operand, each.axis, False) for each in matched.contractions]
-    places += [(each.equation, 0, each.axes, True) for each in matched.reductions]
-    for number, operand, axes, is_reduction in places:
-        atom = matched.program.equations[number].inputs[operand]
-        if isinstance(atom, Constant):
-            continue
-        units = tuple(
-            (axis, matched.units[atom][axis])
-            for axis in axes
-            if (matched.units[atom][axis] >= 0).any()
-        )
-        if units:
-            yield _Read(number, operand, units, is_reduction)
-    for branch, unit in matched.branches:
-        yield _Read(branch.equation, branch.operand, ((-1, np.array([unit], np.int32)),))
-
-
 def _statistics(
     matched: Matched, arguments: list[Value], count: int, statistic: str
 ) -> list[_Found]:
     """Return what each reading gives of ``count`` units."""
-    reads: dict[int, list[_Read]] = {}
-    for read in _reads(matched):
-        reads.setdefault(read.equation, []).append(read)
     found: list[_Found] = []
 
-    def step(number: int, operands: list[Value]) -> list[Value]:
-        for read in reads.get(number, ()):
-            for axis, units in read.units:
-                values = _of_axis(jnp.asarray(operands[read.operand]), axis, statistic)
-                owned = np.flatnonzero(units >= 0)
-                times = np.bincount(units[owned], minlength=count)
-                total = jnp.zeros(count).at[units[owned]].add(values[owned])
-                found.append(_Found(total / np.maximum(times, 1), times > 0, read.is_reduction))
-        return matched.program.equations[number].bind(*operands)
+    def look(reading: Reading) -> None:
+        values = _of_axis(reading.operand, reading.axis, statistic)
+        owned = np.flatnonzero(reading.units >= 0)
+        times = np.bincount(reading.units[owned], minlength=count)
+        total = jnp.zeros(count).at[reading.units[owned]].add(values[owned])
+        found.append(_Found(total / np.maximum(times, 1), times > 0, reading.is_reduction))
 
-    def call(item: Call, operands: list[Value]) -> list[Value] | None:
-        if any(number in reads for number in range(item.first, item.last)):
-            return None
-        return item.equation.bind(*operands)
-
-    evaluate(matched.program, arguments, matched.program.constants, step, call)
+    look_at_readings(matched, arguments, look)
     return found
 
 

@@ -53,8 +53,9 @@ def trained_on(
         DivergenceError: training diverged.
     """
     tuner = Tuner(pruning, "dense", finetune, MemoryRun() if run is None else run)
+    total = steps or int(pruning.config.finetune_steps or 0)
     gates = ones_gates(pruning.graph)
-    return _trained(tuner, "trained_on", gates, steps, pruning.network.variables)
+    return _trained(tuner, f"trained_on{total}", gates, total, pruning.network.variables)
 
 
 def from_scratch(
@@ -134,13 +135,9 @@ def all_controls(
     return found
 
 
-def _trained(
-    tuner: Tuner, stage: str, gates: Gates, steps: int | None, start: Variables
-) -> Control:
+def _trained(tuner: Tuner, stage: str, gates: Gates, steps: int, start: Variables) -> Control:
     """Train from a start as the last finetune does, and evaluate."""
-    pruning = tuner.pruning
-    total = steps or int(pruning.config.finetune_steps or 0)
-    task = pruning.task
-    tuned = tuner.control(stage, gates, total, start)
-    found = evaluate_masked(pruning.network, task.objective, tuned, gates, task.test)
-    return Control(metric=float(found.metric), loss=float(found.loss), steps=total)
+    network, task = tuner.pruning.network, tuner.pruning.task
+    tuned = tuner.control(stage, gates, steps, start)
+    found = evaluate_masked(network, task.objective, tuned, gates, task.test)
+    return Control(metric=float(found.metric), loss=float(found.loss), steps=steps)

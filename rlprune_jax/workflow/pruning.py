@@ -37,6 +37,9 @@ from rlprune_jax.workflow.scoring import score_units
 Budgets = Sequence[Budget | str] | Budget | str
 """One budget or several, as text (``"params=0.1"``) or as ``Budget``."""
 
+RETENTION = 3.0
+"""How much retention counts in the reward beside an accuracy, unless told."""
+
 REWARD_ROWS = 2048
 """Rows that a contraction of a candidate is fitted on."""
 
@@ -210,10 +213,21 @@ def check_problem(network: Network, task: Task, budgets: Budgets, config: PruneC
     filled = resolve(config)
     if config.finetune_rule is None:
         config = dataclasses.replace(config, finetune_rule=usual_rule(network.definition))
+    if config.reward_retention is None:
+        config = dataclasses.replace(config, reward_retention=usual_retention(config, task))
     check_weights(network.variables)
     check_fit(network, task, filled)
     constraints = bind_budgets(network, budgets, filled)
     return Problem(network=network, task=task, constraints=constraints, config=resolve(config))
+
+
+def usual_retention(config: PruneConfig, task: Task) -> float:
+    """Return how much retention counts in the reward unless told.
+
+    Beside an accuracy, whose scale is known, of what is finetuned.
+    """
+    is_accuracy = "accuracy" in task.objective.metric_name and config.reward != "loss"
+    return RETENTION if is_accuracy and config.finetune_steps != 0 else 0.0
 
 
 def usual_rule(definition: Definition) -> Rule:

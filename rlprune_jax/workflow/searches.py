@@ -34,6 +34,7 @@ from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.methods import METHODS, Strategy
 from rlprune_jax.workflow.pruning import Pruning, candidate_data, reward_repair
 from rlprune_jax.workflow.recipes import finetune_recipe
+from rlprune_jax.workflow.retaining import dense_covariances, with_retention
 
 ARCHIVE_SIZE = 16
 """Masks that a search remembers, of each kind."""
@@ -206,6 +207,7 @@ def run_strategy(
     """
     config, env, iterations = pruning.config, strategy.env, strategy.iterations
     data = candidate_data(pruning, train=max(config.reward_finetune) > 0)
+    covariances = dense_covariances(pruning)
     costs_of = search_costs(pruning.constraints)
     stairs = config.reward_finetune[-1:] if strategy.remembers else config.reward_finetune
 
@@ -215,7 +217,8 @@ def run_strategy(
     def rewards(steps: int, masks: jax.Array, key: jax.Array) -> jax.Array:
         evaluator = evaluator_of(pruning, steps)
         found = _evaluate(evaluator, pruning.network.variables, env, masks, data, key)
-        return -found.loss if config.reward == "loss" else found.metric
+        reward = -found.loss if config.reward == "loss" else found.metric
+        return with_retention(pruning, covariances, reward, masks)
 
     def advance(state: SearchState, start: int, steps: int) -> tuple[SearchState, list]:
         rows: list[tuple[int, dict[str, PyTree]]] = []

@@ -61,7 +61,7 @@ def test_controls_are_trained_as_what_is_delivered_is(monkeypatch):
 def test_a_network_that_cannot_be_initialised_has_no_scratch():
     run = MemoryRun()
     assert list(all_controls(delivered(), run=run)) == ["trained_on"]
-    assert [row["step"] for row in run.metrics("trained_on-dense")] == [4]
+    assert [row["step"] for row in run.metrics("trained_on4-dense")] == [4]
     with pytest.raises(NetworkError, match="give fresh=variables"):
         from_scratch(delivered())
 
