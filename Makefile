@@ -1,5 +1,6 @@
 # make demo    sets up and prunes a network on the digits that come with scikit-learn
 # make test    sets up and passes the tests; make test ARGS="-k graph" runs some of them
+# make coverage  the same with a count of lines; fails where a module is below 90 %
 # make lint    style, formatting and types
 # PYTHON=python3.12 chooses the interpreter, VENV=folder the virtual environment.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: help demo test lint environment clean
+.PHONY: help demo test coverage lint environment clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +19,17 @@ demo: $(VENV)/.installed
 
 test: environment
 	@$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+coverage: environment
+	@$(VENV)/bin/python -m pytest -n 2 --cov --cov-report= $(ARGS)
+	@mkdir -p build
+	@$(VENV)/bin/python -m coverage report
+	@$(VENV)/bin/python -m coverage json --quiet -o build/coverage.json
+	@$(VENV)/bin/python -c 'import json; \
+	    files = json.load(open("build/coverage.json"))["files"]; \
+	    low = {name: each["summary"]["percent_covered"] for name, each in files.items()}; \
+	    low = [f"{name}: {part:.1f} %" for name, part in low.items() if part < 90]; \
+	    print(*low, sep="\n"); raise SystemExit(bool(low))'
 
 lint: environment
 	@$(VENV)/bin/python -m ruff check .

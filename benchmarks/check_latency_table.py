@@ -28,9 +28,9 @@ from rlprune_jax.cli.common import enable_compilation_cache
 from rlprune_jax.costs.latency import measure_in_turn
 from rlprune_jax.costs.latency_table import measure_latency_table
 from rlprune_jax.devices import describe_device
-from rlprune_jax.files import default_cache_dir
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.models import create_model, model_functions
+from rlprune_jax.places import default_cache_dir
 from rlprune_jax.types import Gates
 
 SHAPES = {

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
 from rlprune_jax.checks import refuse_unless
 from rlprune_jax.cli.common import run_command
 from rlprune_jax.cli.options import Flat, PruneOptions, resolved
+from rlprune_jax.places import open_streams
 from rlprune_jax.workflow.config import AGENT, DeliveryConfig, MethodName, SearchConfig
 
 if TYPE_CHECKING:
@@ -418,4 +419,5 @@ def compare(options: CompareOptions) -> str:
 
 
 if __name__ == "__main__":
+    open_streams()
     run_command(compare, CompareOptions, __doc__, prog="compare_methods.py", args=sys.argv[1:])

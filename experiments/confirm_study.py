@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 
 from rlprune_jax.cli.common import run_command
+from rlprune_jax.places import open_streams
 from rlprune_jax.workflow.studies import SearchStudy
 
 if TYPE_CHECKING:
@@ -237,4 +238,5 @@ def show(rows: Sequence[Row], found: Mapping[str, Mapping[str, str | list[float]
 
 
 if __name__ == "__main__":
+    open_streams()
     run_command(confirm, Confirmation, __doc__, saved="chunk")

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
+from rlprune_jax.checks import require_path
+
 
 class UnwritableError(OSError):
     """Say why a path cannot be written."""
@@ -97,6 +99,7 @@ def write_atomically(
     Raises:
         UnwritableError: the place cannot be written.
     """
+    require_path("path", path)
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     parts = [data] if isinstance(data, bytes) else data
@@ -162,11 +165,3 @@ def _sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def default_cache_dir() -> Path:
-    """Return where caches go.
-
-    It is ``$RLPRUNE_CACHE_DIR``, else ``~/.cache/rlprune_jax``.
-    """
-    return Path(os.environ.get("RLPRUNE_CACHE_DIR") or "~/.cache/rlprune_jax").expanduser()

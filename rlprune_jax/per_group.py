@@ -92,6 +92,8 @@ def read_overrides(argument: str, texts: Sequence[str]) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{argument}={text!r} is not of the form REGEX=N: it is no text")
         pattern, equals, number = text.rpartition("=")
         try:
             if not equals:

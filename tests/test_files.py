@@ -9,7 +9,6 @@ import pytest
 
 from rlprune_jax.files import (
     UnwritableError,
-    default_cache_dir,
     to_json,
     try_lock,
     write_atomically,
@@ -62,11 +61,3 @@ def test_json_of_arrays_and_numbers():
     assert to_json(np.True_) is True
     kept = to_json({"a": [jnp.float32(np.inf), np.nan]}, keep_nonfinite=True)
     assert kept["a"][0] == np.inf and np.isnan(kept["a"][1])
-
-
-def test_the_default_folder_of_caches(monkeypatch, tmp_path):
-    monkeypatch.setenv("RLPRUNE_CACHE_DIR", str(tmp_path))
-    assert default_cache_dir() == tmp_path
-    monkeypatch.delenv("RLPRUNE_CACHE_DIR")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / ".cache" / "rlprune_jax"

@@ -110,8 +110,21 @@ def test_every_public_name_is_there_and_is_no_module(room):
     assert [name for name in names if isinstance(getattr(face, name), types.ModuleType)] == []
 
 
-BASE = {"types", "pytree", "kept", "per_group", "files", "sealed", "origin", "private"} | {
-    *("devices", "checks", "lazy", "wording")
+BASE = {
+    "addresses",
+    "places",
+    "sealed",
+    "origin",
+    "private",
+    "types",
+    "pytree",
+    "kept",
+    "per_group",
+    "files",
+    "devices",
+    "checks",
+    "lazy",
+    "wording",
 }
 
 MAY_IMPORT = {

@@ -2,15 +2,21 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
+from rlprune_jax.places import default_cache_dir, print_last, require_files, why_unusable
 from rlprune_jax.private import private_folder
 from rlprune_jax.runs.interruption import interruptible
 
 Options = TypeVar("Options")
 """A dataclass of options."""
+
+
+UNKEPT = "Error (reading|writing) persistent compilation cache entry"
+"""What JAX warns of where a compiled program cannot be kept."""
 
 
 def run_command(
@@ -43,23 +49,41 @@ def run_command(
         import tyro
 
         parsed = tyro.cli(options, description=description, prog=prog, args=args)
-        enable_compilation_cache()
         try:
-            last = job(parsed)
+            require_files()
+            enable_compilation_cache()
+            with warnings.catch_warnings():
+                warnings.showwarning = _say_warning
+                # A disk that becomes full later costs time alone; there is one for each program.
+                warnings.filterwarnings("ignore", UNKEPT)
+                last = job(parsed)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         if last is not None:
-            print(last)
+            print_last(last)
         if exit_code := code(last):
             raise SystemExit(exit_code)
+
+
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Say what is warned of in one line, without the place in the code."""
+    print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def enable_compilation_cache() -> None:
     """Keep compiled programs between processes.
 
     A place that the user has chosen already stays. None is used that others can write to, since a
-    compiled program is code.
+    compiled program is code. Where nothing can be written one line says so, and programs are
+    compiled anew.
     """
     if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         if "://" not in chosen and not _is_private(Path(chosen)):
@@ -67,7 +91,10 @@ def enable_compilation_cache() -> None:
             if jax := sys.modules.get("jax"):
                 jax.config.update("jax_compilation_cache_dir", None)
         return
-    cache = Path.home() / ".cache" / "rlprune_jax" / "compiled"
+    cache = default_cache_dir() / "compiled"
+    if reason := why_unusable(cache):
+        print(f"note: compiled programs are not kept: {cache}: {reason}", file=sys.stderr)
+        return
     if not _is_private(cache):
         return
     # Read by JAX when it is imported, which is later in a command, but not in a script.

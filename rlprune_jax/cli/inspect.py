@@ -10,7 +10,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Annotated
 
-from rlprune_jax.checks import refuse_unless
+from rlprune_jax.checks import MOST_COUNTED, refuse_unless, require_count
 from rlprune_jax.cli.common import run_command
 from rlprune_jax.cli.options import Flat, check_unit_options
 from rlprune_jax.workflow.config import PruneConfig, UnitConfig, overrides
@@ -110,9 +110,14 @@ def check_options(options: InspectOptions) -> None:
         check_pair(options.network.model, inputs.dataset)
     shape = inputs.input_shape
     if shape is not None:
-        refuse_unless("input_shape", shape, bool(shape) and min(shape) >= 1, "must be above 0")
+        sizes = [isinstance(each, int) and 1 <= each <= MOST_COUNTED for each in shape]
+        good = bool(sizes) and all(sizes)
+        refuse_unless(
+            "input_shape", shape, good, f"must be above 0 and at most {MOST_COUNTED} each"
+        )
     classes = inputs.classes
-    refuse_unless("classes", classes, classes is None or classes >= 1, "must be at least 1")
+    if classes is not None:
+        require_count("classes", classes)
 
 
 def usual_widths(options: InspectOptions) -> NetworkOptions:

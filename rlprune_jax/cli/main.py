@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from rlprune_jax.places import open_streams
 from rlprune_jax.runs.interruption import interruptible
 
 COMMANDS = {
@@ -35,13 +36,15 @@ def main() -> None:
 def run_subcommand(name: str, prog: str, arguments: Sequence[str]) -> None:
     """Import a subcommand and run it.
 
-    Ctrl-C ends it without a traceback from here on, while its options are imported too.
+    Ctrl-C ends it without a traceback from here on, while its options are imported and while the
+    process ends too: call it last.
 
     Args:
         name: among ``COMMANDS``.
         prog: as ``--help`` calls it.
         arguments: what follows its name.
     """
-    with interruptible():
+    open_streams()
+    with interruptible(final=True):
         module = importlib.import_module(f"rlprune_jax.cli.{name}")
         module.main(prog, arguments)

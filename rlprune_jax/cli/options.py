@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from rlprune_jax.checks import refuse_unless
+from rlprune_jax.checks import refuse_unless, require_count
 from rlprune_jax.costs import Budget, parse_budgets
 from rlprune_jax.workflow.config import (
     DeliveryConfig,
@@ -227,9 +227,11 @@ def check_dense(options: DenseOptions) -> None:
         ValueError: naming the option, its value and what it may be.
     """
     steps, rate = options.dense_steps, options.dense_rate
-    refuse_unless("dense_steps", steps, steps is None or steps >= 1, "must be at least 1")
-    size = options.dense_batch
-    refuse_unless("dense_batch", size, size is None or size >= 1, "must be at least 1")
+    check_choices(options)
+    if steps is not None:
+        require_count("dense_steps", steps)
+    if options.dense_batch is not None:
+        require_count("dense_batch", options.dense_batch)
     good = rate is None or (math.isfinite(rate) and rate > 0)
     refuse_unless("dense_rate", rate, good, "must be finite and above 0")
 

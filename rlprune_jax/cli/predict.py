@@ -100,9 +100,10 @@ def read_options(run_dir: Path) -> "tuple[dict[str, PyTree], PruneOptions]":
         ValueError: there is none, or it is not that of a pruning run.
     """
     file = run_dir / "config.json"
-    from rlprune_jax.runs import read_config
-
     try:
+        file.stat()  # which needs no JAX
+        from rlprune_jax.runs import read_config
+
         stored = read_config(run_dir)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}; name a run of prune") from error

@@ -17,12 +17,15 @@ HOST:PORT --num-processes N --process-id I, or set RLPRUNE_DISTRIBUTED=1 where t
 by itself. Many independent workers: --optuna FILE or DATABASE, each its --worker.
 """
 
+import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Union
 
 import tyro
 
+from rlprune_jax.addresses import hide_password
 from rlprune_jax.cli.common import run_command
 from rlprune_jax.workflow.studies import STUDIES, Study
 
@@ -33,17 +36,32 @@ OPTIONS: object = Annotated[Union[_EACH], tyro.conf.OmitSubcommandPrefixes]  # n
 
 
 def main(prog: str | None = None, args: Sequence[str] | None = None) -> None:
-    """Run the study that the command line names."""
+    """Run the study that the command line names.
+
+    Passwords in it are hidden before it is read, so that no message about a wrong option shows one.
+    """
     options: type = OPTIONS  # type: ignore[assignment]
-    run_command(work, options, __doc__, prog=prog, args=args, saved="chunk")
+    given = sys.argv[1:] if args is None else list(args)
+    shown = [hide_password(each) for each in given]
+    secrets = {
+        mask.rpartition("--optuna=")[2]: each.rpartition("--optuna=")[2]
+        for mask, each in zip(shown, given, strict=True)
+        if mask != each
+    }
+
+    def job(found: object) -> Path:
+        assert isinstance(found, Study)
+        secret = secrets.get(found.optuna or "")
+        return work(found if secret is None else dataclasses.replace(found, optuna=secret))
+
+    run_command(job, options, __doc__, prog=prog, args=shown, saved="chunk")
 
 
-def work(options: object) -> Path:
+def work(options: Study) -> Path:
     """Run a study from its options.
 
     JAX is imported once they are right.
     """
-    assert isinstance(options, Study)
     options.check()
     from rlprune_jax.study import one_device_per_core
     from rlprune_jax.workflow.studies.conduct import conduct

@@ -10,6 +10,7 @@ from fractions import Fraction
 from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
+from rlprune_jax.checks import shown
 from rlprune_jax.costs.registry import COSTS, OWN_UNIT, UNITS
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def parse_budgets(
         functions: limits of users' functions, as ``module:function=LIMIT``.
 
     Raises:
+        TypeError: what is neither text nor ``Budget``.
         ValueError: no budget, one that ``parse_budget`` refuses, or a name given twice.
 
     Example:
@@ -88,7 +90,8 @@ def parse_budgets(
         >>> [budget.limit for budget in parsed]
         [0.1, 2.5, 7.0]
     """
-    given = (budgets,) if isinstance(budgets, str | Budget) else tuple(budgets)
+    several = isinstance(budgets, Sequence) and not isinstance(budgets, str | Budget)
+    given = tuple(budgets) if several else (budgets,)
     for text in functions:
         name, found, _ = text.rpartition("=")
         if not found or not all(name.partition(":")):
@@ -133,6 +136,8 @@ def parse_budget(budget: str | Budget) -> Budget:
     if isinstance(budget, Budget):
         _check_name(budget)
         return _checked(budget)
+    if not isinstance(budget, str):
+        raise TypeError(f"budget {shown(budget)} must be text as in 'params=0.1', or a Budget")
     name, found, text = budget.rpartition("=")
     if not found or not name:
         raise ValueError(f"budget {budget!r} is not of the form NAME=LIMIT, as in params=0.1")

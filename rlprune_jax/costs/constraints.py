@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import shown
 from rlprune_jax.costs.budgets import Budget, format_number, parse_budgets
 from rlprune_jax.costs.cost import Cost, CostFactory, Measured, NetworkLike
 from rlprune_jax.costs.host import UserFunction, import_function, user_cost
 from rlprune_jax.costs.memo import remember
-from rlprune_jax.costs.options import CostOptions
+from rlprune_jax.costs.options import CostOptions, check_options
 from rlprune_jax.costs.registry import COSTS, OWN_UNIT
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.per_group import PerGroup
@@ -82,8 +83,9 @@ def constrain(
         options: of the costs.
 
     Raises:
-        ValueError: a budget that ``parse_budgets`` refuses, a function that cannot be imported, or
-            a fraction of a cost that is 0.
+        TypeError: no network, or no options.
+        ValueError: a budget that ``parse_budgets`` refuses, an option that cannot be, a function
+            that cannot be imported, or a fraction of a cost that is 0.
         CostError: a cost fails on the dense network.
 
     Example:
@@ -105,6 +107,9 @@ def constrain(
         ([0.4, 10], True)
     """
     options = CostOptions() if options is None else options
+    check_options(options)
+    if not hasattr(network, "example") or not hasattr(network, "graph"):
+        raise TypeError(f"network={shown(network)} must be a Network, or have its attributes")
     if not isinstance(network.example, tuple):
         raise ValueError(
             f"network.example is a {type(network.example).__name__}; it must be a tuple of inputs"

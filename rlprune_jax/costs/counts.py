@@ -15,7 +15,7 @@ import numpy as np
 from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
 from rlprune_jax.costs.extents import Axes, exact_extents, traced_extents
 from rlprune_jax.costs.options import CostOptions
-from rlprune_jax.graph.groups import Graph
+from rlprune_jax.graph.groups import Graph, check_graph
 from rlprune_jax.types import Gates
 
 
@@ -39,6 +39,7 @@ def count_params(graph: Graph, gates: Gates | None = None) -> int:
         >>> count_params(graph), count_params(graph, {"a": jnp.array([1.0, 0, 0, 0, 1])})
         (25, 10)
     """
+    check_graph(graph)
     return _count(graph, *_params(graph), gates)
 
 
@@ -62,6 +63,7 @@ def count_macs(graph: Graph, gates: Gates | None = None) -> int:
         >>> count_macs(graph), count_macs(graph, {"a": jnp.array([1.0, 0, 0, 0, 1])})
         (25, 10)
     """
+    check_graph(graph)
     return _count(graph, *_macs(graph), gates) // graph.batch
 
 

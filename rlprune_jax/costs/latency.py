@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require, require_count, require_function
 from rlprune_jax.types import PyTree
 
 
@@ -46,6 +47,7 @@ def measure_latency(
         >>> 0 < found.lower_quartile <= found.median <= found.upper_quartile
         True
     """
+    require_function("function", function, "a function of the arguments that follow")
     return measure_in_turn([lambda: function(*args)], repeats=repeats, warm_up=warm_up)[0]
 
 
@@ -64,9 +66,11 @@ def measure_in_turn(
     Raises:
         ValueError: fewer than one repeat or warm-up call.
     """
-    if repeats < 1 or warm_up < 1:
-        raise ValueError(f"repeats={repeats} and warm_up={warm_up} must be at least 1")
+    require_count("repeats", repeats)
+    require_count("warm_up", warm_up)
+    require(len(calls) > 0, "calls", calls, "one function or more")
     for call in calls:
+        require_function("function", call, "a function without arguments left")
         for _ in range(warm_up):
             jax.block_until_ready(call())
     times = np.zeros((repeats, len(calls)))

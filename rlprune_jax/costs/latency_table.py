@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_count
 from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
 from rlprune_jax.costs.latency import Latency, fill, measure_in_turn, measure_latency
-from rlprune_jax.costs.options import LEVELS, CostOptions
+from rlprune_jax.costs.options import LEVELS, CostOptions, check_levels
 from rlprune_jax.costs.segments import (
     Segment,
     cut_into_segments,
@@ -155,8 +156,8 @@ def measure_latency_table(
     Raises:
         ValueError: the levels do not rise from 0 or above to 1, or the variables do not fit.
     """
-    if len(levels) < 2 or list(levels) != sorted(set(levels)) or levels[0] < 0 or levels[-1] != 1:
-        raise ValueError(f"levels={tuple(levels)} must rise, from 0 or above to 1, two at least")
+    check_levels(levels)
+    require_count("repeats", repeats)
     stopwatch = Stopwatch(cache, repeats)
     overhead = float(stopwatch.remembered(["overhead"], _time_overhead, ()).median)
     matched = match(apply, graph, variables, inputs)

@@ -1,7 +1,17 @@
 """Options of the costs that have any."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from rlprune_jax.checks import (
+    require,
+    require_above,
+    require_count,
+    require_expression,
+    require_range,
+    require_type,
+)
 
 
 class Tile(NamedTuple):
@@ -26,6 +36,52 @@ LEVELS = (0.0, 0.3, 0.65, 1.0)
 
 KV_LAYERS = r"(?:^|/)(?![^/]*quer)(?:[^/]*_)?(?:k|keys?|v|values?|kv)(?:_proj)?$"
 """Layers called k, key, v, value or kv, with or without more before a ``_`` or ``_proj`` behind."""
+
+
+def check_tile(tile: object) -> None:
+    """Refuse a tile that is no pair of counts.
+
+    Raises:
+        ValueError: naming it.
+    """
+    pair = tuple(tile) if isinstance(tile, tuple) else tile
+    wanted = "two integers of at least 1, such as Tile(8, 8)"
+    require(isinstance(pair, tuple) and len(pair) == 2, "tile", pair, wanted)
+    assert isinstance(pair, tuple)
+    whole = all(isinstance(width, int) and not isinstance(width, bool) for width in pair)
+    require(whole and min(pair) >= 1, "tile", pair, wanted)
+
+
+def check_levels(levels: Sequence[float]) -> None:
+    """Refuse fractions that do not rise to 1.
+
+    Raises:
+        ValueError: naming them.
+    """
+    wanted = "numbers that rise, from 0 or above to 1, two at least"
+    several = isinstance(levels, Sequence) and not isinstance(levels, str)
+    require(several, "levels", levels, wanted)
+    for level in levels:
+        require_range("levels", level, 0.0, 1.0)
+    rising = list(levels) == sorted(set(levels)) and len(levels) > 1 and levels[-1] == 1
+    require(rising, "levels", tuple(levels), wanted)
+
+
+def check_options(options: "CostOptions") -> None:
+    """Refuse options of costs that cannot be.
+
+    Raises:
+        TypeError: they are no ``CostOptions``.
+        ValueError: naming the option, its value and what it may be.
+    """
+    require_type("options", options, CostOptions, "make it by costs.CostOptions(...)")
+    check_tile(options.tile)
+    check_levels(options.levels)
+    for name in ("steps", "programs", "repeats", "function_asks", "latency_asks"):
+        require_count(name, getattr(options, name))
+    require_count("answers", options.answers, 2)
+    require_above("time_limit", options.time_limit)
+    require_expression("kv_layers", options.kv_layers)
 
 
 class CostOptions(NamedTuple):

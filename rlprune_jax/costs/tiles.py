@@ -9,7 +9,7 @@ import numpy as np
 
 from rlprune_jax.costs.cost import Cost, NetworkLike, without_noise
 from rlprune_jax.costs.extents import Axes, exact_extents, traced_extents
-from rlprune_jax.costs.options import DEFAULT_TILE, CostOptions, Tile
+from rlprune_jax.costs.options import DEFAULT_TILE, CostOptions, Tile, check_tile
 from rlprune_jax.graph.groups import Graph, Layer
 from rlprune_jax.types import Gates
 
@@ -41,7 +41,7 @@ def count_tiled_macs(graph: Graph, gates: Gates | None = None, tile: Tile = DEFA
         >>> count_tiled_macs(graph, {"a": jnp.arange(20) < 17}), 8 * 24 + 24 * 8
         (384, 384)
     """
-    _check(tile)
+    check_tile(tile)
     parts = [part for layer in graph.layers for part in _parts(layer)]
     sizes = [math.prod(extents) for extents in exact_extents(graph, parts, gates)]
     runs = [layer.runs for layer in graph.layers]
@@ -61,7 +61,7 @@ def tiled_macs_ratio(graph: Graph, tile: Tile = DEFAULT_TILE) -> Callable[[Gates
     Raises:
         ValueError: the tile is below 1.
     """
-    _check(tile)
+    check_tile(tile)
     parts = [part for layer in graph.layers for part in _parts(layer)]
     extents = traced_extents(graph, parts)
     dense = np.array([math.prod(map(len, axes)) for axes in parts], np.float64).reshape(-1, 3)
@@ -113,8 +113,3 @@ def _parts(layer: Layer) -> tuple[Axes, Axes, Axes]:
 
 def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
-
-
-def _check(tile: Tile) -> None:
-    if min(tile) < 1:
-        raise ValueError(f"tile={tuple(tile)} must be two integers of at least 1")

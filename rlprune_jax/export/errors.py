@@ -2,6 +2,7 @@
 
 import os
 
+from rlprune_jax.checks import require_path
 from rlprune_jax.sealed import DamagedFileError, read_regular
 
 
@@ -19,6 +20,7 @@ def read_stored(path: str | os.PathLike, writer: str) -> bytes:
     Raises:
         ExportError: there is no such file, or it cannot be read.
     """
+    require_path("path", path)
     try:
         return read_regular(path)
     except DamagedFileError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import shown
 from rlprune_jax.export.description import (
     Description,
     description_from_json,
@@ -57,6 +58,7 @@ def make_plan(
         ``sha256`` is that of everything else, so that `read_plan` notices a change.
 
     Raises:
+        TypeError: gates are no dictionary.
         ValueError: a gate is neither 0 nor 1, or the description is not consistent.
 
     Example:
@@ -67,6 +69,8 @@ def make_plan(
         >>> plan["details"]
         {'model': 'cnn'}
     """
+    if not isinstance(gates, Mapping):
+        raise TypeError(f"gates={shown(gates)} must be a dictionary, group name -> f32[units]")
     plan = {
         "format": PLAN_FORMAT,
         "version": PLAN_VERSION,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlprune_jax.checks import require_path
 from rlprune_jax.export.errors import ExportError
 from rlprune_jax.export.plan import PLAN, Plan, plan_gates, read_plan
 from rlprune_jax.export.weights import WEIGHTS, load_weights, nest_leaves, read_leaves
@@ -54,6 +55,7 @@ def restore_slim(
             that of another network; the weights have other paths, shapes or element types than the
             plan leaves, or are not those that were stored with it. Nothing is restored in part.
     """
+    require_path("folder", folder)
     folder = Path(folder)
     where = folder / WEIGHTS
     plan = read_plan(folder / PLAN)

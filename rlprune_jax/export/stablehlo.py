@@ -12,6 +12,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_function
 from rlprune_jax.export.description import ArraySpec, Description
 from rlprune_jax.export.errors import ExportError, read_stored
 from rlprune_jax.export.plan import PLAN, read_plan
@@ -86,6 +87,9 @@ def export_stablehlo(
         >>> float(load_stablehlo(artifact.content)(jnp.full((4, 3), 255, jnp.uint8))[0, 0])
         3.0
     """
+    require_function("apply", apply, "a function (variables, *inputs) -> outputs")
+    if prepare is not None:
+        require_function("prepare", prepare, "a function (*raw inputs) -> inputs")
     platforms = _checked_platforms(platforms)
     shapes = _shapes(examples)
     count = _batch_size(shapes)
@@ -154,7 +158,8 @@ def load_stablehlo(content: bytes | str | os.PathLike) -> Callable[..., PyTree]:
 
 
 def _checked_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
-    names = (platforms,) if isinstance(platforms, str) else tuple(platforms)
+    listed = isinstance(platforms, Sequence)
+    names = (platforms,) if isinstance(platforms, str) else tuple(platforms if listed else ())
     unknown = [name for name in names if name not in KNOWN_PLATFORMS]
     if unknown or not names:
         raise ExportError(

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_function
 from rlprune_jax.graph.bodies import run_bodies
 from rlprune_jax.graph.branches import Addition
-from rlprune_jax.graph.groups import Graph, check_gates
+from rlprune_jax.graph.groups import Graph, check_gates, check_graph
 from rlprune_jax.graph.matching import Matched, flat_arguments, match
 from rlprune_jax.graph.primitives import READERS
 from rlprune_jax.graph.program import Call, Literal, Value, evaluate
@@ -45,7 +46,8 @@ def gated(apply: Apply, graph: Graph) -> Apply:
         everything else (``train=True``, ``mutable=["batch_stats"]``) is static.
 
     Raises:
-        TypeError: (on call) gates are no dictionary of arrays.
+        TypeError: ``apply`` is no function or ``graph`` no graph; (on call) gates are no dictionary
+            of arrays.
         ValueError: (on call) gates or variables do not fit the graph, or concrete gates are NaN or
             outside [0, 1].
 
@@ -60,6 +62,8 @@ def gated(apply: Apply, graph: Graph) -> Apply:
         >>> gated(apply, graph)(variables, gates, jnp.ones((1, 3))).tolist()
         [[8.0, 8.0]]
     """
+    check_graph(graph)
+    require_function("apply", apply, "a function (variables, *inputs) -> outputs")
 
     def masked(variables: Variables, gates: Gates, *inputs: PyTree, **keywords: Any) -> PyTree:
         check_gates(graph, gates)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from rlprune_jax.checks import require_type
 from rlprune_jax.graph.memo import Memo
 from rlprune_jax.kept import is_kept
 from rlprune_jax.types import Gates
@@ -282,7 +283,17 @@ def ones_gates(graph: Graph) -> Gates:
         >>> ones_gates(trace_graph(apply, variables, jnp.ones((1, 3))))["a"].shape
         (5,)
     """
+    check_graph(graph)
     return {group.name: jax.numpy.ones(group.size, jax.numpy.float32) for group in graph.groups}
+
+
+def check_graph(graph: object) -> None:
+    """Refuse what is no graph.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    require_type("graph", graph, Graph, "make it by trace_graph(apply, variables, x)")
 
 
 def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
@@ -300,6 +311,7 @@ def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
         ValueError: a group is missing or unknown, a shape is wrong, or a gate is NaN, below 0,
             above 1 or, if ``binary``, neither 0 nor 1.
     """
+    check_graph(graph)
     if not isinstance(gates, dict):
         raise TypeError(
             f"gates must be a dict group name -> f32[units], got {type(gates).__name__}"
@@ -329,6 +341,10 @@ def check_gates(graph: Graph, gates: Gates, *, binary: bool = False) -> None:
                 )
             continue
         values = np.asarray(gate)
+        if values.dtype.kind in "OSU":
+            raise TypeError(
+                f"gates[{group.name!r}] holds {values.dtype}; pass numbers, f32[{group.size}]"
+            )
         allowed = (values == 0) | (values == 1) if binary else (values >= 0) & (values <= 1)
         if not allowed.all():
             worst = values[~allowed][0]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlprune_jax.checks import require_type
 from rlprune_jax.graph.branches import Addition, Branch, find_branches
 from rlprune_jax.graph.contractions import Contraction
 from rlprune_jax.graph.groups import Graph
@@ -81,6 +82,7 @@ def match(
         ValueError: the variables are not those of the graph, or the function couples or reads units
             otherwise than the function that the graph was traced with.
     """
+    require_type("inputs", inputs, tuple, "put the network's inputs into one, (x,)")
     check_variables(graph, variables)
     split = split_keywords(keywords or {})
     key = _key(variables, inputs, split)

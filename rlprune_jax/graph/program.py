@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex_core
 
@@ -184,7 +185,17 @@ def trace_program(function: Callable[..., PyTree], *args: PyTree) -> tuple[Progr
         The program (inputs and outputs in flattening order) and the structure of the output,
         as a pytree of ``jax.ShapeDtypeStruct``.
     """
-    closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    try:
+        closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    except Exception as error:
+        shapes = ", ".join(
+            f"{jnp.result_type(leaf)}{list(np.shape(leaf))}"
+            if hasattr(leaf, "dtype")
+            else repr(leaf)
+            for leaf in jax.tree.leaves(args[1:])
+        )
+        error.add_note(f"rlprune_jax traced the function with variables and inputs {shapes}")
+        raise
     return _program(closed), out_shape
 
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_function
 from rlprune_jax.graph.bodies import run_bodies
 from rlprune_jax.graph.cutting import Alive, cut, is_cut, spread
-from rlprune_jax.graph.groups import Graph
+from rlprune_jax.graph.groups import Graph, check_graph
 from rlprune_jax.graph.matching import (
     Matched,
     check_variables,
@@ -94,6 +95,11 @@ def _cut_state(graph: Graph, state: PyTree, kept: np.ndarray) -> PyTree:
     leaves = []
     for path, leaf in flatten_with_paths(state).items():
         variable = followed(path)
+        if (not hasattr(leaf, "dtype") and not np.isscalar(leaf)) or isinstance(leaf, str):
+            raise ValueError(
+                f"opt_state holds a {type(leaf).__name__} at {path!r}; pass the state that "
+                "optimizer.init and update give"
+            )
         if variable is None and np.ndim(leaf) > 1:
             raise ValueError(
                 f"opt_state leaf {path!r} of shape {np.shape(leaf)} goes with none of the "
@@ -139,6 +145,7 @@ def respecialise(apply: Apply, graph: Graph, gates: Gates | None = None) -> Appl
         export. Keyword arguments are passed on as those of ``gated``.
 
     Raises:
+        TypeError: ``apply`` is no function or ``graph`` no graph.
         ValueError: (on call) the variables have paths or widths that fit no choice of units, or
             ``gates`` are needed and not given.
 
@@ -153,6 +160,8 @@ def respecialise(apply: Apply, graph: Graph, gates: Gates | None = None) -> Appl
         >>> respecialise(apply, graph)(slim, jnp.ones((1, 3)), shift=1).tolist()
         [[7.0, 7.0]]
     """
+    check_graph(graph)
+    require_function("apply", apply, "a function (variables, *inputs) -> outputs")
 
     def slim_apply(variables: Variables, *inputs: PyTree, **keywords: Any) -> PyTree:
         kept = widths_to_kept(graph, variables) if gates is None else kept_units(graph, gates)

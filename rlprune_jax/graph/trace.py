@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlprune_jax.checks import require, require_flag, require_function
 from rlprune_jax.graph.branches import Branch, find_branches
 from rlprune_jax.graph.gathering import Traced, gather
 from rlprune_jax.graph.groups import Graph
@@ -54,7 +55,8 @@ def trace_graph(
     Raises:
         ValueError: nothing can be pruned; the message says why each axis is frozen. Or an
             expression of ``ignore`` is no regular expression or matches no path.
-        TypeError: a leaf of ``variables`` is no array.
+        TypeError: a leaf of ``variables`` is no array, or ``apply`` no function. What ``apply``
+            raises itself passes as it is, with a note of the shapes it was called with.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -68,6 +70,11 @@ def trace_graph(
           b[1] 2 units: an output of the function
           and 1 other axes; graph.report() says why of each
     """
+    require_function("apply", apply, "a function (variables, *inputs) -> outputs")
+    if apply_train is not None:
+        require_function("apply_train", apply_train, "a function as apply, or None")
+    require_flag("depth_groups", depth_groups)
+    _check_ignore(ignore)
     structure = flatten_with_paths(variables)
     for path, leaf in structure.items():
         if not hasattr(leaf, "dtype") and not np.isscalar(leaf):
@@ -131,6 +138,12 @@ def _ignored(structure: dict[str, Any], ignore: Sequence[str] | str) -> dict[str
             )
         matched |= {path: matched.get(path, expression) for path in paths}
     return matched
+
+
+def _check_ignore(ignore: Sequence[str] | str) -> None:
+    texts = [ignore] if isinstance(ignore, str) else ignore
+    good = isinstance(texts, Sequence) and all(isinstance(each, str) for each in texts)
+    require(good, "ignore", ignore, "a regular expression or a list of some")
 
 
 def _batch_size(inputs: tuple[Any, ...]) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from rlprune_jax.models.checks import check_options
 from rlprune_jax.models.cnn import CNN
 from rlprune_jax.models.convnext import ConvNeXt
 from rlprune_jax.models.convolution import conv_general_dilated, rebind_convolutions
@@ -96,25 +97,26 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
         name: one of ``model_names()``.
         num_classes: outputs of the network; of a language model, tokens of its vocabulary.
         **options: the fields of the network's class: ``width``, a multiplier of all widths (but
-            ``widths``, a list of them, for ``mlp``, ``cnn`` and, as a choice, VGG); ``pools`` for
-            VGG; ``stem`` (``"cifar"`` or ``"imagenet"``) for ``resnet18`` to ``resnet50`` and
-            ``mobilenet``; ``shortcut`` for ``resnet20`` to ``resnet110``; ``depth`` for the last
-            networks of the list; ``scan`` for ``llama``; ``conv_general_dilated`` for those that
-            have convolutions.
+            ``widths``, a list of them, for ``mlp``, which is linear without any, for ``cnn`` and,
+            as a choice, VGG); ``pools`` for VGG; ``stem`` (``"cifar"`` or ``"imagenet"``) for
+            ``resnet18`` to ``resnet50`` and ``mobilenet``; ``shortcut`` for ``resnet20`` to
+            ``resnet110``; ``depth`` for the last networks of the list; ``scan`` for ``llama``;
+            ``conv_general_dilated`` for those that have convolutions.
 
     Returns:
         A Linen module, called ``module.apply(variables, x, train=False)`` with f32[B, H, W, C], or
         with tokens i32[B, T] (``gpt`` and ``llama``).
 
     Raises:
-        ValueError: an unknown ``name`` or a ``num_classes`` below 1.
-        TypeError: an option that the network does not have.
+        ValueError: an unknown ``name``, a ``num_classes`` below 1, or an option's value that no
+            network of that name can have.
+        TypeError: an option that the network does not have, or of another type.
 
     Example:
         >>> create_model("vgg16", 10, width=0.25).depth
         16
     """
-    if name not in _MODELS:
+    if not isinstance(name, str) or name not in _MODELS:
         raise ValueError(f"model {name!r} is unknown; choose from {', '.join(_MODELS)}")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes={num_classes!r} must be an integer of at least 1")
@@ -123,6 +125,7 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     for option in options:
         if option not in known:
             raise TypeError(f"model {name!r} has no option {option!r}; it has {', '.join(known)}")
+    check_options(name, options)
     for option in ("widths", "depths"):
         if options.get(option) is not None:
             # A list would make the module unhashable, and jit keys its cache by what it closes

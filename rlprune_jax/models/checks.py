@@ -1,10 +1,21 @@
 """Checks of what a network is built from and called with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from rlprune_jax.checks import (
+    refuse_unless,
+    require,
+    require_above,
+    require_choice,
+    require_count,
+    require_flag,
+    require_function,
+    require_range,
+)
 
 
 def check_widths(name: str, widths: Sequence[int], count: int | None = None) -> None:
@@ -22,6 +33,46 @@ def check_widths(name: str, widths: Sequence[int], count: int | None = None) -> 
         raise ValueError(f"{name}={tuple(widths)} must hold positive integers, one per layer")
     if count is not None and len(widths) != count:
         raise ValueError(f"{name}={tuple(widths)} has {len(widths)} entries; give {count}")
+
+
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Refuse options of a network that none can have.
+
+    Use it before a network is built. What depends on several options, or on the images, is refused
+    when the network is first called.
+
+    Args:
+        name: of the network.
+        options: by name, as ``create_model`` takes them.
+
+    Raises:
+        TypeError: a convolution that is no function, or a flag that is neither True nor False.
+        ValueError: naming the option, its value and what would do.
+    """
+    for option, value in options.items():
+        if option in ("widths", "depths"):
+            if value is not None or option == "depths":
+                listed = isinstance(value, Sequence) and not isinstance(value, str)
+                require(listed, option, value, "a tuple of positive integers, one per layer")
+                assert isinstance(value, Sequence)
+                check_widths(option, value)
+                some = bool(value) or name == "mlp"
+                refuse_unless(option, value, some, f"leaves nothing of {name}; give at least one")
+        elif option == "pools":
+            require(value in range(6) and not isinstance(value, bool), option, value, "from 0 to 5")
+        elif option == "conv_general_dilated":
+            require_function(option, value, "a convolution, with the signature of jax.lax's")
+        elif option == "scan":
+            require_flag(option, value)
+        elif option in ("width", "base") or (option, name) == ("mlp_ratio", "llama"):
+            require_above(option, value)
+        elif option == "layer_scale":
+            require_range(option, value, 0.0)
+        elif option in ("stem", "shortcut"):
+            choices = ("cifar", "imagenet") if option == "stem" else ("pad", "projection")
+            require_choice(option, value, choices)
+        elif not (value is None and option in ("patch", "blocks") and name != "vit_tiny"):
+            require_count(option, value)
 
 
 def check_images(x: jax.Array, rank: int | None, least: int = 1, remedy: str = "") -> None:

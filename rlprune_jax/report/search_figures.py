@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
+from rlprune_jax.checks import require
 from rlprune_jax.report.drawing import (
     INK,
     MUTED,
@@ -95,7 +96,12 @@ def layers_figure(
         names: G groups in depth order.
         sizes: G sizes of the dense groups.
         kept: per method the G numbers of kept units.
+
+    Raises:
+        ValueError: a row is not as long as ``names``.
     """
+    for argument, row in {"sizes": sizes, **kept}.items():
+        require(len(row) == len(names), argument, row, f"of {len(names)} numbers, one per name")
     positions, dense = np.arange(len(names)), np.asarray(sizes, float)
     width = 0.8 / max(len(kept), 1)
     rotate = len(names) > 6 or max(map(len, names), default=0) > 12

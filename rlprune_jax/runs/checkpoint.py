@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rlprune_jax.checks import require_count, require_path
 from rlprune_jax.files import Closing, unwritable
 from rlprune_jax.pytree import flatten_with_paths, host_array, is_key
 from rlprune_jax.runs.run import Json
@@ -66,8 +67,8 @@ class Checkpointer(Closing):
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2, owners: Sequence[str] = ()):
-        if keep < 1:
-            raise ValueError(f"keep={keep} must be at least 1, so that the newest step stays")
+        require_count("keep", keep)
+        require_path("directory", directory)
         self._owners = tuple(owners)
         self.directory = Path(directory).expanduser().absolute()
         if self.directory.exists() and not self.directory.is_dir():
@@ -266,6 +267,7 @@ def read_checkpoint(directory: str | os.PathLike) -> dict[str, PyTree]:
     Raises:
         CheckpointError: there is no such folder, or Orbax cannot read it.
     """
+    require_path("directory", directory)
     folder = Path(directory).expanduser().absolute()
     if not folder.is_dir():
         raise CheckpointError(f"{directory} is no folder; name one that Orbax has written")

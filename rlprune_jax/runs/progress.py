@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rlprune_jax.checks import require_count, require_range
+
 
 class Tick(Protocol):
     """Take note of steps that are done."""
@@ -43,12 +45,17 @@ def show_progress(description: str, total: int, *, every: float = 15.0) -> Itera
         total: number of steps.
         every: seconds between plain lines.
 
+    Raises:
+        ValueError: ``total`` is no count, or ``every`` below 0.
+
     Example:
         >>> with show_progress("counting", total=3) as tick:
         ...     for count in range(3):
         ...         tick(note=f"at {count}")
     """
-    if sys.stdout.isatty() and sys.stderr.isatty():
+    require_count("total", total, 0)
+    require_range("every", every, 0.0)
+    if all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr)):
         with _bar(description, total) as tick:
             yield tick
     else:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlprune_jax.checks import shown
 from rlprune_jax.files import Closing, to_json
 from rlprune_jax.sealed import SEAL
 
@@ -99,6 +100,21 @@ class Run(Protocol):
 
     def close(self) -> None:
         """Free what the run holds open."""
+
+
+def check_run(run: object) -> None:
+    """Refuse what keeps no record.
+
+    None stands for a run in memory.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if run is not None and not hasattr(run, "append_metrics"):
+        raise TypeError(
+            f"run={shown(run)} must be a run, as open_run_at(path, settings) gives; None keeps "
+            "everything in memory"
+        )
 
 
 class MemoryRun(Closing):

@@ -10,11 +10,19 @@ import shutil
 import warnings
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from filelock import BaseFileLock
 
-from rlprune_jax.files import Closing, to_json, try_lock, unwritable, write_atomically
+from rlprune_jax.checks import require, require_path, require_type
+from rlprune_jax.files import (
+    Closing,
+    UnwritableError,
+    to_json,
+    try_lock,
+    unwritable,
+    write_atomically,
+)
 from rlprune_jax.origin import Provenance, StaleWarning, differences
 from rlprune_jax.runs.run import Json, Values, is_past, metrics_record
 from rlprune_jax.sealed import (
@@ -81,7 +89,7 @@ class RunDirectory(Closing):
         slim: directory where the smaller network goes.
     """
 
-    def __init__(self, path: Path, config: Json, lock: BaseFileLock, identity: str = ""):
+    def __init__(self, path: Path, config: Json, lock: BaseFileLock | None, identity: str = ""):
         self.path = path
         self.config = config
         self.identity = identity
@@ -90,6 +98,10 @@ class RunDirectory(Closing):
         self.slim = path / "slim"
         self._lock = lock
         self._metrics_path = path / METRICS
+        if lock is None:  # to be read alone
+            self._metrics: BinaryIO = open(os.devnull, "wb")  # noqa: SIM115
+            self._seals = _seals(self._metrics_path)
+            return
         self._seals = _repair(self._metrics_path)
         self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115
 
@@ -236,7 +248,7 @@ class RunDirectory(Closing):
     def close(self) -> None:
         """Close the metrics and let another process in."""
         self._metrics.close()
-        if self._lock.is_locked:
+        if self._lock is not None and self._lock.is_locked:
             _free(self.path, self._lock)
 
 
@@ -266,7 +278,7 @@ def open_run(
             does not ask.
 
     Raises:
-        UnwritableError: the directory cannot be written.
+        UnwritableError: the directory cannot be written, and holds no finished run to be read.
         RunDirectoryError: another process works in it, or what it holds is not this run, or made
             by other code.
         ValueError: ``experiment`` is no plain file name, ``runs_dir`` is empty, or a setting is NaN
@@ -283,7 +295,11 @@ def open_run(
         True
         >>> folder.cleanup()
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", experiment):
+    require_type("extension", extension, Extension, "make it by Extension(settings, stages)")
+    known = isinstance(exclude, Collection) and not isinstance(exclude, str)
+    require(known, "exclude", exclude, "a collection of names, such as ('data_dir',)")
+    plain = isinstance(experiment, str)
+    if not plain or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", experiment):
         raise ValueError(
             f"experiment={experiment!r} must be letters, digits, dots, dashes and underscores"
         )
@@ -428,7 +444,12 @@ def _open(
     settings = _settings(config)
     if origin is not None and origin.stale == "redo":
         _set_aside(path, origin)
-    lock = _lock(path)
+    try:
+        lock = _lock(path)
+    except UnwritableError:
+        if (finished := _read_only(path, settings, exclude)) is None:
+            raise
+        return finished
     with contextlib.ExitStack() as undo:
         undo.callback(_free, path, lock)
         stored = _stored(path)
@@ -541,17 +562,30 @@ def _tell_damage(run: RunDirectory) -> None:
         )
 
 
+def _read_only(path: Path, settings: Json, exclude: Collection[str]) -> RunDirectory | None:
+    """Return a finished run of these settings that cannot be written, or None."""
+    stored = _stored(path) if path.is_dir() else None
+    if stored is None:
+        return None
+    _compare(path, stored, settings, exclude, _NOTHING_MORE)
+    run = RunDirectory(path, settings, lock=None, identity=stored.identity)
+    if run.is_finished:
+        return run
+    run.close()
+    return None
+
+
 def _path(argument: str, value: str | os.PathLike) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{argument}={value!r} must be a path, such as 'runs'")
-    if not os.fspath(value):
-        raise ValueError(f"{argument}={value!r} is empty; name a directory, such as 'runs'")
+    require_path(argument, value)
     return Path(value).expanduser()
 
 
 def _settings(config: object) -> Json:
     """Return a configuration as plain JSON, refusing NaN and infinity."""
-    settings = to_json(config, keep_nonfinite=True)
+    try:
+        settings = to_json(config, keep_nonfinite=True)
+    except TypeError as error:
+        raise TypeError(f"config cannot be stored: {error}; give numbers, text and paths") from None
     if not isinstance(settings, dict):
         raise TypeError(f"config must be a dataclass or a dict, not a {type(settings).__name__}")
     for name, value in _flat(settings).items():
@@ -661,6 +695,14 @@ def _next_line(seals: dict[str, list[str]], record: Json) -> bytes:
     line, mark = seal_line(record, own[-1] if own else "")
     own.append(mark)
     return line.encode() + b"\n"
+
+
+def _seals(path: Path) -> dict[str, list[str]]:
+    """Return the seals of each stage, of the rows that are whole."""
+    seals: dict[str, list[str]] = {}
+    for line in read_regular(path).splitlines(keepends=True):
+        _is_next(seals, line)
+    return seals
 
 
 def _repair(path: Path) -> dict[str, list[str]]:

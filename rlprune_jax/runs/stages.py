@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require, require_count, require_function, require_type
 from rlprune_jax.pytree import flatten_with_paths, is_key
+from rlprune_jax.runs.interruption import end_if_asked, is_ending, saving
 from rlprune_jax.runs.progress import show_progress
-from rlprune_jax.runs.run import Run, Values
+from rlprune_jax.runs.run import Run, Values, check_run
 from rlprune_jax.sealed import DamageWarning
 from rlprune_jax.types import PyTree
 
@@ -120,11 +123,15 @@ class StageOptions:
     check: Check | None = find_divergence
 
     def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise ValueError(f"chunk={self.chunk} must be at least 1 step")
-        if math.isnan(self.save_seconds) or self.save_seconds < 0:
+        require_count("chunk", self.chunk)
+        require_function("note", self.note, "a function of a record's values")
+        if self.check is not None:
+            require_function("check", self.check, "a function (state, rows) -> text, or None")
+        seconds: object = self.save_seconds
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not number or math.isnan(self.save_seconds) or self.save_seconds < 0:
             raise ValueError(
-                f"save_seconds={self.save_seconds} must be a number of seconds, 0 or more; "
+                f"save_seconds={self.save_seconds!r} must be a number of seconds, 0 or more; "
                 "20 is usual"
             )
 
@@ -172,6 +179,12 @@ def run_stage(
         >>> [record["loss"] for record in run.metrics("counting")]
         [0.2, 0.1]
     """
+    check_run(run)
+    plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
+    require(bool(plain), "name", name, "letters, digits, dots, dashes and underscores; a folder's")
+    require_count("total", total, 0)
+    require_function("advance", advance, "a function (state, start, count) -> (state, rows)")
+    require_type("options", options, StageOptions, "make it by StageOptions(...)")
     with _open_checkpoints(run, name) as checkpointer:
         start = 0 if checkpointer is None else checkpointer.latest_step() or 0
         if start > total:
@@ -188,7 +201,9 @@ def run_stage(
                 start = _begin_anew(checkpointer, run, name)
         run.rewind_metrics(name, start)
         saved = time.monotonic()
-        with show_progress(name, total) as tick:
+        # A run in memory has nothing to save, so a signal ends it at once.
+        patient = contextlib.nullcontext() if checkpointer is None else saving()
+        with patient, show_progress(name, total) as tick:
             tick(start)
             while start < total:
                 count = min(options.chunk, total - start)
@@ -198,11 +213,13 @@ def run_stage(
                 for step, values in rows:
                     run.append_metrics(name, step, values)
                 tick(count, options.note(rows[-1][1]) if rows else "")
-                due = start == total or time.monotonic() - saved > options.save_seconds
+                late = time.monotonic() - saved > options.save_seconds
+                due = start == total or late or is_ending()
                 _refuse_divergence(name, state if due else None, rows, options.check)
                 if due and checkpointer is not None:
                     checkpointer.save(start, state, {"rows": run.mark_of(name)})
                     saved = time.monotonic()
+                    end_if_asked()
     return state
 
 

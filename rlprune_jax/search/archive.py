@@ -14,7 +14,7 @@ import numpy as np
 
 from rlprune_jax.checks import require_count
 from rlprune_jax.kept import is_kept
-from rlprune_jax.search.environment import Environment, feasible
+from rlprune_jax.search.environment import Environment, check_environment, feasible
 from rlprune_jax.search.searcher import check_told, violation
 
 
@@ -60,10 +60,11 @@ def archive_init(env: Environment, capacity: int, num_budgets: int | None = None
     """Make an empty archive.
 
     Raises:
-        ValueError: capacity below 1.
+        ValueError: capacity or number of budgets below 1.
     """
+    check_environment(env)
     capacity = require_count("capacity", capacity)
-    budgets = env.num_budgets if num_budgets is None else num_budgets
+    budgets = env.num_budgets if num_budgets is None else require_count("num_budgets", num_budgets)
     empty = Entries(
         masks=jnp.zeros((capacity, env.num_groups, env.num_units), bool),
         rewards=jnp.full(capacity, -jnp.inf, jnp.float32),
@@ -90,8 +91,16 @@ def archive_update(
         rewards: f32[N].
         costs: f32[N, K].
         limits: f32[K].
+
+    Raises:
+        ValueError: masks, rewards, costs or limits of another shape than the archive's.
     """
-    rewards, costs = check_told(masks, rewards, costs, limits.shape[-1])
+    known = archive.feasible.masks.shape[1:]
+    if jnp.shape(masks)[1:] != known:
+        raise ValueError(f"masks have shape {jnp.shape(masks)} and must have (N, {known})")
+    rewards, costs = check_told(masks, rewards, costs, archive.feasible.costs.shape[-1])
+    if jnp.shape(limits) != costs.shape[-1:]:
+        raise ValueError(f"limits have shape {jnp.shape(limits)} and must have {costs.shape[-1:]}")
     usable = jnp.isfinite(rewards) & jnp.isfinite(costs).all(-1)
     good = feasible(costs, limits)
     numbers = archive.seen + jnp.arange(masks.shape[0], dtype=jnp.int32)
@@ -122,7 +131,15 @@ def archive_with_rewards(archive: Archive, rewards: jax.Array) -> Archive:
     Args:
         archive: as it was.
         rewards: f32[M] of ``archive.feasible.masks``; those of places not taken do not matter.
+
+    Raises:
+        ValueError: not one reward per place.
     """
+    if jnp.shape(rewards) != archive.feasible.rewards.shape:
+        raise ValueError(
+            f"rewards have shape {jnp.shape(rewards)} and must have "
+            f"{archive.feasible.rewards.shape}, one per place of the archive"
+        )
     valid = archive.feasible.valid & jnp.isfinite(rewards)
     renewed = archive.feasible._replace(rewards=jnp.asarray(rewards, jnp.float32), valid=valid)
     nothing = jax.tree.map(jnp.zeros_like, renewed)

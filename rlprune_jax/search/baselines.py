@@ -14,6 +14,7 @@ from rlprune_jax.search.config import CHOICES, Granularity
 from rlprune_jax.search.environment import (
     Environment,
     best_units,
+    check_environment,
     feasible,
     gates_to_masks,
     logit,
@@ -75,6 +76,7 @@ def uniform(env: Environment, num_candidates: int) -> Searcher:
         >>> searcher.ask(state, jax.random.key(1))[0].masks.sum(-1).tolist()
         [[1.0, 2.0]]
     """
+    check_environment(env)
     require_count("num_candidates", num_candidates)
     scale = jnp.linspace(1.0, 0.5, num_candidates)
 
@@ -103,6 +105,7 @@ def global_threshold(env: Environment, num_candidates: int) -> Searcher:
         >>> searcher.ask(state, jax.random.key(1))[0].masks.tolist()
         [[[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]]
     """
+    check_environment(env)
     require_count("num_candidates", num_candidates)
     power = jnp.linspace(0.0, 1.0, num_candidates)[:, None, None]
 
@@ -163,6 +166,7 @@ def random_search(
         >>> candidates.masks.shape, float(candidates.masks.sum((1, 2)).max())
         ((8, 2, 3), 3.0)
     """
+    check_environment(env)
     require_count("num_candidates", num_candidates)
     require_choice("granularity", granularity, CHOICES["granularity"])
 
@@ -222,12 +226,14 @@ def cross_entropy(
         >>> searcher.ask(state, jax.random.key(1))[0].masks.shape
         (8, 2, 3)
     """
+    check_environment(env)
     require_count("num_candidates", num_candidates)
     require_choice("granularity", granularity, CHOICES["granularity"])
     if smoothing is None:
         smoothing = 0.5 if granularity == "coarse" else 0.3
     for argument, value in (("elite_fraction", elite_fraction), ("smoothing", smoothing)):
-        require(0.0 < value <= 1.0, argument, value, "above 0 and at most 1")
+        require_range(argument, value, 0.0, 1.0)
+        require(value > 0, argument, value, "above 0 and at most 1")
     for argument, value in (("initial_std", initial_std), ("minimum_std", minimum_std)):
         require_range(argument, value, 0.0)
     require_range("sharpness", sharpness, 0.0)

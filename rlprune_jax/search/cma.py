@@ -15,6 +15,7 @@ import numpy as np
 from rlprune_jax.checks import require_count, require_extra, require_range
 from rlprune_jax.search.environment import (
     Environment,
+    check_environment,
     project_logits,
     ratios_to_masks,
     starting_logits,
@@ -66,6 +67,7 @@ def cma_es(
         Hansen 2016 (arXiv 1604.00772); cmaes, Nomura and Shibata 2024 (arXiv 2402.01373).
     """
     require_extra("cmaes", "rivals", "cma_es")
+    check_environment(env)
     require_count("num_candidates", num_candidates, 2)
     require_count("iterations", iterations)
     require_range("initial_std", initial_std, 1e-6)

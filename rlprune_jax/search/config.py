@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from rlprune_jax.checks import require, require_choice, require_count, require_range
+from rlprune_jax.checks import require, require_choice, require_count, require_flag, require_range
 
 Granularity = Literal["coarse", "fine"]
 """A keep ratio per group, or one Bernoulli per unit."""
@@ -67,6 +67,7 @@ class AgentConfig:
         iterations: length of the run, for the action-clip and deviation schedules; None for none.
 
     Raises:
+        TypeError: a flag that is neither True nor False.
         ValueError: an unknown choice, a count below its least value, parts that do not divide, a
             choice that does nothing beside the others.
 
@@ -98,6 +99,10 @@ class AgentConfig:
             require_count(field, getattr(self, field))
         if self.iterations is not None:
             require_count("iterations", self.iterations)
+        for field in ("critic", "standardise_cost", "normalise_observations", "normalise_returns"):
+            require_flag(field, getattr(self, field))
+        sizes: object = self.hidden_sizes
+        require(isinstance(sizes, tuple | list), "hidden_sizes", sizes, "a tuple of integers")
         for width in self.hidden_sizes:
             require_count("hidden_sizes", width)
         # A list would do, but a configuration is part of what compiled programs are found by.

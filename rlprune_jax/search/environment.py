@@ -5,6 +5,7 @@ a rank for each; a cost is any traceable function of the masks that grows with t
 Shapes: G groups, C units of the largest group (``Cmax``), F features, K budgets, N candidates.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from rlprune_jax.checks import require_type, shown
 from rlprune_jax.kept import is_kept
 from rlprune_jax.search.ranking import fill_while, largest
 from rlprune_jax.types import Gates
@@ -89,6 +91,15 @@ class Environment:
         return jnp.arange(self.num_units) < jnp.asarray(self.sizes)[:, None]
 
 
+def check_environment(env: object) -> None:
+    """Refuse what is no problem.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    require_type("env", env, Environment, "make it by make_environment")
+
+
 def masks_to_gates(env: Environment, masks: jax.Array) -> Gates:
     """Return masks as a dictionary of gates.
 
@@ -124,6 +135,9 @@ def gates_to_masks(env: Environment, gates: Gates) -> jax.Array:
         >>> gates_to_masks(env, {"group0": jnp.ones(2), "group1": jnp.ones(3)}).tolist()
         [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
     """
+    check_environment(env)
+    if not isinstance(gates, Mapping):
+        raise TypeError(f"gates={shown(gates)} must be a dictionary, group name -> f32[units]")
     if set(gates) != set(env.names):
         raise ValueError(f"gates names groups {sorted(gates)}: needs {sorted(env.names)}")
     rows = []
@@ -241,10 +255,18 @@ def feasible(costs: jax.Array, limits: jax.Array) -> jax.Array:
 
     Costs are f32[..., K], limits f32[K]; a cost that is not finite is not within.
 
+    Raises:
+        ValueError: not one limit per cost.
+
     Example:
         >>> feasible(jnp.array([[0.1, 0.2], [0.1, jnp.nan]]), jnp.array([0.3, 0.3])).tolist()
         [True, False]
     """
+    if jnp.shape(costs)[-1:] != jnp.shape(limits):
+        raise ValueError(
+            f"costs have shape {jnp.shape(costs)} and limits {jnp.shape(limits)}; give one limit "
+            "per cost"
+        )
     return jnp.all(jnp.isfinite(costs) & (costs <= limits), axis=-1)
 
 
@@ -402,6 +424,10 @@ def _check_ratios(env: Environment, keep_ratio: jax.Array) -> None:
 
 
 def _check_trailing(argument: str, array: jax.Array, shape: tuple[int, ...]) -> None:
+    if not hasattr(array, "dtype"):
+        raise ValueError(
+            f"{argument}={shown(array)} must be an array [..., {shape}]; jnp.asarray makes one"
+        )
     found = jnp.shape(array)[-len(shape) :]
     if found != shape:
         raise ValueError(f"{argument} has shape {jnp.shape(array)}: needs [..., {shape}]")

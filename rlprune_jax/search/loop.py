@@ -12,14 +12,19 @@ import numpy as np
 from flax import struct
 from jax.typing import ArrayLike
 
-from rlprune_jax.checks import require, require_count, require_key
+from rlprune_jax.checks import require, require_count, require_function, require_key, require_type
 from rlprune_jax.search.archive import (
     Archive,
     archive_init,
     archive_update,
     archive_with_rewards,
 )
-from rlprune_jax.search.environment import CostFunction, Environment, candidate_costs
+from rlprune_jax.search.environment import (
+    CostFunction,
+    Environment,
+    candidate_costs,
+    check_environment,
+)
 from rlprune_jax.search.searcher import Candidates, Metrics, Searcher
 from rlprune_jax.types import PyTree
 
@@ -87,6 +92,7 @@ def search_method(make: MakeSearcher, **options: PyTree) -> SearchMethod:
         >>> search_method(random_search, num_candidates=8).options
         (('num_candidates', 8),)
     """
+    require_function("make", make, "a function (env, **options) -> Searcher")
     static, arrays = {}, {}
     for name, value in options.items():
         leaves = jax.tree.leaves(value)
@@ -198,6 +204,8 @@ def run_search(
         >>> found.history.costs.shape, float(found.history.costs.max()) <= 0.5
         ((3, 4, 1), True)
     """
+    require_type("searcher", searcher, Searcher, "make it by ppo_lagrangian or a baseline")
+    require_function("evaluate", evaluate, "a function (masks, key) -> rewards")
     num_iterations = require_count("num_iterations", num_iterations)
     require_key("key", key)
     price = searcher.cost_fn if cost_fn is None else cost_fn
@@ -241,6 +249,8 @@ def start_search(
     Raises:
         ValueError: no typed key, a capacity below 1, or a number of ``hparams`` out of its range.
     """
+    require_type("method", method, SearchMethod, "make it by search_method")
+    check_environment(env)
     require_key("key", key)
     init_key = jax.random.fold_in(key, INIT_FOLD)
     # The agent's numbers are checked here: below they are traced, and their values not known.
@@ -292,6 +302,8 @@ def run_search_host(
         >>> int(search.iteration), history.rewards.shape
         (3, (3, 4))
     """
+    require_type("method", method, SearchMethod, "make it by search_method")
+    require_function("evaluate", evaluate, "a function (masks, key) -> rewards")
     num_iterations = require_count("num_iterations", num_iterations)
     if host_costs is None and env.cost_fn is None:
         raise ValueError("host_costs=None must be a function where env.cost_fn is None")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.checks import require_count
-from rlprune_jax.search.environment import Environment
+from rlprune_jax.search.environment import Environment, check_environment
 from rlprune_jax.search.levels import (
     MeasurementPlan,
     counts_to_masks,
@@ -57,6 +57,7 @@ def require_costs(env: Environment, method: str) -> None:
     Raises:
         ValueError: naming the method.
     """
+    check_environment(env)
     if env.cost_fn is None:
         raise ValueError(
             f"cost_fn=None: {method} needs traceable costs, an estimate at least; costs of the "
@@ -159,7 +160,9 @@ def plan_solution(
 
     All but the last where half is not enough for three levels of each group.
     """
+    require_count("num_candidates", num_candidates)
     require_count("most_iterations", most_iterations)
+    require_count("num_levels", num_levels, 2)
     plan = plan_measurements(env, num_candidates, num_levels, most_iterations // 2)
     if (plan.place >= 0).all():
         return plan

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlprune_jax.checks import require_key
+from rlprune_jax.checks import require_key, require_type
 from rlprune_jax.search import multipliers
 from rlprune_jax.search.advantages import (
     episode_advantages,
@@ -32,7 +32,7 @@ from rlprune_jax.search.critics import (
     running_std,
     running_update,
 )
-from rlprune_jax.search.environment import Environment, candidate_costs
+from rlprune_jax.search.environment import Environment, candidate_costs, check_environment
 from rlprune_jax.search.policy import (
     Normaliser,
     PolicySettings,
@@ -92,6 +92,8 @@ def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
     Raises:
         ValueError: projection without traceable costs; in ``init``, a number out of its range or
             no typed key.
+        TypeError: ``env`` or ``config`` is something else.
+
     Reference:
         The clipped surrogate is that of Schulman et al. 2017 (arXiv 1707.06347).
 
@@ -108,6 +110,8 @@ def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
         >>> float(metrics["feasible_fraction"])
         1.0
     """
+    check_environment(env)
+    require_type("config", config, AgentConfig, "make it by AgentConfig(...)")
     if config.constraint != "multiplier" and env.cost_fn is None:
         raise ValueError(
             f"constraint={config.constraint!r} must be 'multiplier' where env.cost_fn is None;"
@@ -135,6 +139,7 @@ def ppo_lagrangian(env: Environment, config: AgentConfig) -> Searcher:
         )
 
     def ask(state: AgentState, key: jax.Array) -> tuple[Candidates, AgentState]:
+        require_key("key", key)
         act_key, shuffle_key = jax.random.split(key)
         settings = _settings(config, state)
         normaliser = _normaliser(config, state.observations)

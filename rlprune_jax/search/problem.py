@@ -8,10 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from rlprune_jax.checks import require, require_count
+from rlprune_jax.checks import require, require_count, require_function, shown
 from rlprune_jax.kept import is_kept, rank
 from rlprune_jax.per_group import PerGroup, per_group
-from rlprune_jax.search.environment import CostFunction, Environment, project_ratios
+from rlprune_jax.search.environment import (
+    CostFunction,
+    Environment,
+    check_environment,
+    project_ratios,
+)
 
 
 def make_environment(
@@ -59,6 +64,8 @@ def make_environment(
         >>> env.ranks.tolist()
         [[1, 0, 3], [0, 2, 1]]
     """
+    require(_is_listed(sizes), "sizes", sizes, "units per group, a mapping or a sequence")
+    require(_is_listed(scores), "scores", scores, "one array per group, a mapping or a sequence")
     if isinstance(sizes, Mapping):
         names, given = tuple(sizes), tuple(sizes.values())
     else:
@@ -81,20 +88,21 @@ def make_environment(
         padded[index, : counts[index]] = values
     shifted = padded - np.minimum(padded.min(1, keepdims=True), 0.0)
     shifted = np.where(ranks < width, shifted, 0.0)
-    features = np.asarray(descriptors, np.float32)
+    features = _numbers("descriptors", descriptors)
     if features.ndim != 2 or features.shape[0] != groups:
         raise ValueError(
             f"descriptors has shape {features.shape}: needs [{groups} groups, features]"
         )
     if not np.isfinite(features).all():
         raise ValueError("descriptors holds NaN or infinity: normalise the features first")
-    budget = np.atleast_1d(np.asarray(limits, np.float32))
+    budget = np.atleast_1d(_numbers("limits", limits))
     if (
         budget.ndim != 1
         or budget.size == 0
         or not (np.isfinite(budget).all() and (budget > 0).all())
     ):
         raise ValueError(f"limits={budget.tolist()}: needs one finite number above 0 per budget")
+    require(measured is None or _is_listed(measured), "measured", measured, "one bool per budget")
     asked = (False,) * budget.size if measured is None else tuple(map(bool, measured))
     if len(asked) != budget.size:
         raise ValueError(f"measured={asked}: needs {budget.size} entries, one per budget")
@@ -115,7 +123,7 @@ def make_environment(
     if cost_fn is not None:
         _check_costs(env, cost_fn)
     if initial_keep is not None:
-        start = np.asarray(initial_keep, np.float32)
+        start = _numbers("initial_keep", initial_keep)
         if start.shape not in ((), (groups,)):
             raise ValueError(
                 f"initial_keep has shape {start.shape} and must have ({groups},), or be one number"
@@ -139,7 +147,10 @@ def start_from(env: Environment, mask: ArrayLike) -> Environment:
 
     Args:
         env: the problem.
-        mask: bool or f32[G, Cmax].
+        mask: bool or f32[G, Cmax]; NaN keeps nothing (``is_kept``).
+
+    Raises:
+        ValueError: a mask of another shape, or of no numbers.
 
     Example:
         >>> env = make_environment([2, 3], [[1., 2.], [3., 1., 2.]], [[0.], [1.]], limits=0.6,
@@ -148,7 +159,12 @@ def start_from(env: Environment, mask: ArrayLike) -> Environment:
         >>> begun.ranks.tolist(), float(begun.initial_keep[0])
         ([[0, 1, 3], [2, 1, 0]], 0.5)
     """
-    kept = is_kept(jnp.asarray(mask)) & env.alive
+    check_environment(env)
+    shape = (env.num_groups, env.num_units)
+    given = _numbers("mask", mask) if not isinstance(mask, jax.Array) else mask
+    if given.shape != shape:
+        raise ValueError(f"mask has shape {given.shape} and must have {shape}")
+    kept = is_kept(jnp.asarray(given)) & env.alive
     padding = env.num_units
     # Two keys a unit: whether it is kept, and its old rank.
     order = jnp.where(env.alive, jnp.where(kept, 0, padding) + env.ranks, 3 * padding)
@@ -167,8 +183,22 @@ def start_from(env: Environment, mask: ArrayLike) -> Environment:
     )
 
 
+def _is_listed(value: object) -> bool:
+    if isinstance(value, str | bytes):
+        return False
+    return isinstance(value, Mapping | Sequence) or np.ndim(value) > 0  # type: ignore[arg-type]
+
+
+def _numbers(argument: str, value: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument}={shown(value)} must be numbers: {error}") from None
+
+
 def _check_costs(env: Environment, cost_fn: CostFunction) -> None:
     """Refuse costs that cannot be traced, or are no costs of the whole network."""
+    require_function("cost_fn", cost_fn, "a traceable function masks -> f32[K], or None")
     masks = env.alive.astype(jnp.float32)
     try:
         found = jax.eval_shape(cost_fn, masks)
@@ -177,6 +207,8 @@ def _check_costs(env: Environment, cost_fn: CostFunction) -> None:
             "cost_fn must be traceable; leave it out and measure costs on the host, with "
             f"run_search_host(..., host_costs=...): {type(error).__name__}"
         ) from error
+    except TypeError as error:
+        raise ValueError(f"cost_fn must return an array of costs: {error}") from error
     shape = getattr(found, "shape", None)
     if shape != env.limits.shape:
         raise ValueError(
@@ -202,7 +234,10 @@ def _scores_per_group(
         scores = [scores[name] for name in names]
     if len(scores) != len(names):
         raise ValueError(f"scores has {len(scores)} entries: needs {len(names)}, one per group")
-    arrays = [np.asarray(values, np.float32) for values in scores]
+    arrays = [
+        _numbers(f"scores of group {name!r}", values)
+        for name, values in zip(names, scores, strict=True)
+    ]
     for name, count, values in zip(names, counts, arrays, strict=True):
         if values.shape != (count,):
             raise ValueError(

@@ -112,6 +112,7 @@ def intersect_masks(first: Mask, *others: Mask) -> Mask:
         >>> intersect_masks({"w": jnp.array([True, False])}, {"w": jnp.array(True)})["w"].tolist()
         [True, False]
     """
+    check_congruent(first, first, "mask 0")
     for number, other in enumerate(others, 1):
         check_congruent(first, other, f"mask {number}", either=True)
     flat = [jax.tree.leaves(mask) for mask in (first, *others)]
@@ -194,6 +195,8 @@ def check_congruent(tree: PyTree, mask: Mask, name: str = "mask", *, either: boo
         TypeError: a leaf of ``mask`` is not bool.
     """
     paths, mask_paths = leaf_paths(tree), leaf_paths(mask)
+    if not mask_paths:
+        raise ValueError(f"{name}={mask!r} holds no array; make it by make_mask(params)")
     for path, mask_path in zip(paths, mask_paths, strict=False):
         if path != mask_path:
             raise ValueError(
@@ -215,10 +218,9 @@ def check_congruent(tree: PyTree, mask: Mask, name: str = "mask", *, either: boo
                 f"{name} is not congruent to params: at {path!r} it has shape {own} and params "
                 f"{shape}; make it by make_mask(params)"
             )
-        if jnp.result_type(keep) != jnp.bool_:
-            raise TypeError(
-                f"{name} at {path!r} is {jnp.result_type(keep)}, not bool; True is kept"
-            )
+        kind = type(keep).__name__ if isinstance(keep, str | bytes) else jnp.result_type(keep)
+        if kind != jnp.bool_:
+            raise TypeError(f"{name} at {path!r} is {kind}, not bool; True is kept")
 
 
 def _is_prunable(path: str, leaf: jax.Array, prunable: Prunable | None) -> bool:
@@ -226,7 +228,12 @@ def _is_prunable(path: str, leaf: jax.Array, prunable: Prunable | None) -> bool:
     if prunable is None:
         return floating and np.ndim(leaf) > 1
     if callable(prunable):
-        chosen = bool(prunable(path, leaf))
+        answer = prunable(path, leaf)
+        if not isinstance(answer, bool | np.bool_):
+            raise TypeError(
+                f"prunable({path!r}, leaf) gives {answer!r}; it must give True or False"
+            )
+        chosen = bool(answer)
     else:
         chosen = re.search(prunable, path) is not None
     # A scalar cannot be told from one that is never pruned.

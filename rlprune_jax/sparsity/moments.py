@@ -73,7 +73,7 @@ def measure_leaves(
         ValueError: an unknown scope, a mask that is not congruent, or nothing prunable.
         TypeError: a prunable leaf of no floating type.
     """
-    check_scope(scope)
+    check_scope(scope, unit_axis)
     chosen = default_mask(tree) if mask is None else mask
     leaves = prunable_leaves(tree, chosen)
     if not leaves:

@@ -147,7 +147,7 @@ def pq_index_grid(
             raise ValueError(
                 f"{name} has shape {np.shape(values)}; give f32[{name.upper()}] of one or more"
             )
-        check_number(name, values, low=0.0, open_low=True)
+        check_number(name, values, low=0.0, open_low=True, several=True)
     p, q = jnp.asarray(p, float), jnp.asarray(q, float)
     counts, weights = measure_leaves(tree, mask, scope, unit_axis)
     exponents = jnp.concatenate([p, q])
@@ -230,11 +230,25 @@ def log_retained(
 
 
 def check_number(
-    name: str, value: ArrayLike, *, low: float, high: float = math.inf, open_low: bool = False
+    name: str,
+    value: ArrayLike,
+    *,
+    low: float,
+    high: float = math.inf,
+    open_low: bool = False,
+    several: bool = False,
 ) -> None:
     """Refuse a number outside its range.
 
-    Of an array every number is looked at; what is traced passes.
+    What is traced passes.
+
+    Args:
+        name: of it, for the message.
+        value: the number.
+        low: least value.
+        high: greatest value.
+        open_low: whether ``low`` itself is refused.
+        several: whether an array is taken, of which every number is looked at.
 
     Raises:
         ValueError: naming it, its value and the range; it is NaN, infinite or no number.
@@ -249,8 +263,10 @@ def check_number(
         return
     known = np.asarray(value)
     # "V" are bfloat16 and its like, which NumPy compares all the same.
-    if known.dtype.kind not in "biufV":
+    if known.dtype.kind not in "iufV":
         raise ValueError(f"{name}={value!r} must be a number")
+    if known.ndim and not several:
+        raise ValueError(f"{name} has shape {known.shape}; give one number, or several by jax.vmap")
     within = (known > low if open_low else known >= low) & (known <= high) & np.isfinite(known)
     if not within.all():
         least = f"{'above' if open_low else 'at least'} {low:g}"

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from rlprune_jax.checks import require_key
+from rlprune_jax.checks import require_count, require_function, require_key
 from rlprune_jax.sparsity.exact_counts import floor_near, floor_product
 from rlprune_jax.sparsity.masks import check_congruent
 from rlprune_jax.sparsity.pqi import (
@@ -150,6 +150,7 @@ def sap(
 
     Raises:
         ValueError: a number out of its range, where it is known, or an unknown scope.
+        TypeError: ``score`` is no function. What it raises passes as it is.
 
     Example:
         >>> import jax.numpy as jnp
@@ -166,7 +167,8 @@ def sap(
     check_number("eta_r", eta_r, low=0.0)
     check_number("gamma", gamma, low=0.0, open_low=True)
     check_number("beta", beta, low=0.0, high=1.0, open_low=True)
-    check_scope(scope)
+    require_function("score", score, "a function params -> scores")
+    check_scope(scope, unit_axis)
 
     def count(params: PyTree, mask: Mask) -> PerScope:
         numbers = BoundNumbers(p, q, eta_r)
@@ -229,7 +231,8 @@ def lottery_ticket(
         [True, True, False, False]
     """
     check_number("rate", rate, low=0.0, high=1.0)
-    check_scope(scope)
+    require_function("score", score, "a function params -> scores")
+    check_scope(scope, unit_axis)
 
     def update(
         params: PyTree, mask: Mask, state: PrunerState, scores: PyTree = None
@@ -269,7 +272,8 @@ def one_shot(
         [False, True, True, True]
     """
     check_number("rate", rate, low=0.0, high=1.0)
-    check_scope(scope)
+    require_function("score", score, "a function params -> scores")
+    check_scope(scope, unit_axis)
 
     def init(params: PyTree, mask: Mask) -> OneShotState:
         check_congruent(params, mask)
@@ -319,7 +323,9 @@ def gradual(
         >>> pruner.update(params, mask, pruner.init(params, mask))[0].tolist()
         [False, True, True, True]
     """
-    check_scope(scope)
+    require_function("schedule", schedule, "a function step -> sparsity, as cubic_schedule gives")
+    require_function("score", score, "a function params -> scores")
+    check_scope(scope, unit_axis)
 
     def init(params: PyTree, mask: Mask) -> GradualState:
         check_congruent(params, mask)
@@ -368,7 +374,8 @@ def cubic_schedule(
     """
     check_number("final_sparsity", final_sparsity, low=0.0, high=1.0)
     check_number("initial", initial, low=0.0, high=1.0)
-    check_number("updates", updates, low=1)
+    if not isinstance(updates, jax.core.Tracer):
+        require_count("updates", updates)
     known = not any(isinstance(each, jax.core.Tracer) for each in (initial, final_sparsity))
     if known and not np.all(np.asarray(initial) <= np.asarray(final_sparsity)):
         raise ValueError(
@@ -406,7 +413,7 @@ def random_pruning(
         2
     """
     check_number("rate", rate, low=0.0, high=1.0)
-    check_scope(scope)
+    check_scope(scope, unit_axis)
     require_key("key", key)
 
     def init(params: PyTree, mask: Mask) -> RandomState:

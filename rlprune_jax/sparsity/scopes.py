@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from rlprune_jax.checks import require, require_count
 from rlprune_jax.sparsity.masks import prunable_leaves
 from rlprune_jax.types import Mask, PyTree
 
 Scope = Literal["global", "layer", "neuron"]
 SCOPES: tuple[str, ...] = get_args(Scope)
+MOST_AXES = 64
+"""No array has more axes, and an axis may count from behind."""
 
 PerScope = PyTree
 """Scalar, dict path -> scalar, or dict path -> [units of the leaf], by scope."""
@@ -109,13 +112,15 @@ def bundle(leaves: Mapping[str, jax.Array], scope: str) -> Bundles:
     return Bundles(paths, {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()})
 
 
-def check_scope(scope: str) -> None:
-    """Refuse an unknown scope.
+def check_scope(scope: str, unit_axis: int = -1) -> None:
+    """Refuse an unknown scope or an impossible axis.
 
     Raises:
-        ValueError: naming it and those there are.
+        ValueError: naming what is wrong and what there is.
     """
-    if scope not in SCOPES:
+    axis = require_count("unit_axis", unit_axis, least=-MOST_AXES)
+    require(axis < MOST_AXES, "unit_axis", unit_axis, "an axis of the leaves; Flax has units last")
+    if not isinstance(scope, str) or scope not in SCOPES:
         raise ValueError(f"scope={scope!r} is unknown; choose from {', '.join(SCOPES)}")
 
 
@@ -200,7 +205,7 @@ def count_flags(
     Returns:
         M counts per scope.
     """
-    check_scope(scope)
+    check_scope(scope, unit_axis)
 
     def counted(path: str, each: list[jax.Array]) -> tuple[jax.Array, ...]:
         zero = jnp.zeros((), dtype)

@@ -78,7 +78,7 @@ def drop_smallest(
         >>> drop_smallest(scores, jnp.ones(4, bool), 2).tolist()
         [True, False, True, False]
     """
-    check_scope(scope)
+    check_scope(scope, unit_axis)
     if ties not in ("index", "keep"):
         raise ValueError(f"ties={ties!r} is unknown; choose from index, keep")
     leaves = prunable_leaves(scores, mask)
@@ -126,6 +126,8 @@ def _check_count(count: PerScope, live: PerScope, scope: str) -> PerScope:
 
 
 def _check_one(count: ArrayLike, live: jax.Array, where: str) -> jax.Array:
+    if not hasattr(count, "dtype") and not isinstance(count, int | float):
+        raise TypeError(f"count{where} is {count!r}; give an integer or an array of integers")
     if not jnp.issubdtype(jnp.result_type(count), jnp.integer):
         raise TypeError(f"count{where} is {jnp.result_type(count)}; give integers")
     if np.shape(count) not in ((), live.shape):

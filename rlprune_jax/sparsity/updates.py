@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from rlprune_jax.checks import require_count, require_function, require_type
 from rlprune_jax.pytree import flatten_with_paths, leaf_paths
 from rlprune_jax.sparsity.masks import check_congruent
 from rlprune_jax.sparsity.pruners import Pruner
@@ -76,6 +77,10 @@ def masked_updates(
     """
     if (pruner is None) != (due is None):
         raise ValueError("pruner and due go together: give both or neither")
+    if pruner is not None:
+        require_type("pruner", pruner, Pruner, "make it by sap, gradual or their like")
+        require_function("due", due, "a function step -> bool, as every(...) gives")
+    check_congruent(mask, mask)
 
     def init(params: PyTree) -> MaskedUpdatesState:
         check_congruent(params, mask)
@@ -126,19 +131,19 @@ def every(steps: int, *, begin: int = 0, end: int | None = None) -> Due:
     Args:
         steps: from one refresh to the next, at least 1.
         begin: the first step.
-        end: no refresh from this step on; None for no end.
+        end: no refresh from this step on, above ``begin``; None for no end.
 
     Raises:
-        ValueError: ``steps`` below 1, or ``begin`` negative.
+        ValueError: ``steps`` below 1, ``begin`` negative, ``end`` not above it, or no integers.
 
     Example:
         >>> [step for step in range(10) if every(3, begin=2, end=8)(step)]
         [2, 5]
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    if begin < 0:
-        raise ValueError(f"begin={begin} must be at least 0")
+    require_count("steps", steps)
+    require_count("begin", begin, 0)
+    if end is not None:
+        require_count("end", end, begin + 1)
 
     def due(step: jax.Array) -> jax.Array:
         within = (step >= begin) & ((step - begin) % steps == 0)

@@ -4,6 +4,7 @@ import os
 
 import jax
 
+from rlprune_jax.checks import require_processes
 from rlprune_jax.devices import available_cores
 
 
@@ -63,8 +64,7 @@ def initialize(
             f"coordinator={coordinator!r} with num_processes={num_processes} and "
             f"process_id={process_id}: give all three"
         )
-    if not 0 <= process_id < num_processes:
-        raise ValueError(f"process_id={process_id}: needs 0 to num_processes - 1")
+    require_processes(coordinator, num_processes, process_id)
     jax.distributed.initialize(coordinator, num_processes, process_id)
     return num_processes > 1
 

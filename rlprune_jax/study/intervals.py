@@ -31,6 +31,7 @@ def wilson_interval(fraction: float, count: int, confidence: float = 0.95) -> In
     """
     require_range("fraction", fraction, 0.0, 1.0)
     require_count("count", count)
+    require_range("confidence", confidence)
     require(0.0 < confidence < 1.0, "confidence", confidence, "between 0 and 1, such as 0.95")
     z = float(scipy.stats.norm.ppf(0.5 + confidence / 2))
     centre = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)

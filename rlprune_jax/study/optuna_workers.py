@@ -26,11 +26,14 @@ import jax
 import numpy as np
 import optuna
 from filelock import BaseFileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 import rlprune_jax
+from rlprune_jax.addresses import hide_password, secret_of, with_driver
 from rlprune_jax.checks import require_count
 from rlprune_jax.devices import available_cores
 from rlprune_jax.files import Closing, try_lock
@@ -83,7 +86,8 @@ def run_worker(
         space: hyper-parameters to search.
         seeds: S seeds, the same for every trial.
         storage: a file (a journal, also on a network file system) or a database's address, such
-            as ``sqlite:///study.db`` or ``postgresql://...``.
+            as ``sqlite:///study.db`` or ``postgresql://...``, which no message shows with its
+            password.
         study_name: of the study in that storage.
         trials: settings that the study is to have, over all workers; more than it had before
             extend it.
@@ -101,7 +105,7 @@ def run_worker(
 
     Raises:
         StudyError: the storage holds another study, or one of another version of the code, or
-            it is a damaged journal.
+            it is a damaged journal, or a database fails.
         ValueError: options as for ``run_study``; ``trials`` or ``batch`` below 1.
     """
     seeds = check_seeds(seeds)
@@ -120,7 +124,7 @@ def run_worker(
         "identity": identity,
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with Worker(storage) as worker:
+    with Worker(storage) as worker, _naming_the_storage(storage):
         study = worker.open_study(study_name, maximize, sampler_seed)
         _check_same(study, about)
         _check_arrays(study, shared)
@@ -184,15 +188,18 @@ class Worker(Closing):
         self.storage: BaseStorage
         self._locks: Path | None = None
         self._lock: BaseFileLock | None = None
-        if "://" in storage:
-            self.storage = RDBStorage(
-                storage,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=_again,
-            )
+        secret = secret_of(storage)
+        if "://" in secret:
+            # Optuna says that heartbeats are experimental.
+            with _naming_the_storage(storage), _without_warning():
+                self.storage = RDBStorage(
+                    with_driver(secret),
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                    heartbeat_stale_trial_callback=_again,
+                )
             return
-        path = Path(storage).expanduser()
+        path = Path(secret).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = JournalFileOpenLock(str(path))
         check_journal(path, lock)
@@ -234,7 +241,8 @@ class Worker(Closing):
     def take_over(self, study: optuna.Study) -> None:
         """Put what dead workers left back into the queue."""
         if self._locks is None:
-            optuna.storages.fail_stale_trials(study)
+            with _without_warning():
+                optuna.storages.fail_stale_trials(study)
             _repair_lost(study)
             return
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -296,8 +304,10 @@ class Worker(Closing):
 
         def beat() -> None:
             while not over.wait(HEARTBEAT_SECONDS):
-                for trial in trials:
-                    self.storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+                # A server that is away for a moment is asked again at the next beat.
+                with contextlib.suppress(StorageInternalError, SQLAlchemyError):
+                    for trial in trials:
+                        self.storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -306,6 +316,36 @@ class Worker(Closing):
         finally:
             over.set()
             thread.join()
+
+
+def open_storage(storage: str) -> None:
+    """Open a storage once and close it.
+
+    Use it before anything is trained for a study: a database that refuses to make its tables says
+    so here.
+
+    Args:
+        storage: as for ``run_worker``.
+
+    Raises:
+        StudyError: it cannot be opened; the message names it without its password.
+    """
+    with Worker(storage):
+        pass
+
+
+@contextlib.contextmanager
+def _naming_the_storage(storage: str) -> Iterator[None]:
+    """Turn what a database raises into one line without its password."""
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        reason = hide_password(str(cause).strip().splitlines()[0])
+        raise StudyError(
+            f"storage {hide_password(storage)} fails: {reason}; look at the server and start the "
+            "same command again, which goes on where it was"
+        ) from None
 
 
 def check_journal(path: Path, lock: JournalFileOpenLock) -> None:

@@ -122,7 +122,14 @@ def traced_columns(settings: StudySettings, static: Collection[str]) -> dict[str
                 f"{name!r} holds {wide[np.abs(wide).argmax()]:g}, beyond 32 bits; give its "
                 "logarithm and raise it in the job"
             )
-        columns[name] = wide.astype(kind)
+        narrow: np.ndarray = wide.astype(kind)
+        if kind is np.float32 and ((narrow == 0) & (wide != 0)).any():
+            lost = wide[(narrow == 0) & (wide != 0)][0]
+            raise ValueError(
+                f"{name!r} holds {lost:g}, which is 0 in 32 bits; give its logarithm and raise it "
+                "in the job"
+            )
+        columns[name] = narrow
     return columns
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from rlprune_jax.checks import require, require_count
+from rlprune_jax.checks import require, require_count, require_flag, require_range
 from rlprune_jax.files import write_atomically
 from rlprune_jax.sealed import read_summed, write_sums
 from rlprune_jax.study.settings import StudySettings
@@ -166,6 +166,7 @@ def summarise(
         raise ValueError(
             f"values has shape {array.shape} and must be [settings, seeds], at least one of each"
         )
+    require_flag("maximize", maximize)
     _check_confidence(confidence)
     mean = array.mean(1)
     low = high = np.full(len(array), np.nan)
@@ -222,6 +223,7 @@ def rank_correlation(
 
 
 def _check_confidence(confidence: float) -> None:
+    require_range("confidence", confidence)
     require(0.0 < confidence < 1.0, "confidence", confidence, "between 0 and 1, such as 0.95")
 
 

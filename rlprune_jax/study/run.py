@@ -7,8 +7,16 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 
 import jax
+import numpy as np
 
-from rlprune_jax.checks import require, require_choice, require_count
+from rlprune_jax.checks import (
+    require,
+    require_choice,
+    require_count,
+    require_function,
+    require_path,
+    require_type,
+)
 from rlprune_jax.origin import Stale, check_stale, code_origin, function_digest
 from rlprune_jax.pytree import tree_hash
 from rlprune_jax.sealed import digest_json
@@ -16,7 +24,7 @@ from rlprune_jax.study.blocks import STRATEGIES, Plan, Programs, Runner, StaticG
 from rlprune_jax.study.distributed import process_settings
 from rlprune_jax.study.program import Job, check_job, job_name, place_shared, traced_columns
 from rlprune_jax.study.results import StudyResult, collect
-from rlprune_jax.study.settings import StudySettings, Value
+from rlprune_jax.study.settings import StudySettings, Value, check_listed
 from rlprune_jax.study.store import MADE_WITH, Store
 from rlprune_jax.types import PyTree
 
@@ -88,6 +96,7 @@ def run_study(
 
     Example:
         >>> import jax
+    import numpy as np
         >>> from rlprune_jax.study import grid, run_study
         >>> def job(hparams, key):
         ...     return {"score": hparams["scale"] * jax.random.uniform(key)}
@@ -97,16 +106,13 @@ def run_study(
         >>> result.summary("score")["rank"].tolist()
         [2, 1]
     """
-    if not isinstance(settings, StudySettings):
-        settings = StudySettings({name: tuple(values) for name, values in settings.items()})
-    seeds = check_seeds(seeds)
-    _check_options(settings, static, strategy)
+    require_function("fn", fn, "a function (hparams, key) -> metrics")
+    settings, seeds = as_settings(settings), check_seeds(seeds)
+    _check_options(settings, static, known, strategy)
     check_stale(stale)
-    if chunk is not None:
-        require_count("chunk", chunk)
-    if memory is not None:
-        require_count("memory", memory)
-    require(directory is None or bool(os.fspath(directory)), "directory", directory, "a path")
+    _check_resources(chunk, memory, devices, directory)
+    if compiled is not None:
+        require_type("compiled", compiled, dict, "an empty dictionary at first")
     chosen = tuple(devices if devices is not None else jax.local_devices())
     process, processes = jax.process_index(), jax.process_count()
     if processes > 1 and directory is None:
@@ -231,13 +237,25 @@ def made_by(fn: Job, shared: PyTree) -> tuple[dict[str, str], str]:
     return code_origin(job=own.code), digest_json([own.values, tree_hash(shared)])
 
 
+def check_names(argument: str, names: object) -> None:
+    """Refuse what is no collection of names.
+
+    Raises:
+        ValueError: one text, or what is none.
+    """
+    good = isinstance(names, Collection) and not isinstance(names, str | bytes)
+    require(good, argument, names, "a collection of names, such as ('depth',)")
+
+
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """Return the seeds as integers, checked.
 
     Raises:
         ValueError: none, one that is no integer, one that repeats, or one outside [0, 2**31).
     """
-    numbers = tuple(require_count("seeds", seed, -(2**63)) for seed in seeds)
+    listed = isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str)
+    require(listed, "seeds", seeds, "a sequence of integers, such as range(4)")
+    numbers = tuple(require_count("seeds", seed, -(2**63), 2**63) for seed in seeds)
     if not numbers:
         raise ValueError("seeds are empty: give at least one")
     if twice := sorted({seed for seed in numbers if numbers.count(seed) > 1}):
@@ -247,9 +265,42 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def _check_options(settings: StudySettings, static: Collection[str], strategy: str) -> None:
-    if isinstance(static, str):
-        raise ValueError(f"static={static!r} is one text: give a collection of names")
+def as_settings(settings: StudySettings | Mapping[str, Sequence[Value]]) -> StudySettings:
+    """Return settings as columns, checked.
+
+    Raises:
+        ValueError: no dictionary of sequences, or what ``StudySettings`` refuses.
+    """
+    if isinstance(settings, StudySettings):
+        return settings
+    check_listed("settings", settings)
+    return StudySettings({name: tuple(values) for name, values in settings.items()})
+
+
+def _check_resources(
+    chunk: int | None,
+    memory: int | None,
+    devices: Sequence[jax.Device] | None,
+    directory: str | os.PathLike | None,
+) -> None:
+    if chunk is not None:
+        require_count("chunk", chunk)
+    if memory is not None:
+        require_count("memory", memory, most=2**63)
+    if devices is not None:
+        listed = isinstance(devices, Sequence) and len(devices) > 0
+        good = listed and all(hasattr(each, "platform") for each in devices)
+        require(good, "devices", devices, "some of jax.local_devices()")
+    if directory is not None:
+        require_path("directory", directory)
+
+
+def _check_options(
+    settings: StudySettings, static: Collection[str], known: Collection[str] | None, strategy: str
+) -> None:
+    check_names("static", static)
+    if known is not None:
+        check_names("known", known)
     if unknown := sorted(set(static) - set(settings.names)):
         raise ValueError(f"static names {unknown}: the settings have {', '.join(settings.names)}")
     require_choice("strategy", strategy, STRATEGIES)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from rlprune_jax.checks import require, require_count, require_key
+from rlprune_jax.checks import require, require_count, require_key, require_range
 
 Value = bool | int | float | str
 RESERVED = ("setting", "seed")
@@ -39,6 +39,7 @@ class StudySettings:
     columns: Mapping[str, tuple[Value, ...]]
 
     def __post_init__(self) -> None:
+        check_listed("settings", self.columns)
         columns = {name: _column(name, values) for name, values in self.columns.items()}
         if not columns or not all(columns.values()):
             empty = [name for name, values in columns.items() if not values]
@@ -129,8 +130,13 @@ class Choice:
     values: tuple[Value, ...]
 
     def __post_init__(self) -> None:
+        several = isinstance(self.values, Sequence) and not isinstance(self.values, str)
+        require(several, "values", self.values, "a sequence of numbers, booleans or texts")
         if not self.values:
             raise ValueError("Choice has no values: give at least one")
+        _column("values", self.values)
+        twice = len(set(self.values)) < len(self.values)
+        require(not twice, "values", self.values, "each value once; all are as likely")
 
     def draw(self, count: int, key: jax.Array) -> list[Value]:
         """Return ``count`` of the values."""
@@ -153,6 +159,7 @@ def grid(axes: Mapping[str, Sequence[Value]]) -> StudySettings:
         >>> list(grid({"p": [0.5, 1.0], "q": [2.0]}))
         [{'p': 0.5, 'q': 2.0}, {'p': 1.0, 'q': 2.0}]
     """
+    check_listed("axes", axes)
     if not axes or any(len(values) == 0 for values in axes.values()):
         empty = [name for name, values in axes.items() if len(values) == 0]
         raise ValueError(
@@ -178,7 +185,16 @@ def random(distributions: Mapping[str, Distribution], count: int, key: jax.Array
     """
     count = require_count("count", count)
     require_key("key", key)
-    require(bool(distributions), "distributions", distributions, "at least one hyper-parameter")
+    require(
+        isinstance(distributions, Mapping) and bool(distributions),
+        "distributions",
+        distributions,
+        "a dictionary of at least one hyper-parameter",
+    )
+    for name, each in distributions.items():
+        kind: object = each
+        known = isinstance(kind, Uniform | LogUniform | Choice)
+        require(known, f"distributions[{name!r}]", each, "a Uniform, LogUniform or Choice")
     keys = jax.random.split(key, len(distributions))
     return StudySettings(
         {
@@ -200,6 +216,8 @@ def table(rows: Sequence[Mapping[str, Value]]) -> StudySettings:
         >>> table([{"p": 1, "kind": "a"}, {"p": 2, "kind": "b"}]).columns["kind"]
         ('a', 'b')
     """
+    listed = isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)
+    require(listed, "rows", rows, "a list of dictionaries, one per setting")
     if not rows:
         raise ValueError("the table is empty: give at least one setting")
     names = tuple(rows[0])
@@ -209,6 +227,19 @@ def table(rows: Sequence[Mapping[str, Value]]) -> StudySettings:
                 f"setting {index} names {sorted(row)}, setting 0 {sorted(names)}: name the same"
             )
     return StudySettings({name: tuple(row[name] for row in rows) for name in names})
+
+
+def check_listed(argument: str, columns: object) -> None:
+    """Refuse what is no dictionary of sequences.
+
+    Raises:
+        ValueError: naming the argument and the entry.
+    """
+    require(isinstance(columns, Mapping), argument, columns, "a dictionary, name -> values")
+    assert isinstance(columns, Mapping)
+    for name, values in columns.items():
+        listed = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str | bytes)
+        require(listed, f"{argument}[{name!r}]", values, "a sequence of values")
 
 
 def _column(name: str, values: Sequence[Value | np.generic]) -> tuple[Value, ...]:
@@ -230,5 +261,7 @@ def _column(name: str, values: Sequence[Value | np.generic]) -> tuple[Value, ...
 
 
 def _check_range(distribution: object, low: float, high: float) -> None:
+    for argument, value in (("low", low), ("high", high)):
+        require_range(argument, value)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"{distribution}: low must be below high, both finite")

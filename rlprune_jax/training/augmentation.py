@@ -2,11 +2,14 @@
 
 import dataclasses
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
+
+from rlprune_jax.checks import require, require_choice, require_count, require_flag, require_key
 
 PaddingMode = Literal["constant", "reflect"]
 """What lies beyond the border of an image: zeros, or the image mirrored."""
@@ -33,6 +36,8 @@ def normalise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
         >>> round(float(image[0, 0, 0]), 4)
         2.0
     """
+    check_standard("mean", mean)
+    check_standard("std", std)
     images, mean, std = jnp.asarray(images), jnp.asarray(mean), jnp.asarray(std)
     if images.dtype != jnp.uint8:
         raise TypeError(f"images are {images.dtype}, not uint8; normalise raw images, and once")
@@ -43,6 +48,29 @@ def normalise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
                 "per channel"
             )
     return _normalise(images, mean, std)
+
+
+def check_standard(argument: str, value: object) -> None:
+    """Refuse a mean or deviation that cannot be.
+
+    What is traced passes.
+
+    Args:
+        argument: ``"mean"``, or ``"std"``, which must be above 0.
+        value: one number, or one per channel.
+
+    Raises:
+        ValueError: it is none, not finite, or a deviation at most 0.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        known = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        known = np.array(np.nan)
+    good = known.size > 0 and np.isfinite(known).all() and (argument != "std" or (known > 0).all())
+    wanted = "finite numbers above 0" if argument == "std" else "finite numbers"
+    require(bool(good), argument, value, f"{wanted}, one for all channels or one per channel")
 
 
 def augment(
@@ -83,10 +111,8 @@ def augment(
     images = jnp.asarray(images)
     if images.ndim != 4:
         raise ValueError(f"images have shape {images.shape}; augment takes [B, H, W, C]")
-    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
-        raise ValueError(f"pad={pad!r} must be an integer of at least 0")
-    if padding_mode not in ("constant", "reflect"):
-        raise ValueError(f"padding_mode={padding_mode!r} must be 'constant' or 'reflect'")
+    require_key("key", key)
+    check_augmentation(pad, flip, padding_mode)
     if not 0 <= cutout <= 1:
         raise ValueError(f"cutout={cutout} must be from 0 to 1, a fraction of the image's side")
     if padding_mode == "reflect" and pad >= min(images.shape[1:3]):
@@ -97,6 +123,18 @@ def augment(
     moved = _augment(images, key, pad=pad, flip=flip, padding_mode=padding_mode)
     side = round(cutout * min(images.shape[1:3]))
     return _cover(moved, jax.random.fold_in(key, 1), side=side) if side else moved
+
+
+def check_augmentation(pad: object, flip: object, padding_mode: object) -> None:
+    """Refuse settings of ``augment`` that cannot be.
+
+    Raises:
+        TypeError: ``flip`` is neither True nor False.
+        ValueError: naming the setting and its value.
+    """
+    require_count("pad", pad, 0)
+    require_flag("flip", flip)
+    require_choice("padding_mode", padding_mode, get_args(PaddingMode))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +157,16 @@ class Standardise:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_standard("mean", self.mean)
+        check_standard("std", self.std)
+        require(
+            len(self.mean) == len(self.std),
+            "std",
+            self.std,
+            f"as many numbers as mean={self.mean}",
+        )
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Return f32[B, H, W, C] of uint8[B, H, W, C]."""
@@ -147,6 +195,9 @@ class CropAndFlip:
     flip: bool = True
     padding_mode: PaddingMode = "constant"
     cutout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_augmentation(self.pad, self.flip, self.padding_mode)
 
     def __call__(self, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple:
         """Return the batch with images of the same shape and dtype; see ``augment``."""

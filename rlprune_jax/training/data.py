@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from rlprune_jax.checks import require_count
-from rlprune_jax.files import default_cache_dir
+from rlprune_jax.checks import require_path, require_seed
+from rlprune_jax.places import default_cache_dir
 from rlprune_jax.training.array_cache import read_arrays, write_arrays
 
 
@@ -105,7 +105,7 @@ def describe(name: str) -> Source:
         >>> describe("cifar10").image_shape
         (32, 32, 3)
     """
-    if name not in _SOURCES:
+    if not isinstance(name, str) or name not in _SOURCES:
         raise ValueError(f"data set {name!r} is unknown; choose from {', '.join(_SOURCES)}")
     return _SOURCES[name]
 
@@ -128,7 +128,7 @@ def load(
 
     Args:
         name: one of ``dataset_names()``.
-        data_dir: folder of prepared data sets; else ``$TFDS_DATA_DIR``, else
+        data_dir: folder of prepared data sets, not read for digits; else ``$TFDS_DATA_DIR``, else
             ``~/tensorflow_datasets``. Unused for ``digits``.
         held_out: how many training images are held out; 5,000 unless told, of ``digits`` 287.
         seed: of the permutation that chooses them.
@@ -140,9 +140,9 @@ def load(
         The data set, images uint8[n, H, W, C] and labels int32[n] in NumPy arrays.
 
     Raises:
-        ValueError: an unknown ``name``; a negative ``seed``; ``held_out`` not below the number of
-            training images; a ``cache_dir`` inside ``data_dir``; a damaged, truncated or foreign
-            data set.
+        ValueError: an unknown ``name``; a ``seed`` that is no integer from 0 to 4294967295;
+            ``held_out`` not below the number of training images; a ``cache_dir`` inside
+            ``data_dir``; a damaged, truncated or foreign data set.
         FileNotFoundError: no such folder, or the data set is not in it.
 
     Example:
@@ -150,7 +150,9 @@ def load(
         (1150, 8, 8, 1)
     """
     source = describe(name)
-    require_count("seed", seed, least=0)
+    require_seed("seed", seed)
+    if data_dir is not None:
+        require_path("data_dir", data_dir)
     if held_out is None:
         held_out = source.held_out
     if isinstance(held_out, bool) or not isinstance(held_out, int) or held_out < 0:

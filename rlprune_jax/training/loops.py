@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rlprune_jax.checks import require_count, require_key, require_type, shown
 from rlprune_jax.training.task import (
     Batch,
     BatchSource,
@@ -86,6 +87,8 @@ def init_train_state(variables: Variables, optimizer: optax.GradientTransformati
     """
     # A FrozenDict would come out of a step as another container than it went in.
     variables = dict(variables) if has_collections(variables) else variables
+    if not hasattr(optimizer, "init"):
+        raise TypeError(f"optimizer={shown(optimizer)} must be one of optax's or make_optimizer's")
     opt_state = optimizer.init(parameters_of(variables))
     return TrainState(variables=variables, opt_state=opt_state, step=jnp.zeros((), jnp.int32))
 
@@ -169,12 +172,11 @@ def train(
 
     Raises:
         TaskError: data without examples or of unequal lengths.
-        ValueError: ``batch_size`` below 1 or above n; ``num_steps`` negative.
+        ValueError: ``batch_size`` below 1 or above n; ``num_steps`` negative; no typed key.
     """
-    if num_steps < 0:
-        raise ValueError(f"num_steps={num_steps} must be at least 0")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    require_count("num_steps", num_steps, 0)
+    require_count("batch_size", batch_size)
+    require_key("key", key)
     check_data("data", data)
     if callable(data):
         return _train_from_source(step_fn, state, data, num_steps, key)
@@ -204,8 +206,8 @@ def evaluate(
         TaskError: data without examples or of unequal lengths.
         ValueError: ``batch_size`` below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    require_count("batch_size", batch_size)
+    require_type("objective", objective, Objective, "take that of a task, task.objective")
     check_data("data", data)
     if callable(data):
         return _evaluate_source(apply, variables, objective, data)

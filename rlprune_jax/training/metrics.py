@@ -7,6 +7,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from rlprune_jax.checks import require_range
 from rlprune_jax.types import PyTree
 
 
@@ -110,6 +111,7 @@ class SoftmaxCrossEntropy:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        require_range("label_smoothing", self.label_smoothing)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing={self.label_smoothing} must be at least 0 and below 1"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from rlprune_jax.checks import require_count, require_range
 from rlprune_jax.types import PyTree
 
 ScheduleName = Literal["constant", "cosine", "linear"]
@@ -35,17 +36,18 @@ def make_schedule(
 
     Raises:
         ValueError: an unknown ``schedule``, a negative number, or a falling schedule whose
-            ``num_steps`` is missing or not above ``warmup``.
+            ``num_steps`` is missing or not above ``warmup``; numbers of steps that are no integers.
 
     Example:
         >>> float(make_schedule(0.5, num_steps=10, schedule="linear")(5))
         0.25
     """
-    if isinstance(learning_rate, int | float) and not learning_rate >= 0:
-        raise ValueError(f"learning_rate={learning_rate} must be at least 0")
-    if warmup < 0:
-        raise ValueError(f"warmup={warmup} must be at least 0")
-    if schedule not in ("constant", "cosine", "linear"):
+    check_rate("learning_rate", learning_rate)
+    if not isinstance(warmup, jax.core.Tracer):
+        require_count("warmup", warmup, 0)
+    if num_steps is not None and not isinstance(num_steps, jax.core.Tracer):
+        require_count("num_steps", num_steps)
+    if not isinstance(schedule, str) or schedule not in ("constant", "cosine", "linear"):
         raise ValueError(
             f"schedule={schedule!r} is unknown; choose from constant, cosine and linear"
         )
@@ -65,6 +67,18 @@ def make_schedule(
         rise = optax.linear_schedule(1.0 / (warmup + 1), 1.0, warmup)
         body = optax.join_schedules([rise, body], [warmup])
     return lambda step: jnp.asarray(learning_rate) * body(step)
+
+
+def check_rate(argument: str, value: object, low: float = 0.0) -> None:
+    """Refuse a number below another.
+
+    Arrays and what is traced pass.
+
+    Raises:
+        ValueError: no number, not finite, or below.
+    """
+    if not hasattr(value, "dtype"):
+        require_range(argument, value, low)
 
 
 def make_optimizer(
@@ -117,16 +131,18 @@ def make_optimizer(
         >>> float(updates["kernel"][0, 0]).__round__(3)
         -0.1
     """
-    if name not in ("sgd", "adam"):
+    if not isinstance(name, str) or name not in ("sgd", "adam"):
         raise ValueError(f"optimizer {name!r} is unknown; choose from sgd and adam")
+    check_rate("momentum", momentum)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
     if decayed not in ("kernels", "all"):
         raise ValueError(f"decayed={decayed!r} is unknown; choose from kernels and all")
-    if isinstance(weight_decay, int | float) and not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay} must be at least 0")
-    if isinstance(clip_norm, int | float) and not clip_norm > 0:
-        raise ValueError(f"clip_norm={clip_norm} must be above 0; None for no clipping")
+    check_rate("weight_decay", weight_decay)
+    if clip_norm is not None:
+        check_rate("clip_norm", clip_norm)
+        if isinstance(clip_norm, int | float) and not clip_norm > 0:
+            raise ValueError(f"clip_norm={clip_norm} must be above 0; None for no clipping")
     rate = make_schedule(learning_rate, num_steps, schedule, warmup)
     decays = not isinstance(weight_decay, int | float) or weight_decay > 0
     only = _kernels if decayed == "kernels" else None

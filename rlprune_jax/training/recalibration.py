@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
 
+from rlprune_jax.checks import require_flag, require_function
 from rlprune_jax.types import ApplyTrain, PyTree, Variables
 
 STATISTIC_NAMES = frozenset(
@@ -81,6 +82,8 @@ def recalibrate(
         >>> print(variables["batch_stats"]["mean"], variables["batch_stats"]["var"])
         [2.] [1.]
     """
+    require_function("apply_train", apply_train, "a function (variables, *inputs)")
+    require_flag("batches", batches)
     inputs = _check_inputs(inputs, batches)
     if not _possible_statistics(variables):
         return variables

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_choice, require_count, shown
 from rlprune_jax.pytree import leaf_paths
 from rlprune_jax.training.metrics import (
     METRICS,
@@ -159,6 +160,18 @@ class Task:
                 f"metric={self.metric!r} is unknown; choose from {', '.join(METRICS)} or give a "
                 "function (outputs, batch) -> number, higher is better"
             )
+        if not isinstance(self.metric, str) and not callable(self.metric):
+            raise TaskError(
+                f"metric={shown(self.metric)} must be a function (outputs, batch) -> number, "
+                f"higher is better, or one of {', '.join(METRICS)}"
+            )
+        for argument in ("loss", "inputs", "prepare", "augment"):
+            value = getattr(self, argument)
+            if value is not None and not callable(value):
+                raise TaskError(f"{argument}={shown(value)} must be a function")
+        name: object = self.metric_name
+        if name is not None and not (isinstance(name, str) and name):
+            raise TaskError(f"metric_name={shown(name)} must be text, as results show it")
         for split in SPLITS:
             check_data(split, getattr(self, split))
         find_inputs(self.sample("train", 1), self.inputs)
@@ -189,6 +202,7 @@ class Task:
         Args:
             split: ``"train"``, ``"held_out"`` or ``"test"``.
         """
+        require_choice("split", split, SPLITS)
         return callable(getattr(self, split))
 
     def size(self, split: str) -> int | None:
@@ -203,8 +217,13 @@ class Task:
 
         Args:
             split: ``"train"``, ``"held_out"`` or ``"test"``.
-            count: at most so many.
+            count: at most so many, at least 1.
+
+        Raises:
+            ValueError: an unknown split, or a count below 1.
         """
+        require_choice("split", split, SPLITS)
+        require_count("count", count)
         data = getattr(self, split)
         if not self.is_streamed(split):
             return jax.tree.map(lambda leaf: leaf[:count], data)
@@ -262,6 +281,11 @@ def check_data(argument: str, data: Data) -> None:
             raise TaskError(
                 f"{argument}: leaf {path!r} is a {type(leaf).__name__}, not an array [n, ...]; "
                 "data that come in batches are given as a function that returns a new iterator"
+            )
+        if leaf.dtype.kind in "OSU":
+            raise TaskError(
+                f"{argument}: leaf {path!r} holds {leaf.dtype}; give numbers, such as class "
+                "numbers for names"
             )
         if not np.shape(leaf):
             raise TaskError(
@@ -334,7 +358,8 @@ def classification(
         **details: further fields of ``Task``: ``prepare``, ``augment``, ``inputs``, ...
 
     Raises:
-        TaskError: as ``Task``; labels that are no integers from 0 on.
+        TaskError: as ``Task``; labels that are no integers from 0 on, inputs that are NaN or
+            infinite.
         ValueError: ``label_smoothing`` outside [0, 1).
 
     Example:
@@ -355,7 +380,31 @@ def classification(
         check_labels(
             split, task.sample(split, 1) if task.is_streamed(split) else getattr(task, split)
         )
+        check_finite(split, getattr(task, split))
     return task
+
+
+def check_finite(argument: str, data: Data) -> None:
+    """Refuse data that are NaN or infinite.
+
+    Sources of batches pass. A ``Task`` of one's own takes them, since its loss may read them as
+    missing.
+
+    Raises:
+        TaskError: naming the argument and the leaf.
+    """
+    if callable(data):
+        return
+    for path, leaf in zip(leaf_paths(data), jax.tree.leaves(data), strict=True):
+        if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        # Of the extremes, which need no second array, as large as the first.
+        ends = np.asarray([leaf.min(), leaf.max()], np.float64)
+        if not np.isfinite(ends).all():
+            raise TaskError(
+                f"{argument}: leaf {path!r} holds NaN or infinity; leave those examples out, or "
+                "write a Task whose loss takes them"
+            )
 
 
 def check_labels(argument: str, batch: Batch) -> None:
@@ -404,9 +453,13 @@ def regression(
         >>> regression(data, data, data).objective.metric_name
         'negative_loss'
     """
-    return Task(
+    task = Task(
         loss=squared_error, metric=metric, train=train, held_out=held_out, test=test, **details
     )
+    for split in SPLITS:
+        labels_of(task.sample(split, 1))
+        check_finite(split, getattr(task, split))
+    return task
 
 
 def next_token(
@@ -442,9 +495,31 @@ def next_token(
     details = {"inputs": all_but_the_last, **details}
     if metric == "negative_loss":
         details.setdefault("metric_name", "negative_loss_per_token")
-    return Task(
+    task = Task(
         loss=next_token_loss, metric=metric, train=train, held_out=held_out, test=test, **details
     )
+    if task.inputs is all_but_the_last:
+        for split in SPLITS:
+            streamed = task.is_streamed(split)
+            check_tokens(split, task.sample(split, 1) if streamed else getattr(task, split))
+    return task
+
+
+def check_tokens(argument: str, tokens: Batch) -> None:
+    """Refuse what is no array of sequences of tokens.
+
+    Raises:
+        TaskError: naming the argument.
+    """
+    dtype: np.dtype | None = getattr(tokens, "dtype", None)
+    shape: tuple[int, ...] = getattr(tokens, "shape", ())
+    if dtype is None or not np.issubdtype(dtype, np.integer) or len(shape) != 2 or shape[1] < 2:
+        raise TaskError(
+            f"{argument}={shown(tokens)} must be tokens, integers [n, T] of at least two each; "
+            "the last of a sequence is only predicted"
+        )
+    if not isinstance(tokens, jax.core.Tracer) and (least := int(np.asarray(tokens).min())) < 0:
+        raise TaskError(f"{argument}: tokens hold {least}; they count from 0")
 
 
 def all_but_the_last(tokens: jax.Array) -> jax.Array:

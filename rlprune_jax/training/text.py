@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlprune_jax.checks import require_count
+from rlprune_jax.checks import require_count, require_seed
 from rlprune_jax.training.task import Metric, Task, next_token
 
 VOCABULARY = 128
@@ -68,7 +68,7 @@ def describe_text(name: str) -> TextSource:
         >>> describe_text("text").vocabulary
         128
     """
-    if name not in _SOURCES:
+    if not isinstance(name, str) or name not in _SOURCES:
         raise ValueError(f"text {name!r} is unknown; choose from {', '.join(_SOURCES)}")
     return _SOURCES[name]
 
@@ -101,6 +101,7 @@ def load_text(name: str = "text", *, context: int = CONTEXT, seed: int = 0) -> T
     """
     source = describe_text(name)
     require_count("context", context)
+    require_seed("seed", seed)
     if context >= SEGMENT:
         raise ValueError(f"context={context} must be below {SEGMENT}, the characters of a segment")
     codes = np.frombuffer(_paragraphs().encode("ascii", "replace"), np.uint8)

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.checks import require_choice
+from rlprune_jax.checks import require_choice, require_range
 from rlprune_jax.graph.groups import FOLLOWER, Graph, ones_gates
 from rlprune_jax.kept import is_kept, rank
 from rlprune_jax.types import Gates
+from rlprune_jax.units.scores import require_groups
 
 Normaliser = Literal["none", "mean", "max", "sum", "standard", "lamp"]
 """What the scores of a group are put in relation to."""
@@ -55,6 +56,7 @@ def normalise_scores(
         [0.3333333432674408, 1.0, 0.25]
     """
     require_choice("normaliser", normaliser, get_args(Normaliser))
+    require_groups(graph, scores)
     counted = ones_gates(graph) if gates is None else gates
     return {
         name: _normalised(jnp.asarray(scores[name]), is_kept(counted[name]), normaliser)
@@ -159,6 +161,7 @@ def per_cost(
     every = jnp.concatenate([prices[name] for name in graph.names])
     least = jnp.min(jnp.where(every > 0, every, jnp.inf))
     least = jnp.where(jnp.isfinite(least), least, 1.0)
+    require_range("power", power)
     return {name: scores[name] / jnp.maximum(prices[name], least) ** power for name in graph.names}
 
 
@@ -228,6 +231,7 @@ def isomorphic_scores(graph: Graph, scores: Gates, gates: Gates | None = None) -
         >>> {name: row.tolist() for name, row in isomorphic_scores(graph, scores).items()}
         {'a': [0.75, 0.25], 'b': [0.5, 1.0]}
     """
+    require_groups(graph, scores)
     at = ones_gates(graph) if gates is None else gates
     scopes = np.asarray(isomorphic_scopes(graph))
     found: dict[str, jax.Array] = {}

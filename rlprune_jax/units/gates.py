@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlprune_jax.graph.groups import Graph, Group, check_gates
+from rlprune_jax.checks import require_type, shown
+from rlprune_jax.graph.groups import Graph, Group, check_gates, check_graph
 from rlprune_jax.kept import is_kept as is_kept
 from rlprune_jax.kept import rank as rank
 from rlprune_jax.per_group import PerGroup, per_group
@@ -168,7 +169,11 @@ def kept_counts(graph: Graph, gates: Gates) -> jax.Array:
 
     Returns:
         f32[..., groups], whole numbers.
+
+    Raises:
+        ValueError: the gates name other groups, or one has no units behind.
     """
+    _check_rows(graph, "gates", gates)
     return jnp.stack([is_kept(gates[name]).sum(-1) for name in graph.names], -1).astype(jnp.float32)
 
 
@@ -244,21 +249,31 @@ def _first_of_batch(gates: Gates) -> Gates:
 
 
 def _check_priorities(graph: Graph, priorities: Gates) -> None:
-    _check_names(graph, "priorities", priorities)
+    _check_rows(graph, "priorities", priorities)
     for group in graph.groups:
         priority = priorities[group.name]
-        if np.shape(priority)[-1:] != (group.size,):
-            raise ValueError(
-                f"priorities[{group.name!r}] has shape {np.shape(priority)}, "
-                f"needs (..., {group.size})"
-            )
         if not isinstance(priority, jax.core.Tracer) and np.isnan(np.asarray(priority)).any():
             raise ValueError(
                 f"priorities[{group.name!r}] holds NaN; give every unit a number (-inf goes first)"
             )
 
 
+def _check_rows(graph: Graph, argument: str, given: Gates) -> None:
+    """Refuse what is not one row of numbers per group, with any axes before."""
+    _check_names(graph, argument, given)
+    for group in graph.groups:
+        row = given[group.name]
+        if np.shape(row)[-1:] != (group.size,):
+            raise ValueError(
+                f"{argument}[{group.name!r}] has shape {np.shape(row)}, needs (..., {group.size})"
+            )
+        if not hasattr(row, "dtype") or row.dtype.kind in "OSU":
+            raise TypeError(f"{argument}[{group.name!r}] is {shown(row)}; pass an array of numbers")
+
+
 def _check_names(graph: Graph, argument: str, given: Gates) -> None:
+    check_graph(graph)
+    require_type(argument, given, dict, "group name -> f32[units]")
     if set(given) != set(graph.names):
         raise ValueError(
             f"{argument} must name the groups of the graph, {', '.join(graph.names)}; "

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlprune_jax.graph.groups import FOLLOWER, Graph, Group
-from rlprune_jax.graph.matching import Inputs, match
+from rlprune_jax.graph.matching import Inputs, check_variables, match
 from rlprune_jax.graph.program import Literal, Program
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Apply, Gates, PyTree, Variables
@@ -62,6 +62,7 @@ def norm_scale_scores(
         >>> norm_scale_scores(apply, graph, variables, (jnp.ones((1, 2)),))["a"].tolist()
         [3.0, 1.0]
     """
+    check_variables(graph, variables)
     flat = flatten_with_paths(variables)
     program = match(apply, graph, variables, inputs).program
     slots = dict(zip(flat, program.inputs, strict=False))

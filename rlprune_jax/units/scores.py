@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_key
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.types import Gates
 
@@ -38,6 +39,7 @@ def random_scores(graph: Graph, key: jax.Array) -> Gates:
     Returns:
         Group name -> f32[units], uniform in [0, 1).
     """
+    require_key("key", key)
     keys = jax.random.split(key, len(graph.groups))
     return {
         group.name: jax.random.uniform(group_key, (group.size,))
@@ -58,7 +60,26 @@ def group_scores(
     Returns:
         f32[G], in depth order.
     """
+    require_groups(graph, scores)
     return jnp.stack([reduce(scores[name]) for name in graph.names])
+
+
+def require_groups(graph: Graph, scores: Gates) -> None:
+    """Refuse scores that are not one row per group.
+
+    Raises:
+        ValueError: naming the first group that is missing, unknown or of another size.
+    """
+    for name in {**dict.fromkeys(graph.names), **scores}:
+        if name not in scores or name not in graph.names:
+            which = "lack" if name in graph.names else "hold"
+            raise ValueError(
+                f"scores {which} the group {name!r}; the groups are {', '.join(graph.names)}"
+            )
+    for group in graph.groups:
+        found = np.shape(scores[group.name])
+        if found != (group.size,):
+            raise ValueError(f"scores[{group.name!r}] has shape {found}, needs ({group.size},)")
 
 
 def check_scores(score: str, scores: Gates) -> None:

@@ -6,8 +6,9 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from rlprune_jax.checks import require, require_choice
+from rlprune_jax.checks import require_above, require_choice
 from rlprune_jax.graph.groups import PRODUCER, Graph, Group, Slot
+from rlprune_jax.graph.matching import check_variables
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.types import Gates, PyTree, Variables
 from rlprune_jax.units.comparisons import Normaliser, normalise_scores
@@ -58,7 +59,8 @@ def magnitude_scores(
         >>> magnitude_scores(graph, variables, norm=1, normaliser="none")["a"].tolist()
         [7.0, 1.0]
     """
-    require(norm > 0, "norm", norm, "above 0")
+    require_above("norm", norm)
+    check_variables(graph, variables)
     flat = flatten_with_paths(variables)
     scores = {
         group.name: reduce_slots(_power_sums(group, flat, norm), reduction) ** (1 / norm)
@@ -85,6 +87,7 @@ def lamp_scores(graph: Graph, variables: Variables, *, reduction: SlotReduction 
         Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning", eq. 1, with
         units in place of weights.
     """
+    check_variables(graph, variables)
     flat = flatten_with_paths(variables)
     squares = {
         group.name: reduce_slots(_power_sums(group, flat, 2.0), reduction) for group in graph.groups
@@ -117,6 +120,7 @@ def geometric_median_scores(
     Reference:
         He et al. 2019, "Filter Pruning via Geometric Median", eq. 5.
     """
+    check_variables(graph, variables)
     flat = flatten_with_paths(variables)
     scores = {}
     for group in graph.groups:

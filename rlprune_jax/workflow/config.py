@@ -8,7 +8,7 @@ from typing import Literal, Union, get_args, get_origin
 
 import tyro
 
-from rlprune_jax.checks import require, require_count, require_extra, require_range
+from rlprune_jax.checks import require, require_count, require_extra, require_range, require_seed
 from rlprune_jax.costs.options import KV_LAYERS
 from rlprune_jax.per_group import read_overrides
 
@@ -341,9 +341,10 @@ def check_numbers(config: PruneConfig) -> None:
     require_range("save_seconds", config.save_seconds, 0.0)
     if config.reward_retention is not None:
         require_range("reward_retention", config.reward_retention, 0.0)
-    require(
-        require_count("seed", config.seed, 0) < 2**32, "seed", config.seed, "from 0 to 4294967295"
-    )
+    require_seed("seed", config.seed)
+    for method in config.baselines:
+        given: object = method
+        require(isinstance(given, str), "baselines", given, "the name of a method")
     require(
         config.candidates <= config.evaluations,
         "candidates",

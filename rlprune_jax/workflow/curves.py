@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlprune_jax.checks import require, require_choice, require_count
+from rlprune_jax.checks import (
+    require,
+    require_choice,
+    require_count,
+    require_seed,
+    require_type,
+    shown,
+)
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.files import to_json
 from rlprune_jax.models import ModelFunctions
@@ -77,10 +84,12 @@ class IterativeOptions:
         require_count("iterations", self.iterations)
         if self.examples is not None:
             require_count("examples", self.examples)
+        seeds: object = self.seeds
+        require(isinstance(seeds, tuple), "seeds", seeds, "a sequence of integers, each once")
         once = bool(self.seeds) and len(set(self.seeds)) == len(self.seeds)
         require(once, "seeds", self.seeds, "one or more, each once")
         for seed in self.seeds:
-            require_count("seeds", seed, 0)
+            require_seed("seeds", seed)
         if self.batching is not None:
             require_choice("batching", self.batching, ("vmap", "map"))
 
@@ -208,7 +217,8 @@ def prune_iteratively(
     Raises:
         TaskError: data that come batch by batch, or outputs that do not fit the task.
         ValueError: a setting that cannot be, a batch above the examples, or nothing to prune.
-        TypeError: there is no such setting.
+        TypeError: there is no such setting, or what is no ``Network``, ``Task``, ``Pruner`` or
+            ``Schedule``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -222,8 +232,17 @@ def prune_iteratively(
         [2]
     """
     options = _options(settings)
+    require_type("network", network, Network, "make it by Network.from_linen or its like")
+    require_type("task", task, Task, "make it by classification, regression or their like")
+    require_type("schedule", schedule, Schedule, "make it by Schedule(batch_size, num_steps)")
+    if not isinstance(pruners, Pruner | Mapping):
+        raise TypeError(
+            f"pruners={shown(pruners)} must be a Pruner, as sap() gives, or some by name"
+        )
     named = {"pruner": pruners} if isinstance(pruners, Pruner) else dict(pruners)
     require(bool(named), "pruners", pruners, "one or more")
+    for name, pruner in named.items():
+        require_type(f"pruners[{name!r}]", pruner, Pruner, "make it by sap or its like")
     stages = {name: stage_name(name) for name in named}
     distinct = len(set(stages.values())) == len(stages)
     require(distinct, "pruners", list(named), "distinct in letters and digits; rename one")
@@ -251,7 +270,9 @@ def _options(settings: Mapping[str, PyTree]) -> IterativeOptions:
             f"{unknown[0]}= is no setting of prune_iteratively; settings are {', '.join(known)}"
         )
     if "seeds" in settings:
-        settings = {**settings, "seeds": tuple(settings["seeds"])}
+        seeds = settings["seeds"]
+        several = isinstance(seeds, Sequence | range) and not isinstance(seeds, str)
+        settings = {**settings, "seeds": tuple(seeds) if several else seeds}
     return IterativeOptions(**settings)
 
 

@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from rlprune_jax.checks import require_function, require_type
 from rlprune_jax.costs import count_macs, count_params, measured_costs
 from rlprune_jax.runs import MemoryRun, Run
+from rlprune_jax.runs.run import check_run
 from rlprune_jax.search import check_archive, gates_to_masks
 from rlprune_jax.training.loops import evaluate
 from rlprune_jax.training.task import Data, Evaluation, Objective
@@ -151,6 +153,11 @@ def deliver(
         DivergenceError: finetuning diverged.
         ValueError: no mask meets the budgets.
     """
+    require_type("pruning", pruning, Pruning, "make it by make_pruning")
+    require_type("search", search, Search, "make it by search(pruning)")
+    if finetune is not None:
+        require_function("finetune", finetune, "a function (apply, variables, steps, key)")
+    check_run(run)
     check_archive(search.archive)
     network, task = pruning.network, pruning.task
     tuner = Tuner(pruning, search.method, finetune, MemoryRun() if run is None else run)

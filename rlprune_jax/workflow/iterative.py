@@ -148,10 +148,11 @@ class Schedule:
     def __post_init__(self) -> None:
         require_count("batch_size", self.batch_size)
         require_count("evaluation_batch", self.evaluation_batch)
-        if self.rewind_step < 0 or self.num_steps <= self.rewind_step:
+        require_count("num_steps", self.num_steps)
+        require_count("rewind_step", self.rewind_step, 0)
+        if self.num_steps <= self.rewind_step:
             raise ValueError(
-                f"num_steps={self.num_steps} must be above rewind_step={self.rewind_step}, and "
-                "that at least 0"
+                f"num_steps={self.num_steps} must be above rewind_step={self.rewind_step}"
             )
         if self.batch_statistics not in ("keep", "rewind"):
             raise ValueError(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_range, require_seed, require_type
 from rlprune_jax.runs import MemoryRun, Run, StageOptions, run_stage
 from rlprune_jax.training.averaging import averaged, start_averaging
 from rlprune_jax.training.loops import (
@@ -279,7 +280,14 @@ def train_dense(
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
+        TypeError: what is no ``Network``, ``Task`` or ``DenseRecipe``.
+        ValueError: a seed that is no integer from 0 to 4294967295, or ``save_seconds`` below 0.
     """
+    require_type("network", network, Network, "make it by Network.from_linen or its like")
+    require_type("task", task, Task, "make it by classification, regression or their like")
+    require_type("recipe", recipe, DenseRecipe, "make it by DenseRecipe(steps)")
+    require_seed("seed", seed)
+    require_range("save_seconds", save_seconds, 0.0)
     task = task.on_device()
     training = Training(
         name="dense",

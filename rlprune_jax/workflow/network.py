@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
+from rlprune_jax.checks import shown
 from rlprune_jax.graph.gating import gated
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.graph.slim import compact, respecialise
@@ -237,6 +238,12 @@ class Network:
             raise NetworkError(
                 f"example={functions.example!r} holds no array; give an input with a batch"
             )
+        for place, leaf in enumerate(jax.tree.leaves(inputs)):
+            if not hasattr(leaf, "dtype"):
+                raise NetworkError(
+                    f"example: leaf {place} is {shown(leaf)}; give arrays or "
+                    "jax.ShapeDtypeStruct, with a batch in front"
+                )
         check_weights(variables)
         train = functions.apply_train
         self.variables = variables

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlprune_jax.checks import require
+from rlprune_jax.checks import require, require_function, require_path, require_type
 from rlprune_jax.costs import Budget, count_macs, count_params, limits, parse_budgets
 from rlprune_jax.devices import describe_device, versions
 from rlprune_jax.origin import Provenance, Stale, check_stale, code_origin
@@ -104,6 +104,10 @@ def prune(
     """
     config = with_settings(config, settings)
     check_stale(stale)
+    if finetune is not None:
+        require_function("finetune", finetune, "a function (apply, variables, steps, key)")
+    if run_dir is not None:
+        require_path("run_dir", run_dir)
     check_methods(config.baselines, METHODS)
     given = parse_budgets(budgets)
     # Before anything is written: a directory of a run that cannot be would refuse the right one.
@@ -156,6 +160,7 @@ def with_settings(config: PruneConfig | None, settings: dict[str, PyTree]) -> Pr
         TypeError: there is no such field; the message lists them.
     """
     config = PruneConfig() if config is None else config
+    require_type("config", config, PruneConfig, "make it by PruneConfig(...)")
     known = [field.name for field in dataclasses.fields(config)]
     for name in settings:
         if name not in known:

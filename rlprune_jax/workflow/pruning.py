@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_type
 from rlprune_jax.costs import (
     Budget,
     Constraint,
@@ -18,8 +19,8 @@ from rlprune_jax.costs import (
     estimate_costs,
     limits,
 )
-from rlprune_jax.files import default_cache_dir
 from rlprune_jax.graph.groups import Graph
+from rlprune_jax.places import default_cache_dir
 from rlprune_jax.search import CostFunction, Environment, make_environment
 from rlprune_jax.training.metrics import SoftmaxCrossEntropy, labels_of
 from rlprune_jax.training.recalibration import find_statistics
@@ -209,6 +210,7 @@ def check_problem(network: Network, task: Task, budgets: Budgets, config: PruneC
             f"task is a {type(task).__name__}, not a Task; make one by classification, "
             "regression, next_token or Task(loss, metric, train, held_out, test)"
         )
+    require_type("config", config, PruneConfig, "make it by PruneConfig(...)")
     filled = resolve(config)
     check_precision(filled.precision)
     if config.finetune_rule is None:

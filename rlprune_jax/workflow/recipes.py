@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlprune_jax.checks import require, require_choice, require_count, require_range
+from rlprune_jax.checks import require, require_above, require_choice, require_count, require_range
 from rlprune_jax.training.augmentation import AlternatingFlip, CropAndFlip
 from rlprune_jax.training.loops import Arrange
 from rlprune_jax.training.metrics import SoftmaxCrossEntropy
@@ -41,7 +41,7 @@ class DenseRecipe:
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
         require_count("batch_size", self.batch_size)
-        require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
+        require_above("rate", self.rate)
         require_range("weight_decay", self.weight_decay, 0.0)
         require_choice("rule", self.rule, ("sgd", "adam"))
         require_choice("precision", self.precision, PRECISIONS)
@@ -89,11 +89,14 @@ class FinetuneRecipe:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
+        require_above("rate", self.rate)
         require_choice("rule", self.rule, ("sgd", "adam"))
         require_range("weight_decay", self.weight_decay, 0.0)
         require_range("warmup", self.warmup, 0.0, 1.0)
         require_choice("precision", self.precision, PRECISIONS)
+        require_count("batch_size", self.batch_size)
+        if self.clip_norm is not None:
+            require_above("clip_norm", self.clip_norm)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
         """Return the optimizer.
@@ -173,7 +176,7 @@ class FastRecipe:
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
         require_count("batch_size", self.batch_size)
-        require(0 < self.rate < float("inf"), "rate", self.rate, "finite and above 0")
+        require_above("rate", self.rate)
         require_range("weight_decay", self.weight_decay, 0.0)
         require_choice("rule", self.rule, ("sgd", "adam"))
         for name in ("label_smoothing", "cutout", "rise", "average"):

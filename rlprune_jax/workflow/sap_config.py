@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
-from rlprune_jax.checks import refuse_unless, require_choice
+from rlprune_jax.checks import refuse_unless, require_choice, require_count
 from rlprune_jax.workflow.config import Lines, check_choices
 from rlprune_jax.workflow.sources import NetworkOptions
 
@@ -112,8 +112,8 @@ def resolve_sap(config: SapConfig, usual_epochs: int = 2) -> SapConfig:
     """
     check_choices(config)
     check_pruners(config)
-    for name in ("seeds", "batch_size"):
-        refuse_unless(name, getattr(config, name), getattr(config, name) >= 1, "must be at least 1")
+    for name in ("seeds", "batch_size", "iterations"):
+        require_count(name, getattr(config, name))
     refuse_unless("seed", config.seed, config.seed >= 0, "must be at least 0")
     last = config.seed + config.seeds - 1
     refuse_unless(
@@ -133,6 +133,7 @@ def resolve_sap(config: SapConfig, usual_epochs: int = 2) -> SapConfig:
     epochs = usual_epochs if config.epochs is None else config.epochs
     above = f"must be above rewind_epoch={config.rewind_epoch}"
     refuse_unless("epochs", epochs, epochs > config.rewind_epoch, above)
+    require_count("epochs", epochs)
     return dataclasses.replace(config, epochs=epochs)
 
 
@@ -157,7 +158,6 @@ def check_pruners(config: PrunersConfig) -> None:
     refuse_unless("method", methods, once, "must be one or more, each once")
     for method in methods:
         require_choice("method", method, get_args(PrunerName))
-    refuse_unless("iterations", config.iterations, config.iterations >= 1, "must be at least 1")
     p, q = config.p, config.q
     if len(p) != len(q) or not p:
         raise ValueError(f"p={p} and q={q} must be as many; they go in pairs")

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlprune_jax.checks import require_type
 from rlprune_jax.costs import search_costs
 from rlprune_jax.runs import CompileClock, Json, MemoryRun, Run, StageOptions, run_stage
+from rlprune_jax.runs.run import check_run
 from rlprune_jax.search import (
     Archive,
     Environment,
@@ -125,8 +127,10 @@ def search(pruning: Pruning, method: str = AGENT, run: Run | None = None) -> Sea
         ValueError: an unknown method.
         CostError: a cost function failed on a candidate.
     """
-    if method not in METHODS:
+    require_type("pruning", pruning, Pruning, "make it by make_pruning")
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; choose from {', '.join(METHODS)}")
+    check_run(run)
     run = MemoryRun() if run is None else run
     if method == AGENT and pruning.config.start is not None:
         strategy, archive = begun(pruning, run)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from rlprune_jax.checks import require_path, require_type
 from rlprune_jax.costs import Latency, measure_latency
 from rlprune_jax.export import (
     PLAN,
@@ -82,6 +83,9 @@ def ship(
     Warns:
         UserWarning: slim and masked outputs differ by more than rounding.
     """
+    require_type("delivered", delivered, Delivered, "make it by deliver(pruning, search)")
+    if path is not None:
+        require_path("path", path)
     pruning = delivered.pruning
     dense = pruning.network.replace(delivered.variables)
     slim = delivered.network

@@ -7,7 +7,7 @@ import os
 import re
 from typing import TypeVar
 
-from rlprune_jax.checks import names_file, refuse_unless
+from rlprune_jax.checks import MOST_COUNTED, names_file, refuse_unless
 from rlprune_jax.workflow.config import Lines
 
 NamedNetwork = TypeVar("NamedNetwork", bound="NetworkOptions")
@@ -144,8 +144,9 @@ def check_network(options: NetworkOptions) -> None:
             continue
         instead = f"; it has {', '.join(has)}" if has else "; leave it out"
         raise ValueError(f"{name}={value}: {model} has no such option{instead}")
+    good = all(isinstance(each, int) and 1 <= each <= MOST_COUNTED for each in options.widths)
     refuse_unless(
-        "widths", options.widths, all(each >= 1 for each in options.widths), "must be above 0"
+        "widths", options.widths, good, f"must be above 0 and at most {MOST_COUNTED} each"
     )
     if options.width is not None:
         good = math.isfinite(options.width) and options.width > 0
@@ -160,6 +161,10 @@ def check_network(options: NetworkOptions) -> None:
             "folder of an Orbax checkpoint"
         )
     for expression in options.ignore:
+        if not expression:
+            raise ValueError(
+                "ignore='' matches every path, so nothing could be pruned; leave it out"
+            )
         try:
             re.compile(expression)
         except re.error as error:

@@ -114,6 +114,32 @@ def test_a_password_is_not_shown(command, kind):
     assert "PASSWORD" not in said
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "search --optunas postgresql://u:PASSWORD@localhost/db",
+        "search --optuna=mysql://u:PASSWORD@localhost/db --trials x",
+        "search postgresql://u:PASSWORD@localhost/db",
+        "search --optuna postgresql://localhost/db?user=u&password=PASSWORD",
+        "search --optuna nodb://u:PASSWORD@localhost/db --worker -1",
+    ],
+)
+def test_a_password_is_in_no_message(command, line):
+    assert "PASSWORD" not in command(line)
+
+
+def test_the_password_reaches_the_storage_alone(monkeypatch, tmp_path):
+    reached = []
+    monkeypatch.setattr(study, "work", reached.append)
+    line = "search --optuna postgresql://u:PASSWORD@localhost/db"
+    study.main("rlprune study", line.split())
+    study.main("rlprune study", line.replace(" postgres", "=postgres").split())
+    for options in reached:
+        assert options.optuna.secret == "postgresql://u:PASSWORD@localhost/db"
+        assert "PASSWORD" not in f"{options!r} {options.record()} {options.identity()}"
+    assert len(reached) == 2
+
+
 def in_a_fresh_process(*line):
     program = (
         "import sys; from rlprune_jax.cli.main import main\n"

@@ -157,19 +157,19 @@ def test_turned_dots_depend_on_the_distance_alone():
 @pytest.mark.parametrize(
     ("name", "options", "tokens", "error", "message"),
     [
-        ("gpt", {"heads": 0}, TOKENS, ValueError, "heads=0 must be an integer of at least 1"),
+        ("gpt", {"heads": 0}, TOKENS, ValueError, "heads=0 must be at least 1"),
         ("gpt", {"context": 8}, TOKENS, ValueError, "9 tokens are longer than context=8; cut"),
-        ("gpt", {"width": 0.0}, TOKENS, ValueError, "width=0.0 must be above 0"),
+        ("gpt", {"width": 0.0}, TOKENS, ValueError, "width=0.0 must be a finite"),
         ("gpt", {}, TOKENS[0], ValueError, r"have shape \(9,\); the network takes \[B, T\]"),
         ("gpt", {}, TOKENS[:, :0], ValueError, "an empty sequence"),
         ("llama", {}, TOKENS * 1.0, TypeError, "tokens are float32; a language model takes"),
-        ("llama", {"depth": 0}, TOKENS, ValueError, "depth=0 must be an integer"),
+        ("llama", {"depth": 0}, TOKENS, ValueError, "depth=0 must be at least 1"),
         ("llama", {"kv_heads": 4}, TOKENS, ValueError, "heads=6 must be a multiple of kv_heads=4"),
         ("llama", {"head_width": 7}, TOKENS, ValueError, "head_width=7 must be even"),
-        ("llama", {"mlp_ratio": 0.0}, TOKENS, ValueError, "mlp_ratio=0.0 must be above 0"),
+        ("llama", {"mlp_ratio": 0.0}, TOKENS, ValueError, "mlp_ratio=0.0 must be a finite"),
     ],
 )
 def test_what_cannot_be_is_refused(name, options, tokens, error, message):
-    module = create_model(name, 11, **SMALL[name] | options)
     with pytest.raises(error, match=message):
+        module = create_model(name, 11, **SMALL[name] | options)
         jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(tokens))

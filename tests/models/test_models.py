@@ -179,13 +179,13 @@ def test_unknown_option_lists_the_known_ones():
     ("name", "options", "message"),
     [
         ("mlp", {"widths": (8, 0)}, "must hold positive integers"),
-        ("cnn", {"widths": ()}, "leaves no convolution"),
+        ("cnn", {"widths": ()}, "leaves nothing of cnn"),
         ("cnn", {"widths": (8, 2.5)}, "must hold positive integers"),
         ("vgg11", {"widths": (8,) * 7}, "has 7 entries; give 8"),
-        ("vgg11", {"width": 0.0}, "width=0.0 must be above 0"),
-        ("vgg11", {"width": float("nan")}, "width=nan must be above 0"),
+        ("vgg11", {"width": 0.0}, "width=0.0 must be a finite number above 0"),
+        ("vgg11", {"width": float("nan")}, "width=nan must be a finite number above 0"),
         ("vgg11", {"width": 0.5, "widths": (8,) * 8}, "not both"),
-        ("vgg11", {"pools": 6}, "pools=6 must be an integer from 0 to 5"),
+        ("vgg11", {"pools": 6}, "pools=6 must be from 0 to 5"),
     ],
 )
 def test_bad_options(name, options, message):

@@ -24,6 +24,7 @@ START = f"""
 import signal, sys, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {str(PACKAGE / "runs")!r})
+import interruption
 from interruption import interruptible
 sys.path.pop(0)
 """
@@ -231,3 +232,74 @@ def test_other_threads_are_refused():
     thread.start()
     thread.join()
     assert found == ["interruptible must be entered in the main thread, which gets the signals"]
+
+
+SAVES = """
+from interruption import end_if_asked, is_ending, saving
+
+with interruptible("checkpoint"):
+    with saving():
+        print("ready", flush=True)
+        while True:
+            time.sleep(STEP)
+            if is_ending():
+                print("saved", flush=True)
+            end_if_asked()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_polite_signal_waits_for_a_save(tmp_path, number):
+    program = SAVES.replace("STEP", "0.3")
+    with started(program, tmp_path) as process:
+        seconds, *found = interrupt(process, number, 0.1)
+    assert found == [128 + number, "saved\n", LINE]
+    assert seconds < 5
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(tmp_path, second):
+    with started(SAVES.replace("STEP", "60"), tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.poll() is None
+        seconds, *found = interrupt(process, second, 0.1)
+    assert found == [143, "", LINE]
+    assert seconds < 5
+
+
+def test_ctrl_c_waits_for_no_save(tmp_path):
+    with started(SAVES.replace("STEP", "60"), tmp_path) as process:
+        seconds, *found = interrupt(process, signal.SIGINT, 0.1)
+    assert found == [130, "", LINE]
+    assert seconds < 5
+
+
+def test_a_save_that_takes_too_long_is_not_waited_for(tmp_path):
+    program = "interruption._GRACE_SECONDS = 0.5\n" + SAVES.replace("STEP", "60")
+    with started(program, tmp_path) as process:
+        seconds, *found = interrupt(process, signal.SIGTERM, 0.1)
+    assert found == [143, "", LINE]
+    assert 0.4 < seconds < 6
+
+
+def test_a_process_that_ends_is_interrupted_too(tmp_path):
+    program = """
+import atexit
+atexit.register(lambda: (print("ready", flush=True), time.sleep(60)))
+with interruptible(final=True):
+    pass
+"""
+    with started(program, tmp_path) as process:
+        assert interrupt(process, signal.SIGINT, 0.1)[1:] == (130, "", "interrupted\n")
+
+
+def test_an_interrupt_before_the_first_handler_is_one_line(tmp_path):
+    program = """
+sys.path.insert(0, PLACE)
+import rlprune_jax.cli
+print("ready", flush=True)
+time.sleep(60)
+""".replace("PLACE", repr(str(PACKAGE.parent)))
+    with started(program, tmp_path) as process:
+        assert interrupt(process, signal.SIGINT, 0.1)[1:] == (130, "", "interrupted\n")

@@ -1,6 +1,7 @@
 """The run directory: naming, metrics, result, locking, interruption."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 import rlprune_jax
 from rlprune_jax.files import UnwritableError
 from rlprune_jax.origin import Provenance, StaleWarning
+from rlprune_jax.runs import run_directory
 from rlprune_jax.runs.run_directory import (
     Extension,
     RunDirectoryError,
@@ -514,3 +516,24 @@ def test_a_result_that_was_changed_does_not_count(tmp_path):
     place.write_bytes((other.path / "result.json").read_bytes())
     with pytest.warns(DamageWarning, match="of another run"), open_run(tmp_path, "x", {}) as run:
         assert not run.is_finished
+
+
+def test_a_finished_run_is_found_where_nothing_can_be_written(tmp_path, monkeypatch):
+    with open_run(tmp_path, "prune", {"seed": 0}) as run:
+        run.append_metrics("dense", 1, {"loss": 0.5})
+        run.write_result({"accuracy": 0.5})
+    with open_run(tmp_path, "prune", {"seed": 1}) as unfinished:
+        unfinished.append_metrics("dense", 1, {"loss": 0.5})
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    def refused(path):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(run_directory, "try_lock", refused)
+    with open_run(tmp_path, "prune", {"seed": 0}) as found:
+        assert found.is_finished and found.path == run.path
+        assert [record["loss"] for record in found.metrics("dense")] == [0.5]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    for seed in (1, 2):
+        with pytest.raises(UnwritableError, match="Read-only"):
+            open_run(tmp_path, "prune", {"seed": seed})

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from rlprune_jax.runs import stages
 from rlprune_jax.runs.checkpoint import Checkpointer
 from rlprune_jax.runs.run import MemoryRun
 from rlprune_jax.runs.run_directory import open_run_at
@@ -112,6 +113,32 @@ def test_checkpoints_keep_their_distance(tmp_path):
         assert not saved
         with Checkpointer(run.checkpoints / "dense") as checkpointer:
             assert checkpointer.latest_step() == 6
+
+
+def test_a_polite_signal_saves_the_steps_that_are_done(tmp_path, monkeypatch):
+    class EndedError(BaseException):
+        pass
+
+    def end():
+        if ending:
+            raise EndedError
+
+    def asked(state, begin, count):
+        ending.extend([True] * (begin == 2))
+        return advance(state, begin, count)
+
+    ending: list[bool] = []
+    monkeypatch.setattr(stages, "is_ending", lambda: bool(ending))
+    monkeypatch.setattr(stages, "end_if_asked", end)
+    rarely = StageOptions(chunk=2, save_seconds=1e9)
+    with open_run_at(tmp_path / "mine", {}) as run:
+        with pytest.raises(EndedError):
+            run_stage(run, "dense", start(), 7, asked, rarely)
+        with Checkpointer(run.checkpoints / "dense") as checkpointer:
+            assert checkpointer.latest_step() == 4
+        ending.clear()
+        found = run_stage(run, "dense", start(), 7, advance, rarely)
+    assert same(found, Counting(np.full(2, 21.0), 7))
 
 
 @pytest.mark.parametrize("kind, shown", [(np.nan, "nan"), (np.inf, "inf")])

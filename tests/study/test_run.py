@@ -283,7 +283,7 @@ def test_a_metric_that_is_nan_is_kept_and_ranked_last():
         ({"chunk": 0}, "chunk=0 must be at least 1"),
         ({"memory": 0}, "memory=0 must be at least 1"),
         ({"memory": -1}, "memory=-1 must be at least 1"),
-        ({"directory": ""}, "directory='' must be a path"),
+        ({"directory": ""}, "directory='' is empty"),
         ({"fn": lambda h, key: h["scale"] * h["rate"]}, "dictionary of scalar metrics"),
         ({"fn": lambda h, key: {"m": jnp.ones(2) * h["scale"] * h["rate"]}}, r"shape \(2,\)"),
         ({"fn": lambda h, key: {"rate": h["scale"] * h["rate"]}}, "name of a setting"),

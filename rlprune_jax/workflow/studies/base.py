@@ -4,10 +4,10 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from rlprune_jax.checks import refuse_unless
+from rlprune_jax.addresses import Address
+from rlprune_jax.checks import refuse_unless, require_count, require_processes, require_seed
 from rlprune_jax.workflow.config import check_choices
 from rlprune_jax.workflow.sources import (
     DataOptions,
@@ -18,7 +18,7 @@ from rlprune_jax.workflow.sources import (
     check_pair,
     is_own,
 )
-from rlprune_jax.workflow.studies.storage import check_storage, hide_password
+from rlprune_jax.workflow.studies.storage import check_storage
 
 if TYPE_CHECKING:
     from rlprune_jax.report.study_page import Drawing
@@ -96,7 +96,7 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
     module, not by what it reads."""
     seed: int = 0
     """Of data split and dense training; searches have seeds 0, 1, ..."""
-    runs_dir: Path = Path("runs")
+    runs_dir: str = "runs"
     """Where run directories go."""
     stale: Literal["refuse", "redo", "keep"] = "refuse"
     """What to do with results that are there and that other code, versions or data made: refuse
@@ -122,6 +122,11 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
     process_id: int | None = None
     """Which of them this is."""
 
+    def __post_init__(self) -> None:
+        # Masked once, here: nothing else that holds or shows the options knows the password.
+        if isinstance(self.optuna, str):
+            object.__setattr__(self, "optuna", Address(self.optuna))
+
     @property
     def metric_name(self) -> str:
         """Return the metric that ranks settings.
@@ -145,7 +150,11 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
         for option in ("seeds", "trials", "batch", "chunk"):
             self.at_least(option, 1)
         self.at_least("worker", 0)
-        refuse_unless("seed", self.seed, 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
+        require_seed("seed", self.seed)
+        refuse_unless("runs_dir", "''", bool(self.runs_dir), "is empty; name a directory")
+        hosts = (self.coordinator, self.num_processes, self.process_id)
+        if hosts != (None, None, None):
+            require_processes(*hosts)
         if self.optuna is None:
             self.refuse_given(OF_OPTUNA, "is read with optuna alone; leave it out")
         else:
@@ -160,8 +169,8 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
         None is one that was not given.
         """
         value = getattr(self, option)
-        good = value is None or value >= least
-        refuse_unless(option, value, good, f"must be at least {least}")
+        if value is not None:
+            require_count(option, value, least)
 
     def refuse_given(self, options: tuple[str, ...], wanted: str) -> None:
         """Refuse options that differ from their defaults."""
@@ -258,10 +267,10 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
     def record(self) -> dict[str, object]:
         """Return the options as kept on disk.
 
-        Without a database's password, and with digests of the user's code and weights.
+        Without a database's password (``Address``), and with digests of the user's code and
+        weights.
         """
-        options = dataclasses.asdict(self)
-        return options | self.digests() | {"optuna": self.optuna and hide_password(self.optuna)}
+        return dataclasses.asdict(self) | self.digests()
 
     def digests(self) -> dict[str, object]:
         """Return digests of the user's code and weights."""

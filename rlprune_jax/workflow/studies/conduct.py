@@ -60,6 +60,10 @@ def conduct(study: Study) -> Path:
             print(f"finished before; delete {run.path} to run again", file=sys.stderr)
             return run.path
         began = time.perf_counter()
+        if study.optuna:
+            from rlprune_jax.study.optuna_workers import open_storage
+
+            open_storage(study.optuna)
         job = study.job(run)
         for note in (*job.notes, *clamped(study, job.cost)):
             print(f"note: {note}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import tyro
 
-from rlprune_jax.checks import refuse_unless
+from rlprune_jax.checks import refuse_unless, require_count
 from rlprune_jax.workflow.studies.base import StudyJob, names, require_each
 from rlprune_jax.workflow.studies.trained import SearchingStudy
 
@@ -87,6 +87,7 @@ class SearchStudy(SearchingStudy):
         count = self.num_settings
         wanted = "must be at least 2; the first is the defaults, which are compared with the others"
         refuse_unless("settings", count, count >= 2, wanted)
+        require_count("settings", count)
         known = (*RANGES, *CHOICES)
         text = f"must be among {names(known)}"
         require_each("vary", self.vary, known.__contains__, text)

@@ -1,18 +1,9 @@
 """Refuse a storage of Optuna's that cannot be opened, before anything is trained for it."""
 
 import importlib.util
-import re
 from pathlib import Path
 
-
-def hide_password(text: str) -> str:
-    """Return text with the passwords in addresses replaced.
-
-    Example:
-        >>> hide_password("postgresql://me:secret@host/study")
-        'postgresql://me:***@host/study'
-    """
-    return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", text)
+from rlprune_jax.addresses import hide_password, secret_of, with_driver
 
 
 def check_storage(storage: str) -> None:
@@ -32,7 +23,8 @@ def check_storage(storage: str) -> None:
             f"optuna={hide_password(storage)!r} needs Optuna, which is not installed; "
             "pip install 'rlprune_jax[optuna]'"
         )
-    problem = _database_problem(storage) if "://" in storage else _file_problem(storage)
+    secret = secret_of(storage)
+    problem = _database_problem(secret) if "://" in secret else _file_problem(secret)
     if problem:
         raise ValueError(
             f"optuna={hide_password(storage)!r} cannot be opened: {hide_password(problem)}; give a "
@@ -59,7 +51,7 @@ def _database_problem(address: str) -> str:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        engine = create_engine(address)
+        engine = create_engine(with_driver(address))
         try:
             engine.connect().close()
         finally:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rlprune_jax.checks import refuse_unless
+from rlprune_jax.checks import refuse_unless, require_count
 from rlprune_jax.workflow.config import ConstraintHandling, Granularity, PruneConfig
 from rlprune_jax.workflow.studies.base import Study
 
@@ -102,7 +102,7 @@ def check_search(evaluations: int, candidates: int, most: int = 0) -> None:
     Raises:
         ValueError: naming the option, its value and the way out.
     """
-    refuse_unless("evaluations", evaluations, evaluations >= 1, "must be at least 1")
+    require_count("evaluations", evaluations)
     text = "must be at least 2; the agent compares the candidates of an iteration"
     refuse_unless("candidates", candidates, candidates >= 2, text)
     text = f"an iteration exceed evaluations={evaluations}; lower candidates or raise evaluations"

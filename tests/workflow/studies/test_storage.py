@@ -1,6 +1,6 @@
 import pytest
 
-from rlprune_jax.workflow.studies.storage import check_storage, hide_password
+from rlprune_jax.workflow.studies.storage import check_storage
 
 
 def test_what_can_be_opened_passes(tmp_path):
@@ -21,16 +21,3 @@ def test_without_optuna_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install"):
         check_storage("journal")
-
-
-@pytest.mark.parametrize(
-    ("address", "shown"),
-    [
-        ("mysql+pymysql://u:p@ss@host/db", "mysql+pymysql://u:***@host/db"),
-        ("sqlite:///a.db", "sqlite:///a.db"),
-        ("postgresql://host/db", "postgresql://host/db"),
-        ("runs/a:b@c", "runs/a:b@c"),
-    ],
-)
-def test_passwords_are_hidden(address, shown):
-    assert hide_password(address) == shown
