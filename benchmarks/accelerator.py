@@ -156,7 +156,7 @@ class Evidence:
             needs: seconds that it takes about; with fewer it is skipped.
             function: returns what it tells.
         """
-        if self.left < needs:
+        if needs > 0 and self.left < needs:
             left = max(0.0, self.left)
             self._tell(name, {"skipped": f"needs {needs:.0f} s, {left:.0f} s are left"})
             return

@@ -31,6 +31,8 @@ def test_parts_are_skipped_when_time_is_short_and_go_on_after_errors(tmp_path, c
     evidence.part("second", 50, long)
     evidence.part("third", 10, broken)
     evidence.part("fourth", 30, lambda: {"is_there": True})
+    clock.now += 50
+    evidence.part("last", 0, lambda: {"left": evidence.left})
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert printed == evidence.lines
     stored = (tmp_path / "new" / "folder" / "lines.jsonl").read_text().splitlines()
@@ -39,7 +41,7 @@ def test_parts_are_skipped_when_time_is_short_and_go_on_after_errors(tmp_path, c
     assert printed[0]["seconds"] == 70
     assert printed[1] == {"part": "second", "skipped": "needs 50 s, 30 s are left"}
     assert printed[2]["error"] == "RuntimeError: no such unit"
-    assert printed[3]["is_there"] is True
+    assert printed[3]["is_there"] is True and printed[4]["left"] == -20
 
 
 def test_the_reference_is_a_convolution():
