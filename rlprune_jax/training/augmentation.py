@@ -65,7 +65,7 @@ def check_standard(argument: str, value: object) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     try:
-        known = np.asarray(value, np.float64)  # type: ignore[arg-type]
+        known = np.asarray(value, np.float64)
     except (TypeError, ValueError):
         known = np.array(np.nan)
     good = known.size > 0 and np.isfinite(known).all() and (argument != "std" or (known > 0).all())
