@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import json
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import numpy as np
 import tyro
 
 from rlprune_jax.devices import describe_device
+from rlprune_jax.export import load_weights, save_weights
 from rlprune_jax.report.study_figures import scaling_figure
 from rlprune_jax.study import one_device_per_core, run_study
 from rlprune_jax.types import PyTree
@@ -99,13 +99,14 @@ def train_once(study: SearchStudy, saved: Path) -> None:
     (network, _, _), task = build(study)
     assert study.dense_steps is not None
     trained = train_dense(network, task, DenseRecipe(steps=study.dense_steps), study.seed)
-    saved.write_bytes(pickle.dumps(jax.tree.map(np.asarray, trained.variables)))
+    save_weights(saved, trained.variables)
 
 
 def prepared_job(study: SearchStudy, saved: Path) -> StudyJob:
     """Return the job of one search in the trained network."""
     (network, _, _), task = build(study)
-    network = network.replace(jax.tree.map(jax.numpy.asarray, pickle.loads(saved.read_bytes())))
+    stored = load_weights(saved, like=network.variables)
+    network = network.replace(jax.tree.map(jax.numpy.asarray, stored))
     return study.job_on(make_pruning(network, task, [study.budget], study.prune_config()))
 
 
@@ -113,7 +114,7 @@ def part(config: StudyBenchmark) -> Line:
     """Do one part in its own process: ``train``, ``study``, or ``loop`` over some settings."""
     role, folder, *numbers = config.role
     study = study_of(config, int(numbers[-1]) if numbers else config.settings)
-    saved = Path(folder) / "variables.pickle"
+    saved = Path(folder) / "variables.safetensors"
     if role == "train":
         train_once(study, saved)
         return {}

@@ -60,6 +60,18 @@ CASES: dict[str, dict[str, PyTree]] = {
         **{"dataset": "fashion_mnist", "model": "cnn", "widths": (8, 16, 32, 64)},
         **{"dense_steps": 800, "budget": ("params=0.1",)},
     },
+    "digits_small": {
+        **{"dataset": "digits", "model": "cnn", "widths": (8, 16, 32, 64)},
+        **{"dense_steps": 300, "budget": ("params=0.1",)},
+    },
+    "fashion_small": {
+        **{"dataset": "fashion_mnist", "model": "cnn", "widths": (8, 16, 32, 64)},
+        **{"dense_steps": 400, "reward_images": 256, "budget": ("params=0.05",)},
+    },
+    "digits_narrow_resnet20": {
+        **{"dataset": "digits", "model": "resnet20", "width": 0.25},
+        **{"dense_steps": 300, "budget": ("params=0.2",)},
+    },
     "cifar_vgg11": {
         **{"dataset": "cifar10", "model": "vgg11", "width": 0.25},
         **{"dense_steps": 1200, "budget": ("params=0.1",)},
@@ -77,7 +89,8 @@ class RewardOptions:
     """Options of the check."""
 
     cases: tuple[str, ...] = ("digits_cnn",)
-    """Any of digits_cnn, digits_resnet20, fashion_cnn, cifar_vgg11."""
+    """Any of digits_cnn, digits_resnet20, fashion_cnn, cifar_vgg11, digits_small, fashion_small,
+    digits_narrow_resnet20."""
     seeds: tuple[int, ...] = (0,)
     """Each trains a dense network of its own."""
     rewards: tuple[str, ...] = ("none", "fold", "merge", "ridge", "retention")

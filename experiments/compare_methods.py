@@ -16,6 +16,7 @@ line is JSON.
 """
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -360,12 +361,13 @@ def run_seed(options: PruneOptions) -> "tuple[PruneResult, dict[str, np.ndarray]
     import numpy as np
 
     from rlprune_jax.cli.prune import prune
+    from rlprune_jax.runs import read_of_run
     from rlprune_jax.workflow.results import PruneResult
 
     path = prune(options)
     result = PruneResult.read(path)
     limits = np.array([budget["limit"] for budget in result.budgets], np.float32)
-    with np.load(path / "history.npz") as stored:
+    with np.load(io.BytesIO(read_of_run(path, "history.npz")), allow_pickle=False) as stored:
         curves = {
             method: best_so_far(stored[f"{method}/rewards"], stored[f"{method}/costs"], limits)
             for method in result.methods

@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -46,6 +46,8 @@ class Confirmation:
     """The first of them; beyond those of the studies."""
     runs_dir: Path = Path("runs")
     """Where the run directory goes."""
+    stale: Literal["refuse", "redo", "keep"] = "refuse"
+    """What to do with a run that is there and that other code made."""
 
     def check(self) -> None:
         """Refuse options that cannot be.
@@ -71,14 +73,14 @@ def load(path: Path) -> tuple[SearchStudy, "StudySettings", np.ndarray]:
     Raises:
         ValueError: it is none.
     """
-    import pyarrow.parquet
-
+    from rlprune_jax.runs import read_config
     from rlprune_jax.study import StudySettings
+    from rlprune_jax.study.results import read_table
 
     try:
-        content = json.loads((path / "config.json").read_text())
-        rows = pyarrow.parquet.read_table(path / "table.parquet").to_pydict()
-    except (FileNotFoundError, ValueError) as error:
+        content = read_config(path)
+        rows = read_table(path / "table.parquet")
+    except (OSError, ValueError) as error:
         raise ValueError(f"studies={path} is not a finished search study: {error}") from error
     if "vary" not in content:
         raise ValueError(f"studies={path} is not a search study; name one of rlprune study search")
@@ -124,6 +126,7 @@ def confirm(options: object) -> Path:
     assert isinstance(options, Confirmation)
     options.check()
     from rlprune_jax.devices import describe_device, versions
+    from rlprune_jax.origin import Provenance, code_origin
     from rlprune_jax.runs import open_run
     from rlprune_jax.study import one_device_per_core
 
@@ -133,7 +136,8 @@ def confirm(options: object) -> Path:
         raise ValueError("the studies hold different settings; vary the same with the same seed")
     places = chosen([values for *_, values in loaded], options.top)
     settings = loaded[0][1].take(places)
-    with open_run(options.runs_dir, "confirm", options) as run:
+    origin = Provenance(code_origin(), options.stale)
+    with open_run(options.runs_dir, "confirm", options, origin=origin) as run:
         if run.is_finished:
             print(f"finished before; delete {run.path} to run again", file=sys.stderr)
             return run.path
@@ -196,6 +200,7 @@ def run_again(
                 strategy=study.strategy,
                 chunk=study.chunk,
                 tick=tick,
+                stale=options.stale,
             )
 
 

@@ -59,7 +59,10 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.pipeline import prune as prune
     from rlprune_jax.workflow.pruning import Pruning as Pruning
     from rlprune_jax.workflow.pruning import make_pruning as make_pruning
+    from rlprune_jax.workflow.recipes import FastRecipe as FastRecipe
     from rlprune_jax.workflow.results import PruneResult as PruneResult
+    from rlprune_jax.workflow.seeds import TrainedSeeds as TrainedSeeds
+    from rlprune_jax.workflow.seeds import train_seeds as train_seeds
     from rlprune_jax.workflow.shipping import ship as ship
 
 _HOMES = {
@@ -67,6 +70,9 @@ _HOMES = {
     "COSTS": "costs.registry",
     "Constraint": "costs.constraints",
     "DenseRecipe": "workflow.learning",
+    "FastRecipe": "workflow.recipes",
+    "TrainedSeeds": "workflow.seeds",
+    "train_seeds": "workflow.seeds",
     "Graph": "graph.groups",
     "Group": "graph.groups",
     "IterativeResult": "workflow.curves",
@@ -124,6 +130,7 @@ __all__ = [
     "Budget",
     "Constraint",
     "DenseRecipe",
+    "FastRecipe",
     "Graph",
     "Group",
     "IterativeResult",
@@ -134,6 +141,7 @@ __all__ = [
     "Pruning",
     "Schedule",
     "Task",
+    "TrainedSeeds",
     "apply_mask",
     "classification",
     "compact",
@@ -172,6 +180,7 @@ __all__ = [
     "ship",
     "trace_graph",
     "train_dense",
+    "train_seeds",
 ]
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -340,3 +340,15 @@ def require_key(argument: str, key: object) -> None:
 
     single = is_key(key) and getattr(key, "shape", None) == ()
     require(single, argument, key, "one typed key; make it by jax.random.key(seed)")
+
+
+def names_file(module: str) -> bool:
+    """Return whether a module is named by its file's path.
+
+    Use it for code of the user's, which is given as ``module:function`` or ``file.py:function``.
+
+    Example:
+        >>> names_file("costs/energy.py"), names_file("costs.energy")
+        (True, False)
+    """
+    return module.endswith(".py") or "/" in module or os.sep in module

@@ -1,6 +1,7 @@
 """What a run was computed with."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -18,14 +19,22 @@ def versions() -> dict[str, str]:
 
     Use it in the record of a run. Where the code is a checkout, ``"commit"`` names its commit.
     """
+    commit = _commit()
+    return library_versions() if commit is None else {**library_versions(), "commit": commit}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python, this package and its libraries.
+
+    Use it where the commit does not matter, which takes a while to ask for.
+    """
     found = {"python": platform.python_version()}
     for package in ("rlprune_jax", *_PACKAGES):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    commit = _commit()
-    return found if commit is None else {**found, "commit": commit}
+    return found
 
 
 def available_cores() -> int:
@@ -54,6 +63,44 @@ def describe_device() -> dict[str, str | int]:
         "processor": _processor(),
         "cores": available_cores(),
     }
+
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+"""There where a driver of NVIDIA GPUs is loaded."""
+
+
+def gpu_advice() -> str | None:
+    """Return what to install where a GPU lies idle.
+
+    None where JAX computes on an accelerator, where there is no NVIDIA driver, or where the user
+    chose the CPU by ``JAX_PLATFORMS``.
+    """
+    if os.environ.get("JAX_PLATFORMS") or jax.default_backend() != "cpu":
+        return None
+    if not NVIDIA_DRIVER.exists():
+        return None
+    plugins = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if _is_installed(name)]
+    if plugins:
+        return (
+            f"there is an NVIDIA GPU, and {plugins[0]} is installed but does not start, so JAX "
+            "computes on the CPU; install one of jax's own version and of the driver's CUDA"
+        )
+    return (
+        "there is an NVIDIA GPU, but JAX has no plugin for it and computes on the CPU; "
+        'pip install "jax[cuda13]" (or "jax[cuda12]" with an older driver)'
+    )
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether XLA ran out of the device's memory."""
+    text = str(error)
+    return isinstance(error, jax.errors.JaxRuntimeError | MemoryError) and (
+        "RESOURCE_EXHAUSTED" in text or "ut of memory" in text or isinstance(error, MemoryError)
+    )
 
 
 def _commit() -> str | None:

@@ -6,7 +6,7 @@ import enum
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -85,14 +85,16 @@ def to_json(value: Any, *, keep_nonfinite: bool = False) -> Any:
     raise TypeError(f"a {type(value).__name__} has no JSON form: {value!r}")
 
 
-def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
+def write_atomically(
+    path: str | os.PathLike, content: str | bytes | Sequence[bytes | memoryview]
+) -> None:
     """Write a file whole or not at all.
 
     At every moment, also after a kill, either the old or the new content is there.
 
     Args:
         path: of the file; its directory must exist.
-        content: text, written as UTF-8, or bytes.
+        content: text, written as UTF-8, bytes, or parts of them.
 
     Raises:
         UnwritableError: the place cannot be written.
@@ -100,10 +102,11 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
     require_path("path", path)
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
+    parts = [data] if isinstance(data, bytes) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

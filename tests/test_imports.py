@@ -113,6 +113,9 @@ def test_every_public_name_is_there_and_is_no_module(room):
 BASE = {
     "addresses",
     "places",
+    "sealed",
+    "origin",
+    "private",
     "types",
     "pytree",
     "kept",

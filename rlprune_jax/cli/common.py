@@ -4,9 +4,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TextIO, TypeVar
 
 from rlprune_jax.places import default_cache_dir, print_last, require_files, why_unusable
+from rlprune_jax.private import private_folder
 from rlprune_jax.runs.interruption import interruptible
 
 Options = TypeVar("Options")
@@ -25,6 +27,7 @@ def run_command(
     prog: str | None = None,
     args: Sequence[str] | None = None,
     saved: str = "checkpoint",
+    code: Callable[[object], int] = lambda last: 0,
 ) -> None:
     """Parse the options, do the job, print the result.
 
@@ -39,6 +42,8 @@ def run_command(
         prog: name of the command, for ``--help``.
         args: the command line; that of the process where None.
         saved: what the same command goes on from.
+        code: from what the job returned to the exit code, for a job whose result is not as it
+            should be.
     """
     with interruptible(saved):
         import tyro
@@ -57,6 +62,8 @@ def run_command(
             raise SystemExit(2) from None
         if last is not None:
             print_last(last)
+        if exit_code := code(last):
+            raise SystemExit(exit_code)
 
 
 def _say_warning(
@@ -74,14 +81,21 @@ def _say_warning(
 def enable_compilation_cache() -> None:
     """Keep compiled programs between processes.
 
-    A place that the user has chosen already stays. Where nothing can be written one line says so,
-    and programs are compiled anew.
+    A place that the user has chosen already stays. None is used that others can write to, since a
+    compiled program is code. Where nothing can be written one line says so, and programs are
+    compiled anew.
     """
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        if "://" not in chosen and not _is_private(Path(chosen)):
+            del os.environ["JAX_COMPILATION_CACHE_DIR"]
+            if jax := sys.modules.get("jax"):
+                jax.config.update("jax_compilation_cache_dir", None)
         return
     cache = default_cache_dir() / "compiled"
     if reason := why_unusable(cache):
         print(f"note: compiled programs are not kept: {cache}: {reason}", file=sys.stderr)
+        return
+    if not _is_private(cache):
         return
     # Read by JAX when it is imported, which is later in a command, but not in a script.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
@@ -89,3 +103,13 @@ def enable_compilation_cache() -> None:
     if jax := sys.modules.get("jax"):
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether a folder for compiled programs is this user's alone; say so if not."""
+    try:
+        private_folder(folder)
+    except OSError as error:
+        print(f"note: compiled programs are not kept: {error}", file=sys.stderr)
+        return False
+    return True

@@ -39,17 +39,35 @@ DENSE_RATES = {"sgd": 0.1, "adam": 2e-3}
 """Peak learning rate of the dense training unless told, by its rule."""
 
 
+FAST_RATES = {"sgd": 0.4, "adam": 2e-3}
+"""The same of the fast recipe, for batches of 512."""
+
+FAST_BATCH = 512
+"""Examples a step of the fast recipe unless told."""
+
+FAST_STEPS = {"cifar10": 8_800, "cifar100": 8_800, "fashion_mnist": 4_200, "mnist": 2_000}
+"""Steps of the fast recipe unless told: 100 epochs of 45,000 images of CIFAR, 40 of Fashion-MNIST,
+20 of MNIST. On other data as many as of the plain one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DenseOptions:
     """Say how the dense network is trained."""
 
+    recipe: Literal["plain", "fast"] = "plain"
+    """How the dense network is trained. plain: warm-up and cosine, as light as a CPU needs. fast:
+    for accelerators, with the augmentation, label smoothing, large batches and averaged weights of
+    the speed records, and for longer."""
     dense_steps: int | None = None
-    """Steps of training the dense network; by default a few epochs, by data set."""
+    """Steps of training the dense network; by default a few epochs, by data set, and of the fast
+    recipe 100 epochs of CIFAR."""
+    dense_batch: int | None = None
+    """Examples a step of it; batch_size unless told, and 512 of the fast recipe."""
     dense_rule: Literal["sgd", "adam"] | None = None
-    """How it is trained, after a warm-up and along a cosine: sgd with momentum, or adam. By default
-    adam for vit_tiny, convnext_tiny and text, sgd for all else."""
+    """Its rule: sgd with momentum, or adam. By default adam for vit_tiny, convnext_tiny and text,
+    sgd for all else."""
     dense_rate: float | None = None
-    """Peak learning rate of that; 0.1 of sgd and 0.002 of adam unless told."""
+    """Its peak learning rate; 0.1 of sgd (0.4 of the fast recipe) and 0.002 of adam unless told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +86,9 @@ class BudgetOptions:
     """Limit on any Python function of a candidate, as module:function=LIMIT in the function's own
     unit (or 0.5x of dense): function(widths, gates) -> number of at least 0, with widths the units
     kept per group by name and gates their f32[units] of 0 and 1; it may jump, but the smallest
-    network must be within the limit. Modules of the working directory count. With the module's
-    code the run changes its name; with what it imports it does not."""
+    network must be within the limit. Modules of the working directory count, after installed ones;
+    or give folder/file.py:function=LIMIT. It runs with your rights. With the module's code the run
+    changes its name; with what it imports it does not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +97,9 @@ class PlaceOptions:
 
     runs_dir: str = "runs"
     """Where run directories go."""
+    stale: Literal["refuse", "redo", "keep"] = "refuse"
+    """What to do with a run that is there and that other code, versions or data made: refuse it,
+    redo it (the old one is kept beside it), or keep it and go on."""
 
 
 Flat = tyro.conf.OmitArgPrefixes
@@ -117,7 +139,18 @@ class PruneOptions:
     @property
     def usual_dense_steps(self) -> int:
         """Steps of the dense training unless told."""
-        return usual_steps(self.data.dataset)[0]
+        steps = usual_steps(self.data.dataset)[0]
+        return FAST_STEPS.get(self.data.dataset, steps) if self.is_fast else steps
+
+    @property
+    def is_fast(self) -> bool:
+        """Tell whether the recipe is the fast one."""
+        return self.dense.recipe == "fast"
+
+    @property
+    def usual_dense_batch(self) -> int:
+        """Examples a step of the dense training unless told."""
+        return FAST_BATCH if self.is_fast else self.delivery.batch_size
 
     @property
     def usual_dense_rule(self) -> Literal["sgd", "adam"]:
@@ -128,7 +161,8 @@ class PruneOptions:
     @property
     def usual_dense_rate(self) -> float:
         """Rate of the dense training unless told."""
-        return DENSE_RATES[self.dense.dense_rule or self.usual_dense_rule]
+        rates = FAST_RATES if self.is_fast else DENSE_RATES
+        return rates[self.dense.dense_rule or self.usual_dense_rule]
 
     def replace(self, **changed: object) -> "PruneOptions":
         """Return the options with some changed by their names.
@@ -158,6 +192,7 @@ def resolved(options: PruneOptions) -> PruneOptions:
     check_pair(options.network.model, options.data.dataset)
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     check_dense(options.dense)
+    check_choices(options.dense)
     check_methods(options.search.baselines, get_args(MethodName))
     check_measuring(options.measuring, budgets)
     check_place(options.place)
@@ -171,6 +206,7 @@ def resolved(options: PruneOptions) -> PruneOptions:
     if not is_own(options.network.model) and options.network.pretrained is None:
         usual |= {
             "dense_steps": options.usual_dense_steps,
+            "dense_batch": options.usual_dense_batch,
             "dense_rule": options.usual_dense_rule,
             "dense_rate": options.usual_dense_rate,
         }
@@ -194,6 +230,8 @@ def check_dense(options: DenseOptions) -> None:
     check_choices(options)
     if steps is not None:
         require_count("dense_steps", steps)
+    if options.dense_batch is not None:
+        require_count("dense_batch", options.dense_batch)
     good = rate is None or (math.isfinite(rate) and rate > 0)
     refuse_unless("dense_rate", rate, good, "must be finite and above 0")
 

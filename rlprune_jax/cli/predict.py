@@ -101,13 +101,14 @@ def read_options(run_dir: Path) -> "tuple[dict[str, PyTree], PruneOptions]":
     """
     file = run_dir / "config.json"
     try:
-        stored = json.loads(file.read_text())
+        file.stat()  # which needs no JAX
+        from rlprune_jax.runs import read_config
+
+        stored = read_config(run_dir)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}; name a run of prune") from error
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}; run the command again") from error
-    if not isinstance(stored, dict):
-        raise ValueError(f"{file} holds a {type(stored).__name__}, not the settings of a run")
+        raise ValueError(f"{error}; run the command again") from error
     known = PruneOptions().settings
     tupled = {
         name: _tuples(value)

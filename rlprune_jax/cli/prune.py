@@ -7,6 +7,7 @@ each baseline, at the same number of evaluations; bring the best of each under t
 them after a short finetune on held-out data, finetune the winner on all training data; cut the
 agent's network to the kept units, check that it equals its masked twin, and read the test data
 once. The run directory, printed last, holds result.json, metrics.jsonl, report.html and slim/.
+The exit code is 3 where the slim network differs from its masked twin, which is a defect.
 
 With --finetune-steps 0 nothing is trained after the cut: what remains is refitted to the dense
 network's activations by least squares, in seconds.
@@ -18,6 +19,8 @@ longer one from there on, so it is not the one that would have been that long fr
 """
 
 import dataclasses
+import io
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -30,14 +33,16 @@ from rlprune_jax.workflow.config import AGENT, extendable_searches
 from rlprune_jax.workflow.sources import BUNDLED
 
 if TYPE_CHECKING:
+    from rlprune_jax.origin import Provenance
     from rlprune_jax.runs import Json, RunDirectory
+    from rlprune_jax.training.task import Task
     from rlprune_jax.workflow.pruning import Problem
     from rlprune_jax.workflow.results import PruneResult
 
 EXPERIMENT = "prune_rl"
 """What run directories are called."""
 
-UNNAMED = ("runs_dir", "data_dir", "save_seconds", "pretrained")
+UNNAMED = ("runs_dir", "data_dir", "save_seconds", "pretrained", "stale")
 """Options that do not name the run; of pretrained weights the content does."""
 
 EXTENDABLE = (
@@ -50,7 +55,17 @@ EXTENDABLE = (
 
 def main(prog: str, args: list[str]) -> None:
     """Run the command."""
-    run_command(prune, PruneOptions, __doc__, prog=prog, args=args)
+    run_command(prune, PruneOptions, __doc__, prog=prog, args=args, code=exit_code)
+
+
+DIFFERS = 3
+"""Exit code of a run whose slim network is not its masked twin."""
+
+
+def exit_code(path: object) -> int:
+    """Return 0, or 3 where slim and masked outputs differ."""
+    result = json.loads((Path(str(path)) / "result.json").read_text())
+    return 0 if result["equivalence"].get("equal", True) else DIFFERS
 
 
 def prune(options: PruneOptions) -> Path:
@@ -66,14 +81,18 @@ def prune(options: PruneOptions) -> Path:
     options = resolved(options)
     # After the options, which are answered before JAX is imported.
     from rlprune_jax.runs import open_run
+    from rlprune_jax.workflow.building import build_task, origin_of
 
     settings = identity(options)
-    with open_run(options.place.runs_dir, EXPERIMENT, settings, exclude=UNNAMED) as run:
+    task = build_task(options.data, options.run.seed)
+    origin = origin_of(task, options.place.stale)
+    place = options.place.runs_dir
+    with open_run(place, EXPERIMENT, settings, exclude=UNNAMED, origin=origin) as run:
         if run.is_finished:
             say(f"finished before; delete {run.path} to run again")
             return run.path
-        extend(run, options, settings)
-        execute(run, options)
+        extend(run, options, settings, origin)
+        execute(run, options, task)
         return run.path
 
 
@@ -106,15 +125,22 @@ def identity(options: PruneOptions) -> dict[str, object]:
     return found
 
 
-def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, object]) -> None:
+def extend(
+    run: "RunDirectory",
+    options: PruneOptions,
+    settings: Mapping[str, object],
+    origin: "Provenance | None" = None,
+) -> None:
     """Go on from a similar run that is finished.
 
-    Dense network and searches are taken of one that differs in ``EXTENDABLE`` alone.
+    Dense network and searches are taken of one that differs in ``EXTENDABLE`` alone, and that the
+    same code has made.
     """
     from rlprune_jax.runs import adopt_stages, find_similar
 
+    place = options.place.runs_dir
     similar = find_similar(
-        options.place.runs_dir, EXPERIMENT, settings, differing=EXTENDABLE, exclude=UNNAMED
+        place, EXPERIMENT, settings, differing=EXTENDABLE, exclude=UNNAMED, origin=origin
     )
     wanted = options.search.evaluations
 
@@ -131,12 +157,12 @@ def extend(run: "RunDirectory", options: PruneOptions, settings: Mapping[str, ob
         say(f"goes on from {source}: {', '.join(stages)}")
 
 
-def execute(run: "RunDirectory", options: PruneOptions) -> None:
+def execute(run: "RunDirectory", options: PruneOptions, task: "Task") -> None:
     """Do the whole run in its directory."""
     from rlprune_jax.workflow.pipeline import run_pruning
 
     began = time.perf_counter()
-    result = run_pruning(prepare(run, options), run, path=run.path)
+    result = run_pruning(prepare(run, options, task), run, path=run.path)
     labels = {"dataset": options.data.dataset, "model": options.network.model}
     for record in run.metrics("extends"):
         labels["extends"] = record["run"]
@@ -145,22 +171,24 @@ def execute(run: "RunDirectory", options: PruneOptions) -> None:
     say(str(result))
 
 
-def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
+def prepare(run: "RunDirectory", options: PruneOptions, task: "Task") -> "Problem":
     """Return the problem, its network trained.
 
     A budget that cannot be met is refused before any training.
     """
     from rlprune_jax.costs import parse_budgets
-    from rlprune_jax.workflow.building import build_network, build_task, wanted_of
+    from rlprune_jax.devices import gpu_advice
+    from rlprune_jax.workflow.building import build_network, wanted_of
     from rlprune_jax.workflow.learning import train_dense
     from rlprune_jax.workflow.notes import notes
     from rlprune_jax.workflow.pruning import check_problem
-    from rlprune_jax.workflow.recipes import DenseRecipe
+    from rlprune_jax.workflow.recipes import DenseRecipe, FastRecipe
 
     seed, config = options.run.seed, options.config
-    task = build_task(options.data, seed)
     network, is_trained, _ = build_network(options.network, wanted_of(task, seed))
     say(str(network.graph))
+    if advice := gpu_advice():
+        say(f"note: {advice}")
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     problem = check_problem(network, task, budgets, config)
     for note in notes(config, task, network).values():
@@ -170,18 +198,23 @@ def prepare(run: "RunDirectory", options: PruneOptions) -> "Problem":
         say(f"note: data_dir={folder!r} is not read: none is needed for {dataset}")
     dense = options.dense
     if is_trained and dense.dense_steps is None:
-        for name in ("dense_rate", "dense_rule"):
-            if (value := getattr(dense, name)) is not None:
+        for name, usual in (
+            *(("dense_rate", None), ("dense_rule", None), ("dense_batch", None)),
+            ("recipe", "plain"),
+        ):
+            if (value := getattr(dense, name)) != usual:
                 raise ValueError(
                     f"{name}={value} would do nothing: {options.network.model} is trained already; "
                     "give dense_steps to train it further"
                 )
         return problem
-    recipe = DenseRecipe(
+    kind = FastRecipe if options.is_fast else DenseRecipe
+    recipe = kind(
         steps=dense.dense_steps or options.usual_dense_steps,
         rate=dense.dense_rate or options.usual_dense_rate,
-        batch_size=options.delivery.batch_size,
+        batch_size=dense.dense_batch or options.usual_dense_batch,
         rule=dense.dense_rule or options.usual_dense_rule,
+        precision=options.run.precision,
     )
     network = train_dense(network, task, recipe, seed, run, options.run.save_seconds)
     return problem._replace(network=network)
@@ -194,7 +227,7 @@ def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:
     """
     import numpy as np
 
-    from rlprune_jax.files import to_json
+    from rlprune_jax.files import to_json, write_atomically
     from rlprune_jax.report.run_page import write_run_page
     from rlprune_jax.workflow.results import history_arrays
 
@@ -204,7 +237,9 @@ def write(run: "RunDirectory", result: "PruneResult", settings: "Json") -> None:
         for method, found in history.items()
         for name, rows in found.items()
     }
-    np.savez_compressed(run.path / "history.npz", **arrays)  # type: ignore[arg-type]
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    write_atomically(run.path / "history.npz", packed.getvalue())
     content = result.to_json()
     rows = run.metrics(f"search-{AGENT}")
     write_run_page(run.report, content, rows, history, to_json(settings))

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "prune_sap"
 """What run directories are called."""
 
-UNNAMED = ("runs_dir", "data_dir", "pretrained")
+UNNAMED = ("runs_dir", "data_dir", "pretrained", "stale")
 """Options that do not name the run; of pretrained weights the content does."""
 
 EPOCHS = {"digits": 20, "mnist": 3, "fashion_mnist": 3}
@@ -126,12 +126,16 @@ def prune_weights(options: SapOptions) -> Path:
     options = resolved(options)
     # After the options, which are answered before JAX is imported.
     from rlprune_jax.runs import open_run
+    from rlprune_jax.workflow.building import origin_of
 
-    with open_run(options.place.runs_dir, EXPERIMENT, identity(options), exclude=UNNAMED) as run:
+    place, settings = options.place, identity(options)
+    task = paper_task(options, options.config.seed)
+    origin = origin_of(task, place.stale)
+    with open_run(place.runs_dir, EXPERIMENT, settings, exclude=UNNAMED, origin=origin) as run:
         if run.is_finished:
             print(f"finished before; delete {run.path} to run again", file=sys.stderr)
             return run.path
-        execute(run, options)
+        execute(run, options, task)
         return run.path
 
 
@@ -175,7 +179,7 @@ def identity(options: SapOptions) -> dict[str, object]:
     return found
 
 
-def execute(run: "RunDirectory", options: SapOptions) -> None:
+def execute(run: "RunDirectory", options: SapOptions, task: "Task") -> None:
     """Do the whole run in its directory.
 
     The result is written last, since it ends the run.
@@ -188,7 +192,6 @@ def execute(run: "RunDirectory", options: SapOptions) -> None:
 
     began = time.perf_counter()
     config = options.config
-    task = paper_task(options, config.seed)
     built = build_network(options.network, wanted_of(task, config.seed))
     result = compare_pruners(
         built.network, task, config, run, built.init, prunable_of(options.network.ignore)

@@ -49,11 +49,14 @@ class Constraint(NamedTuple):
     def measure_again(self, gates: Gates) -> Measured:
         """Measure the cost anew.
 
-        In the unit of the limit. From then on it is what ``measure`` returns. A cost without noise
-        is the same as before.
+        In the unit of the limit, until it is clear on which side of it the upper quartile lies.
+        From then on it is what ``measure`` returns. A cost without noise is the same as before.
         """
         again = self.cost.again
-        return self.measure(gates) if again is None else self.in_unit(again(gates))
+        if again is None:
+            return self.measure(gates)
+        scale = self.cost.dense if self.budget.relative else 1.0
+        return self.in_unit(again(gates, self.budget.limit * scale))
 
     def in_unit(self, found: Measured) -> Measured:
         """Return a cost in the unit of the limit."""

@@ -47,8 +47,10 @@ class Cost:
         exact: cost of concrete gates, in ``unit``.
         in_search: of a cost that only the host knows, its value for a candidate of a search;
             None where ``estimate`` is the cost itself.
-        again: of a cost with noise, what ``exact`` is when measured anew, which then counts; None
-            where it is always the same.
+        again: of a cost with noise, gates and limit (in ``unit``) -> what ``exact`` is when
+            measured anew, which then counts. It is measured until it is clear on which side of the
+            limit the upper quartile lies; where that stays open, the upper quartile is given as
+            above it. None where the cost is always the same.
         asks: networks that one delivered mask may ask ``exact`` for; None where that is cheap.
     """
 
@@ -57,7 +59,7 @@ class Cost:
     estimate: Callable[[Gates], jax.Array]
     exact: Callable[[Gates], Measured]
     in_search: Callable[[Gates], float] | None = None
-    again: Callable[[Gates], Measured] | None = None
+    again: Callable[[Gates, float], Measured] | None = None
     asks: int | None = None
 
 

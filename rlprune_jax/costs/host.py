@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib
-import inspect
+import importlib.util
 import math
 import os
 import sys
@@ -10,17 +10,19 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from rlprune_jax.checks import require_count
+from rlprune_jax.checks import names_file, require_count
 from rlprune_jax.costs.cost import Cost, CostFactory, Measured, NetworkLike, without_noise
 from rlprune_jax.costs.interpolation import interpolate_uniform
 from rlprune_jax.costs.options import CostOptions
 from rlprune_jax.costs.registry import OWN_UNIT
 from rlprune_jax.graph.groups import Graph, ones_gates
 from rlprune_jax.kept import is_kept
+from rlprune_jax.origin import source_digest as source_digest
 from rlprune_jax.types import Gates
 from rlprune_jax.units.gates import widths
 
@@ -98,10 +100,11 @@ is -1.0; a cost must be finite and at least 0
 def import_function(path: str, what: str = "budget function") -> Callable[..., Any]:
     """Return the function with this name.
 
-    Modules in the working directory are found too.
+    It is the user's code and runs with the user's rights. Modules in the working directory are
+    found too, after those that are installed; a file by its path is loaded itself.
 
     Args:
-        path: ``module:function``.
+        path: ``module:function``, or ``folder/file.py:function``.
         what: the function is for, to name in an error.
 
     Raises:
@@ -111,49 +114,60 @@ def import_function(path: str, what: str = "budget function") -> Callable[..., A
         >>> import_function("math:hypot")(3, 4)
         5.0
     """
-    module_name, found, name = path.partition(":")
+    module_name, found, name = path.rpartition(":")
     if not (module_name and found and name):
-        raise ValueError(f"{what} {path!r} is not of the form module:function")
-    here = os.getcwd()
-    sys.path.insert(0, here)
+        raise ValueError(f"{what} {path!r} is not of the form module:function or file.py:function")
     try:
-        function: Any = importlib.import_module(module_name)
+        function: Any = _load(module_name)
         for part in name.split("."):
             function = getattr(function, part)
     except Exception as error:
         raise ValueError(
             f"{what} {path!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
     if not callable(function):
         raise ValueError(f"{what} {path!r} is a {type(function).__name__}, not a function")
     return function
 
 
-def source_digest(function: Callable[..., Any]) -> str:
-    """Return ten hexadecimal digits of a function's source file.
-
-    They change with the code: use them to name results, so that results of other code are not
-    taken for those of this one. What the file imports does not change them. Functions without a
-    source file, as those of compiled modules, all have the same digits.
-
-    Example:
-        >>> import json, math
-        >>> source_digest(json.dumps) == source_digest(json.loads)
-        True
-        >>> source_digest(json.dumps) == source_digest(math.hypot)
-        False
-    """
-    code = inspect.unwrap(function)
-    module = inspect.getmodule(code) or inspect.getmodule(type(code))
+def _load(name: str) -> ModuleType:
+    """Import a module, or load a file; its folder is on ``sys.path`` meanwhile, and last."""
+    file = Path(name).expanduser().resolve() if names_file(name) else None
+    folder = os.getcwd() if file is None else str(file.parent)
+    # Last, so that a file of the name of a library is not taken for it.
+    sys.path.append(folder)
     try:
-        file = None if module is None else inspect.getsourcefile(module)
-    except TypeError:
-        file = None
-    return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()[:10]
+        return importlib.import_module(name) if file is None else _load_file(file)
+    finally:
+        for place in range(len(sys.path) - 1, -1, -1):
+            if sys.path[place] == folder:
+                del sys.path[place]
+                break
 
+
+def _load_file(file: Path) -> ModuleType:
+    """Load a file as a module of a name of its own, once."""
+    name = f"{file.stem}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no file of Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+MOST_ANSWERS = 48
+"""Answers after which a function with noise is not asked again, though its quartile is open."""
+
+RISK = 0.02
+"""Chance that the upper quartile lies on the other side of a bound than is said."""
 
 CHECKED_TWICE = 8
 """Networks that a function is asked for twice before one answer is taken for all."""
@@ -194,6 +208,7 @@ class FunctionCost:
         self._function, self._time_limit = function, time_limit
         self._answers = require_count("answers", answers, 2)
         self._seen: dict[bytes, list[float]] = {}
+        self._open: dict[bytes, float] = {}
         self.has_noise = False
 
     def __call__(self, gates: Gates) -> float:
@@ -219,23 +234,38 @@ class FunctionCost:
         Raises:
             CostError: see ``call_checked``.
         """
-        return _quartiles(self._ask(gates, 2))
+        found = _quartiles(self._ask(gates, 2))
+        return found._replace(upper=max(found.upper, self._open.get(self._mark(gates), 0.0)))
 
-    def again(self, gates: Gates) -> Measured:
+    def again(self, gates: Gates, limit: float = math.inf) -> Measured:
         """Return the cost from new answers alone.
+
+        With noise it is asked until its answers say on which side of a limit its upper quartile
+        lies, at a risk of ``RISK``. Where ``MOST_ANSWERS`` do not, the upper quartile is given by
+        its bound, which is above the limit.
 
         Args:
             gates: group name -> f32[units], concrete; a unit counts as kept from 0.5.
+            limit: of the cost.
 
         Raises:
             CostError: see ``call_checked``.
         """
-        before = self._seen.pop(self._mark(gates), [])
+        mark = self._mark(gates)
+        before = self._seen.pop(mark, [])
+        self._open.pop(mark, None)
         found = self._ask(gates, 2)
         if not self.has_noise and before and before[0] != found[0]:
             self.has_noise = True
             found = self._ask(gates, 2)
-        return _quartiles(found)
+        if self.has_noise and math.isfinite(limit):
+            low, high = quartile_bounds(found, RISK)
+            while low <= limit < high and len(found) < MOST_ANSWERS:
+                found = self._ask(gates, len(found) + 1)
+                low, high = quartile_bounds(found, RISK)
+            if low <= limit < high:
+                self._open[mark] = high
+        return self.exact(gates)
 
     def _mark(self, gates: Gates) -> bytes:
         kept = [is_kept(np.asarray(gates[name])) for name in self._graph.names]
@@ -245,7 +275,7 @@ class FunctionCost:
         """Return the answers for a network, ``count`` of them or as many as noise asks for."""
         kept = widths(self._graph, gates)
         answers = self._seen.setdefault(self._mark(gates), [])
-        while len(answers) < (self._answers if self.has_noise else count):
+        while len(answers) < max(count, self._answers if self.has_noise else 0):
             copies = {
                 name: is_kept(np.asarray(gates[name])).astype(np.float32)
                 for name in self._graph.names
@@ -254,6 +284,33 @@ class FunctionCost:
             answers.append(call_checked(self._name, call, kept, self._time_limit))
             self.has_noise |= answers[-1] != answers[0]
         return answers
+
+
+def quartile_bounds(answers: Sequence[float], risk: float) -> tuple[float, float]:
+    """Bound the upper quartile of what answers are drawn from.
+
+    By order statistics, so for any distribution: the number of answers below the quartile is
+    binomial.
+
+    Args:
+        answers: n of them.
+        risk: chance that the quartile lies beyond one of the bounds.
+
+    Returns:
+        The lower and the upper bound; infinite where the answers are too few for one.
+
+    Example:
+        >>> quartile_bounds(range(14), 0.02)
+        (6, 13)
+        >>> quartile_bounds(range(3), 0.02)
+        (0, inf)
+    """
+    count, ordered = len(answers), sorted(answers)
+    chances = [math.comb(count, k) * 0.75**k * 0.25 ** (count - k) for k in range(count + 1)]
+    below = np.cumsum(chances)  # of at most k answers below the quartile
+    high = next((ordered[k] for k in range(count) if below[k] >= 1 - risk), math.inf)
+    low = next((ordered[k] for k in range(count - 1, -1, -1) if below[k] <= risk), -math.inf)
+    return low, high
 
 
 def _quartiles(answers: Sequence[float]) -> Measured:

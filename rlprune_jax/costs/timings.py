@@ -11,9 +11,13 @@ import jax
 import numpy as np
 
 from rlprune_jax.devices import describe_device
-from rlprune_jax.files import write_atomically
+from rlprune_jax.private import private_folder
+from rlprune_jax.sealed import DamagedFileError, read_sealed, write_sealed
 
-_FORMAT = "rlprune_jax.latency/2"
+_FORMAT = "rlprune_jax.latency/3"
+
+MOST = 1e9
+"""Milliseconds that no call takes; a file that says more is not believed."""
 
 
 class Timings(NamedTuple):
@@ -63,6 +67,11 @@ class Stopwatch:
         if self._cache is None:
             return measure()
         record = {"format": _FORMAT, "device": self._where, "timed": what}
+        try:
+            private_folder(self._cache)
+        except OSError as error:
+            self._tell(error)
+            return measure()
         name = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:24]
         path = self._cache / f"{name}.json"
         stored = _read(path, record, shape)
@@ -71,25 +80,45 @@ class Stopwatch:
         found = measure()
         content = record | {name: rows.tolist() for name, rows in found._asdict().items()}
         try:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(content) + "\n")
+            write_sealed(path, content, _FORMAT, name)
         except OSError as error:
-            warnings.warn(
-                f"timings cannot be kept in {self._cache} ({error}); they will be measured again "
-                "next time; set RLPRUNE_CACHE_DIR to a writable folder",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            self._tell(error)
         return found
+
+    def _tell(self, error: OSError) -> None:
+        """Warn that timings are not kept."""
+        warnings.warn(
+            f"timings cannot be kept in {self._cache} ({error}); they will be measured again "
+            "next time; set RLPRUNE_CACHE_DIR to a writable folder",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _read(path: Path, record: Mapping[str, object], shape: tuple[int, ...]) -> Timings | None:
-    """Read the timings of a record, None where missing."""
+    """Read the timings of a record, None where missing; what is damaged is said."""
     try:
-        stored = json.loads(path.read_text())
+        stored = read_sealed(path, _FORMAT, path.stem)
         if {name: stored.pop(name) for name in record} != record:
-            return None
+            raise DamagedFileError(f"{path} is of something else")
         found = Timings(**{name: np.array(rows, np.float64) for name, rows in stored.items()})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        if not _is_plausible(found, shape):
+            raise DamagedFileError(f"{path} holds times that cannot be")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return found if all(rows.shape == shape and (rows >= 0).all() for rows in found) else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        warnings.warn(
+            f"timings in {path} do not count ({error}); they are measured again",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return None
+    return found
+
+
+def _is_plausible(found: Timings, shape: tuple[int, ...]) -> bool:
+    """Return whether times are finite, in the order of their quartiles, and not below 0."""
+    if any(rows.shape != shape for rows in found):
+        return False
+    inside = all(((rows >= 0) & (rows < MOST) & ~np.signbit(rows)).all() for rows in found)
+    return inside and bool(((found.lower <= found.median) & (found.median <= found.upper)).all())

@@ -1,9 +1,9 @@
 """What is wrong with a stored file, and how it is read."""
 
 import os
-from pathlib import Path
 
 from rlprune_jax.checks import require_path
+from rlprune_jax.sealed import DamagedFileError, read_regular
 
 
 class ExportError(ValueError):
@@ -22,7 +22,9 @@ def read_stored(path: str | os.PathLike, writer: str) -> bytes:
     """
     require_path("path", path)
     try:
-        return Path(path).read_bytes()
+        return read_regular(path)
+    except DamagedFileError as error:
+        raise ExportError(f"{error}, and name a file that {writer} has written") from error
     except OSError as error:
         raise ExportError(
             f"{os.fspath(path)} cannot be read: {error.strerror or error}; "

@@ -135,7 +135,7 @@ def read_plan(path: str | os.PathLike) -> Plan:
     content = read_stored(path, "write_plan")
     try:
         plan = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError(
             f"{os.fspath(path)} is not JSON: {error}; name a file that write_plan has written"
         ) from error

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,9 @@ import numpy as np
 from rlprune_jax.checks import require_function
 from rlprune_jax.export.description import ArraySpec, Description
 from rlprune_jax.export.errors import ExportError, read_stored
+from rlprune_jax.export.plan import PLAN, read_plan
+from rlprune_jax.pytree import tree_hash
+from rlprune_jax.sealed import add_trailer, open_trailer
 from rlprune_jax.types import Apply, PyTree, Variables
 
 STABLEHLO = "model.stablehlo"
@@ -30,7 +34,8 @@ class Artifact(NamedTuple):
     """An exported network.
 
     Attributes:
-        content: bytes of the file, for `load_stablehlo` or ``jax.export.deserialize``.
+        content: bytes of the file, for `load_stablehlo` or ``jax.export.deserialize``; behind the
+            network stands their checksum, which the latter passes over.
         description: inputs, outputs and batch; ``prepare`` is ``{"kind": "custom"}`` where a
             preparation is inside, for the caller to say more of.
     """
@@ -104,7 +109,8 @@ def export_stablehlo(
             batch=None if size is batch else count,
             prepare=None if prepare is None else {"kind": "custom"},
         )
-        return Artifact(content=bytes(exported.serialize()), description=description)
+        content = add_trailer(bytes(exported.serialize()), STABLEHLO, tree_hash(variables))
+        return Artifact(content=content, description=description)
 
     # Tracing runs code of others, which may raise anything.
     with contextlib.suppress(Exception):
@@ -128,16 +134,22 @@ def export_stablehlo(
 def load_stablehlo(content: bytes | str | os.PathLike) -> Callable[..., PyTree]:
     """Return the function of an exported network, ``(*inputs) -> outputs``.
 
+    Nothing of it reaches JAX before its checksum fits, since damaged files can end the process.
+
     Args:
-        content: bytes of `export_stablehlo`, or the path of their file.
+        content: bytes of `export_stablehlo`, or the path of their file. Where a plan lies beside
+            the file, its weights must be those of the plan.
 
     Raises:
-        ExportError: there is no such file, or the content is no exported function, or is cut off.
+        ExportError: there is no such file, it is no exported network, was changed or cut off,
+            carries no checksum, or belongs to another plan.
     """
     where = "the content" if isinstance(content, bytes) else os.fspath(content)
     data = content if isinstance(content, bytes) else read_stored(content, "export_stablehlo")
+    plan = None if isinstance(content, bytes) else Path(content).with_name(PLAN)
+    belongs = read_plan(plan)["slim_sha256"] if plan is not None and plan.exists() else None
     try:
-        return jax.export.deserialize(bytearray(data)).call
+        return jax.export.deserialize(bytearray(open_trailer(data, where, STABLEHLO, belongs))).call
     except Exception as error:
         raise ExportError(
             f"{where} is no exported network, or cut off: {error}; export it again, with a jax as "

@@ -1,5 +1,6 @@
 """Weights on disk as safetensors, for any pytree of arrays."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ WEIGHTS = "weights.safetensors"
 """Name of the file of weights in a folder of a slim network."""
 
 _FORMAT = "rlprune_jax.weights/"
-_VERSIONS = ("1", "2")
+_VERSIONS = ("1", "2", "3")
+_SEALED = "3"
 _RESERVED = "__metadata__"
 
 _TYPES = {
@@ -77,7 +79,7 @@ def save_weights(path: str | os.PathLike, variables: Variables) -> None:
     NNX State, Equinox modules split by ``equinox.partition``, tuples, lists, NamedTuples,
     dataclasses. Each array is stored under its path, keys joined by slashes; typed random keys as
     their words. The metadata name the random implementation, and the keys of a path that a path
-    alone does not tell (indices, attributes, integers, names with a slash).
+    alone does not tell (indices, attributes, integers, names with a slash), and hold a checksum.
 
     Args:
         path: file to write, usually ``slim/weights.safetensors``.
@@ -113,6 +115,7 @@ def save_weights(path: str | os.PathLike, variables: Variables) -> None:
     if _RESERVED in flat:
         raise ValueError(f"variables have a leaf {_RESERVED!r}, which safetensors keeps; rename it")
     arrays = {name: _to_array(name, leaf) for name, leaf in flat.items()}
+    metadata["sha256"] = _digest(arrays, metadata)
     write_atomically(path, safetensors.numpy.save(arrays, metadata))
 
 
@@ -135,8 +138,9 @@ def load_weights(path: str | os.PathLike, like: PyTree = None) -> Variables:
         is kept, and what held no array is gone.
 
     Raises:
-        ExportError: there is no such file, it is not safetensors, is cut off or of an unknown
-            version, or paths or element types are not those of ``like``; the message names them.
+        ExportError: there is no such file, it is not safetensors, is cut off, was changed or is of
+            an unknown version, or paths or element types are not those of ``like``; the message
+            names them.
     """
     stored = read_leaves(path)
     return nest_leaves(path, stored) if like is None else _arrange(os.fspath(path), stored, like)
@@ -146,14 +150,15 @@ def read_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
     """Return the leaves of a file of weights by path.
 
     Raises:
-        ExportError: there is no such file, it is not safetensors, is cut off or of an unknown
-            version.
+        ExportError: there is no such file, it is not safetensors, is cut off, was changed or is of
+            an unknown version.
     """
     content = read_stored(path, "save_weights")
     try:
         # safetensors.numpy.load knows no bfloat16.
         arrays = {name: _to_numpy(**entry) for name, entry in safetensors.deserialize(content)}
         metadata = _metadata(content)
+        _check_digest(arrays, metadata)
         known_keys = json.loads(metadata.get("keys", "{}"))
         random = json.loads(metadata.get("random", "{}"))
         return {
@@ -163,7 +168,14 @@ def read_leaves(path: str | os.PathLike) -> dict[str, StoredLeaf]:
             )
             for name, array in sorted(arrays.items())
         }
-    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError) as error:
+    except (
+        safetensors.SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ExportError(
             f"{os.fspath(path)} is no safetensors file of weights: {error}; "
             "name a file that save_weights has written"
@@ -246,10 +258,30 @@ def _metadata(content: bytes) -> Mapping[str, str]:
     metadata = json.loads(content[8:end]).get(_RESERVED, {})
     name = metadata.get("format", "")
     if not name.startswith(_FORMAT):
+        # A file of others, unless only the name of the format was changed.
+        if {"keys", "random", "sha256"} & set(metadata):
+            raise ValueError(f"its format is {name!r}, and its metadata are of {_FORMAT}")
         return {}
     if name.removeprefix(_FORMAT) not in _VERSIONS:
         raise ValueError(f"its format is {name}, this package reads {', '.join(_VERSIONS)}")
     return metadata
+
+
+def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of arrays and what is said of them."""
+    said = {name: text for name, text in metadata.items() if name != "sha256"}
+    types = {name: [str(each.dtype), list(each.shape)] for name, each in arrays.items()}
+    digest = hashlib.sha256(json.dumps([said, types], sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _check_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != _FORMAT + _SEALED:
+        return
+    if metadata.get("sha256") != _digest(arrays, metadata):
+        raise ValueError("it was changed after it was written: its sha256 differs")
 
 
 def _nest(entries: list[tuple[tuple[Step, ...], np.ndarray | jax.Array]]) -> PyTree:

@@ -66,7 +66,7 @@ def write_run_page(
                 f"{pruned['latency_ms']['median']:.2f} ms",
                 f"dense {dense['latency_ms']['median']:.2f} ms",
             ),
-            "masked = slim": (f"{result['equivalence']['max_abs_diff']:.1e}", "largest difference"),
+            equality_title(result): equality_text(result),
         },
         [methods_table(result), sizes_table(dense, pruned), budgets_table(budgets)],
         figures(result, rows, history, settings.get("constraint") != "projection"),
@@ -79,6 +79,23 @@ def write_run_page(
         lead=f"Seed {result['seed']}, {result['seconds']:.0f} seconds in all.",
     )
     write_report(path, page)
+
+
+def equality_title(result: Json) -> str:
+    """Return what the page says of slim and masked."""
+    return (
+        "masked = slim" if result["equivalence"].get("equal", True) else "masked ≠ slim: a defect"
+    )
+
+
+def equality_text(result: Json) -> tuple[str, str]:
+    """Return the largest difference and what it is."""
+    found = result["equivalence"]
+    by_default = found.get("default_max_abs_diff")
+    largest = "not finite" if found["max_abs_diff"] is None else f"{found['max_abs_diff']:.1e}"
+    if by_default is None or by_default == found["max_abs_diff"]:
+        return largest, "largest difference"
+    return largest, f"largest difference, in full float32; {by_default:.1e} at default precision"
 
 
 def title_of(result: Json) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         config_hash,
         open_run,
         open_run_at,
+        read_config,
+        read_of_run,
     )
     from rlprune_jax.runs.stages import (
         Advance,
@@ -62,6 +64,8 @@ __all__ = [
     "open_run",
     "open_run_at",
     "read_checkpoint",
+    "read_config",
+    "read_of_run",
     "run_stage",
     "show_progress",
 ]
@@ -75,7 +79,7 @@ _HOMES = {
     "run": ("Json", "MemoryRun", "Run"),
     "run_directory": (
         *("COSMETIC", "Extension", "RunDirectory", "RunDirectoryError"),
-        *("config_hash", "open_run", "open_run_at"),
+        *("config_hash", "open_run", "open_run_at", "read_config", "read_of_run"),
     ),
     "stages": (
         *("Advance", "Check", "DivergenceError", "Row", "StageOptions"),

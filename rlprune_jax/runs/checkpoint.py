@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -22,9 +22,10 @@ from rlprune_jax.checks import require_count, require_path
 from rlprune_jax.files import Closing, unwritable
 from rlprune_jax.pytree import flatten_with_paths, host_array, is_key
 from rlprune_jax.runs.run import Json
+from rlprune_jax.sealed import DamagedFileError, seal, seal_of, unseal
 from rlprune_jax.types import PyTree
 
-_FORMAT = "rlprune_jax.runs.checkpoint/1"
+_FORMAT = "rlprune_jax.runs.checkpoint/2"
 
 
 class CheckpointError(RuntimeError):
@@ -41,11 +42,14 @@ class Checkpointer(Closing):
 
     Leaves may be JAX and NumPy arrays of any dtype and size, typed random keys and Python numbers,
     in any container that JAX knows. Written with Orbax's ``CheckpointManager``; beside the arrays
-    lie path, shape, dtype and checksum of every leaf, which `restore` compares first.
+    lie path, shape, dtype and checksum of every leaf, which `restore` compares first, and whom the
+    step belongs to, all under a checksum of its own.
 
     Args:
         directory: where the steps go; made if missing.
         keep: number of newest steps to keep.
+        owners: names of what the steps belong to, such as a run and its stage. Steps are saved
+            under the first; those of others are not restored. Without any all are.
 
     Raises:
         ValueError: ``keep`` is below 1.
@@ -62,9 +66,10 @@ class Checkpointer(Closing):
         >>> folder.cleanup()
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, keep: int = 2, owners: Sequence[str] = ()):
         require_count("keep", keep)
         require_path("directory", directory)
+        self._owners = tuple(owners)
         self.directory = Path(directory).expanduser().absolute()
         if self.directory.exists() and not self.directory.is_dir():
             # Orbax would take the file for a directory without steps until the first save.
@@ -116,7 +121,12 @@ class Checkpointer(Closing):
             text = json.dumps(metadata or {}, default=_plain)
         except (TypeError, ValueError) as error:
             raise TypeError(f"metadata has no JSON form: {error}") from error
-        content = {"format": _FORMAT, "leaves": described, "metadata": json.loads(text)}
+        content = seal(
+            {"leaves": described, "metadata": json.loads(text)},
+            _FORMAT,
+            self._owners[0] if self._owners else "",
+            step=step,
+        )
         try:
             with _quiet():
                 self._manager.save(
@@ -168,6 +178,12 @@ class Checkpointer(Closing):
             restored.append(_like(flat[path], value, described[path]))
         return jax.tree.unflatten(jax.tree.structure(like), restored), content["metadata"]
 
+    def forget(self) -> None:
+        """Delete every step, so that all begins anew."""
+        with _quiet():
+            for step in sorted(self._manager.all_steps()):
+                self._manager.delete(step)
+
     def close(self) -> None:
         """Free what Orbax holds.
 
@@ -191,11 +207,20 @@ class Checkpointer(Closing):
                 ).metadata
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise self._damaged(step, f"its metadata is not of the format {_FORMAT!r}")
-        if not {"leaves", "metadata"} <= set(content) or not all(map(_is_whole, content["leaves"])):
+        said = seal_of(content) or {}
+        try:
+            found = unseal(content, "its metadata", _FORMAT)
+        except DamagedFileError as error:
+            raise self._damaged(step, str(error)) from error
+        if said.get("step") != step:
+            raise self._damaged(step, f"it was saved as step {said.get('step')}")
+        if self._owners and said.get("of") not in self._owners:
+            raise self._damaged(
+                step, f"it belongs to {said.get('of')!r}, not to {self._owners[0]!r}"
+            )
+        if not {"leaves", "metadata"} <= set(found) or not _are_whole(found["leaves"]):
             raise self._damaged(step, "its metadata does not describe all leaves")
-        return content
+        return found
 
     def _compare(self, step: int, like: dict[str, PyTree], stored: dict[str, Json]) -> None:
         where = f"step {step} below {self.directory}"
@@ -221,9 +246,9 @@ class Checkpointer(Closing):
                     step,
                     args=ocp.args.Composite(state=ocp.args.StandardRestore(_storable(targets))),
                 ).state
+            return {path: state[path] if each.size else each for path, each in targets.items()}
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
-        return {path: state[path] if target.size else target for path, target in targets.items()}
 
 
 def read_checkpoint(directory: str | os.PathLike) -> dict[str, PyTree]:
@@ -285,8 +310,14 @@ def _describe(path: str, leaf: PyTree) -> Json:
     return entry
 
 
-def _is_whole(entry: Json) -> bool:
+def _are_whole(entries: object) -> bool:
+    return isinstance(entries, list) and all(map(_is_whole, entries))
+
+
+def _is_whole(entry: object) -> bool:
     """Return whether an entry says what `_describe` says."""
+    if not isinstance(entry, dict):
+        return False
     is_key_entry = str(entry.get("dtype")).startswith("key")
     return {"path", "shape", "dtype"} | ({"impl"} if is_key_entry else set()) <= set(entry)
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from rlprune_jax.checks import shown
 from rlprune_jax.files import Closing, to_json
+from rlprune_jax.sealed import SEAL
 
 Json = dict[str, Any]
 """A JSON object: text as keys; null, booleans, numbers, text, lists and objects as values."""
@@ -77,6 +78,26 @@ class Run(Protocol):
             step: the last to keep; below the first it drops the whole stage.
         """
 
+    def mark_of(self, stage: str) -> Json:
+        """Return what tells the rows of a stage from others.
+
+        A checkpoint keeps it, so that rows which are lost or changed are noticed.
+        """
+
+    def has_rows(self, stage: str, mark: object) -> bool:
+        """Return whether a stage begins with marked rows.
+
+        Args:
+            stage: whose rows.
+            mark: as `mark_of` returned it when they were recorded.
+        """
+
+    def owners(self, stage: str) -> tuple[str, ...]:
+        """Return whom checkpoints of a stage may belong to.
+
+        The first is the run itself, others are those that it goes on from.
+        """
+
     def close(self) -> None:
         """Free what the run holds open."""
 
@@ -136,7 +157,7 @@ class MemoryRun(Closing):
 
     def append_metrics(self, stage: str, step: int, values: Values) -> None:
         """Append one record, as `Run.append_metrics` says."""
-        self._records.append(metrics_line(stage, step, values))
+        self._records.append(json.dumps(metrics_record(stage, step, values)))
 
     def metrics(self, stage: str | None = None) -> list[Json]:
         """Return the records of one stage, or all, oldest first."""
@@ -151,12 +172,24 @@ class MemoryRun(Closing):
             if not is_past(record, stage, step)
         ]
 
+    def mark_of(self, stage: str) -> Json:
+        """Return nothing, since nothing can be lost."""
+        return {}
+
+    def has_rows(self, stage: str, mark: object) -> bool:
+        """Return whether nothing was marked."""
+        return mark == {}
+
+    def owners(self, stage: str) -> tuple[str, ...]:
+        """Return nobody, since there are no checkpoints."""
+        return ()
+
     def close(self) -> None:
         """Do nothing, since nothing is open."""
 
 
-def metrics_line(stage: str, step: int, values: Values) -> str:
-    """Return one record of metrics as a line of JSON.
+def metrics_record(stage: str, step: int, values: Values) -> Json:
+    """Return one record of metrics as plain JSON.
 
     Args:
         stage: part of the run.
@@ -164,15 +197,15 @@ def metrics_line(stage: str, step: int, values: Values) -> str:
         values: numbers, text, arrays and nestings; NaN and infinity become null.
 
     Raises:
-        ValueError: ``values`` holds the name "stage" or "step".
+        ValueError: ``values`` holds the name "stage", "step" or "seal".
 
     Example:
-        >>> metrics_line("dense", 1, {"loss": float("inf")})
-        '{"stage": "dense", "step": 1, "loss": null}'
+        >>> metrics_record("dense", 1, {"loss": float("inf")})
+        {'stage': 'dense', 'step': 1, 'loss': None}
     """
-    if taken := {"stage", "step"} & set(values):
-        raise ValueError(f"values must not hold {sorted(taken)}, which are arguments; rename them")
-    return json.dumps({"stage": stage, "step": int(step), **to_json(values)}, allow_nan=False)
+    if taken := {"stage", "step", SEAL} & set(values):
+        raise ValueError(f"values must not hold {sorted(taken)}, which are taken; rename them")
+    return {"stage": stage, "step": int(step), **to_json(values)}
 
 
 def is_past(record: Json, stage: str, step: int) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,9 +23,32 @@ from rlprune_jax.files import (
     unwritable,
     write_atomically,
 )
-from rlprune_jax.runs.run import Json, Values, is_past, metrics_line
+from rlprune_jax.origin import Provenance, StaleWarning, differences
+from rlprune_jax.runs.run import Json, Values, is_past, metrics_record
+from rlprune_jax.sealed import (
+    SEAL,
+    DamagedFileError,
+    DamageWarning,
+    file_digest,
+    open_line,
+    parse_json,
+    read_regular,
+    read_sealed,
+    seal_line,
+    seal_of,
+    unseal,
+    write_sealed,
+)
 
-COSMETIC = ("runs_dir", "data_dir", "quiet", "verbose", "progress")
+CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
+
+EXTENDS = "extends"
+"""Stage of the record that names the run whose stages were taken."""
+
+_LIVES = re.compile(r"\..*|.*\.tmp|config\.json|metrics.*\.jsonl|result(-\d+)?\.json")
+"""Files whose checksum the result does not hold: they have their own, or none."""
+
+COSMETIC = ("runs_dir", "data_dir", "quiet", "verbose", "progress", "stale")
 """Options that do not change what is computed: two runs that differ only here are the same run."""
 
 
@@ -53,29 +77,32 @@ class RunDirectory(Closing):
 
     ``config.json`` the configuration; ``metrics.jsonl`` one line per step; ``checkpoints/``;
     ``result.json``, whose presence means that the run is finished; ``report.html``; ``slim/``.
-    Made by `open_run` and `open_run_at`; a context manager. `MemoryRun` does the same without a
-    directory.
+    Each carries a checksum; that of the result covers all files beside it. Made by `open_run` and
+    `open_run_at`; a context manager. `MemoryRun` does the same without a directory.
 
     Attributes:
         path: the directory.
         config: the settings, as plain JSON.
+        identity: hash of the settings that tell the run from others.
         checkpoints: directory with one folder per stage.
         report: where the page goes.
         slim: directory where the smaller network goes.
     """
 
-    def __init__(self, path: Path, config: Json, lock: BaseFileLock | None):
+    def __init__(self, path: Path, config: Json, lock: BaseFileLock | None, identity: str = ""):
         self.path = path
         self.config = config
+        self.identity = identity
         self.checkpoints = path / "checkpoints"
         self.report = path / "report.html"
         self.slim = path / "slim"
         self._lock = lock
-        self._metrics_path = path / "metrics.jsonl"
+        self._metrics_path = path / METRICS
         if lock is None:  # to be read alone
             self._metrics: BinaryIO = open(os.devnull, "wb")  # noqa: SIM115
+            self._seals = _seals(self._metrics_path)
             return
-        _repair(self._metrics_path)
+        self._seals = _repair(self._metrics_path)
         self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115
 
     @property
@@ -85,18 +112,48 @@ class RunDirectory(Closing):
 
     def result(self) -> Json | None:
         """Return ``result.json``, or None without a whole one."""
-        return _read_object(self.path / "result.json")
+        try:
+            return read_sealed(self.path / RESULT, "result", self.identity)
+        except (OSError, DamagedFileError):
+            return None
 
     def write_result(self, result: Values) -> None:
         """Write ``result.json``, which ends the run.
 
-        Whenever the process is killed, the file is absent or whole.
+        Whenever the process is killed, the file is absent or whole. Its seal holds the checksums
+        of all files that are there by now.
 
         Args:
             result: numbers, text, arrays and nestings; NaN and infinity become null.
         """
-        text = json.dumps(to_json(result), indent=2, allow_nan=False)
-        write_atomically(self.path / "result.json", text + "\n")
+        write_sealed(
+            self.path / RESULT,
+            result,
+            "result",
+            self.identity,
+            files=self._files(),
+            rows={stage: self.mark_of(stage) for stage in self._seals},
+        )
+
+    def damaged(self) -> list[str]:
+        """Return what of a finished run was changed.
+
+        Returns:
+            Names of files that were changed or are gone, in the order of their names.
+        """
+        said = seal_of(parse_json(read_regular(self.path / RESULT), RESULT)) or {}
+        stored, files = said.get("files", {}), self._files()
+        found = [name for name in sorted(stored) if files.get(name) != stored[name]]
+        rows = said.get("rows", {})
+        if not all(self.has_rows(stage, rows[stage]) for stage in rows):
+            found.append(METRICS)
+        return found
+
+    def _files(self) -> dict[str, str]:
+        """Return the checksums of all files that are written once, by name."""
+        plain = [file for file in self.path.iterdir() if not _LIVES.fullmatch(file.name)]
+        files = [file for file in (*plain, *self.slim.rglob("*")) if file.is_file()]
+        return {file.relative_to(self.path).as_posix(): file_digest(file) for file in files}
 
     def append_metrics(self, stage: str, step: int, values: Values) -> None:
         """Append one line to ``metrics.jsonl`` and flush it.
@@ -107,9 +164,10 @@ class RunDirectory(Closing):
             values: numbers, text, arrays and nestings; NaN and infinity become null.
 
         Raises:
-            ValueError: ``values`` holds the name "stage" or "step".
+            ValueError: ``values`` holds the name "stage", "step" or "seal".
         """
-        self._metrics.write(metrics_line(stage, step, values).encode() + b"\n")
+        record = metrics_record(stage, step, values)
+        self._metrics.write(_next_line(self._seals, record))
         self._metrics.flush()
 
     def metrics(self, stage: str | None = None) -> list[Json]:
@@ -121,7 +179,10 @@ class RunDirectory(Closing):
         Returns:
             Objects with "stage", "step" and the values.
         """
-        records = [json.loads(line) for line in self._metrics_path.read_bytes().splitlines()]
+        lines = self._metrics_path.read_bytes().splitlines()
+        records = [json.loads(line) for line in lines]
+        for record in records:
+            record.pop(SEAL, None)
         return [record for record in records if stage is None or record["stage"] == stage]
 
     def rewind_metrics(self, stage: str, step: int) -> None:
@@ -134,12 +195,34 @@ class RunDirectory(Closing):
             stage: the one whose records go; those of other stages stay.
             step: the last to keep; below the first it drops the whole stage.
         """
-        lines = self._metrics_path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if not is_past(json.loads(line), stage, step)]
-        if len(kept) < len(lines):
+        records = self.metrics()
+        kept = [record for record in records if not is_past(record, stage, step)]
+        if len(kept) < len(records):
             self._metrics.close()
-            write_atomically(self._metrics_path, b"".join(kept))
+            self._seals = {}
+            lines = [_next_line(self._seals, record) for record in kept]
+            write_atomically(self._metrics_path, lines)
             self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115
+
+    def mark_of(self, stage: str) -> Json:
+        """Return what tells the rows of a stage from others."""
+        seals = self._seals.get(stage, [])
+        return {"count": len(seals), "last": seals[-1] if seals else ""}
+
+    def has_rows(self, stage: str, mark: object) -> bool:
+        """Return whether a stage begins with marked rows."""
+        match mark:
+            case {"count": int(count), "last": str(last)} if count >= 0:
+                seals = self._seals.get(stage, [])[:count]
+                return len(seals) == count and (seals[-1] if seals else "") == last
+        return False
+
+    def owners(self, stage: str) -> tuple[str, ...]:
+        """Return whom checkpoints of a stage may belong to."""
+        records = self.metrics(EXTENDS) if EXTENDS in self._seals else []
+        taken = (record.get("owners", {}) for record in records)
+        others = [name for each in taken for name in each.get(stage, ())]
+        return (f"{self.identity}/{stage}", *others)
 
     def reopen(self, stages: Collection[str] = ()) -> None:
         """Make a finished run go on, keeping its old result.
@@ -152,7 +235,7 @@ class RunDirectory(Closing):
             stages: those that go on from their checkpoints; checkpoints and records of all others
                 are deleted.
         """
-        result = self.path / "result.json"
+        result = self.path / RESULT
         if result.exists():
             names = (self.path / f"result-{number}.json" for number in itertools.count(1))
             result.rename(next(name for name in names if not name.exists()))
@@ -176,6 +259,7 @@ def open_run(
     *,
     exclude: Collection[str] = COSMETIC,
     extension: Extension = _NOTHING_MORE,
+    origin: Provenance | None = None,
 ) -> RunDirectory:
     """Open the directory that a configuration names.
 
@@ -190,10 +274,13 @@ def open_run(
         exclude: top-level settings that do not enter the hash.
         extension: settings that may differ because the run is then extended; they do not enter the
             hash either.
+        origin: code, versions and data that make the run, and what is done where others have; None
+            does not ask.
 
     Raises:
         UnwritableError: the directory cannot be written, and holds no finished run to be read.
-        RunDirectoryError: another process works in it, or what it holds is not this run.
+        RunDirectoryError: another process works in it, or what it holds is not this run, or made
+            by other code.
         ValueError: ``experiment`` is no plain file name, ``runs_dir`` is empty, or a setting is NaN
             or infinite.
         TypeError: ``runs_dir`` is no path, or ``config`` no dataclass or dict.
@@ -217,7 +304,7 @@ def open_run(
             f"experiment={experiment!r} must be letters, digits, dots, dashes and underscores"
         )
     name = f"{experiment}-{config_hash(config, exclude=(*exclude, *extension.settings))}"
-    return _open(_path("runs_dir", runs_dir) / name, config, exclude, extension)
+    return _open(_path("runs_dir", runs_dir) / name, config, exclude, extension, origin)
 
 
 def open_run_at(
@@ -226,6 +313,7 @@ def open_run_at(
     *,
     exclude: Collection[str] = COSMETIC,
     extension: Extension = _NOTHING_MORE,
+    origin: Provenance | None = None,
 ) -> RunDirectory:
     """Open a directory of the caller's choice as a run.
 
@@ -238,11 +326,13 @@ def open_run_at(
         exclude: top-level settings that may differ without being another run.
         extension: settings that may differ because the run is then extended. The old result is
             kept beside the new one.
+        origin: code, versions and data that make the run, and what is done where others have; None
+            does not ask.
 
     Raises:
         UnwritableError: the directory cannot be written.
         RunDirectoryError: another process works in it, or it holds a run of other settings or
-            files that are no run. The message names the first setting that differs.
+            code, or files that are no run. The message names what differs.
         ValueError: ``path`` is empty, or a setting is NaN or infinite.
         TypeError: ``path`` is no path, or ``config`` no dataclass or dict.
 
@@ -259,7 +349,7 @@ def open_run_at(
     """
     own = _path("path", path)
     _refuse_foreign(own)
-    return _open(own, config, exclude, extension)
+    return _open(own, config, exclude, extension, origin)
 
 
 def config_hash(config: object, *, exclude: Collection[str] = COSMETIC) -> str:
@@ -283,10 +373,77 @@ def config_hash(config: object, *, exclude: Collection[str] = COSMETIC) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
+def read_config(path: str | os.PathLike) -> Json:
+    """Read the settings of a run from its directory.
+
+    Args:
+        path: of the directory.
+
+    Raises:
+        OSError: there is no ``config.json``, or it cannot be read.
+        DamagedFileError: it was changed.
+    """
+    return read_sealed(Path(path) / CONFIG, "config")
+
+
+def read_made_with(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Return what a run was made with, oldest first.
+
+    Args:
+        path: of the directory.
+
+    Raises:
+        RunDirectoryError: there is no ``config.json``, or it was changed.
+    """
+    stored = _stored(Path(path))
+    if stored is None:
+        raise RunDirectoryError(f"{path} holds no {CONFIG}, so it is no run; name that of a run")
+    return stored.made_with
+
+
+def read_of_run(path: str | os.PathLike, name: str) -> bytes:
+    """Read a file of a finished run, checked.
+
+    Args:
+        path: directory of the run.
+        name: of the file in it, such as ``"history.npz"``.
+
+    Raises:
+        OSError: it cannot be read.
+        DamagedFileError: it, or the result, was changed after the run had ended.
+    """
+    folder = Path(path)
+    content = parse_json(read_regular(folder / RESULT), folder / RESULT)
+    unseal(content, folder / RESULT, "result")
+    found = read_regular(folder / name)
+    listed = (seal_of(content) or {}).get("files", {})
+    if listed.get(name) != hashlib.sha256(found).hexdigest():
+        raise DamagedFileError(f"{folder / name} was changed after the run had ended")
+    return found
+
+
+class _Stored(NamedTuple):
+    """Hold what ``config.json`` says.
+
+    The settings, whom files of the run belong to, and what made them: several where results of
+    other code were kept.
+    """
+
+    settings: Json
+    identity: str
+    made_with: list[dict[str, str]]
+
+
 def _open(
-    path: Path, config: object, exclude: Collection[str], extension: Extension
+    path: Path,
+    config: object,
+    exclude: Collection[str],
+    extension: Extension,
+    origin: Provenance | None,
 ) -> RunDirectory:
     settings = _settings(config)
+    if origin is not None and origin.stale == "redo":
+        _set_aside(path, origin)
     try:
         lock = _lock(path)
     except UnwritableError:
@@ -295,24 +452,123 @@ def _open(
         return finished
     with contextlib.ExitStack() as undo:
         undo.callback(_free, path, lock)
-        differing = _compare(path, settings, exclude, extension)
+        stored = _stored(path)
+        differing = _compare(path, stored, settings, exclude, extension)
+        made_with = _made_with(path, stored, origin)
         _delete_leftovers(path)
-        run = undo.enter_context(RunDirectory(path, settings, lock))
+        # A run that is extended stays the one that its files belong to.
+        identity = config_hash(settings, exclude=(*exclude, *extension.settings))
+        identity = identity if stored is None else stored.identity
+        run = undo.enter_context(RunDirectory(path, settings, lock, identity))
+        _tell_damage(run)
         # Reopened first: a kill before the next line leaves what the next start reopens again.
         if differing:
             run.reopen(extension.stages)
-        if differing or not (path / "config.json").exists():
-            write_atomically(path / "config.json", json.dumps(settings, indent=2) + "\n")
+        kept = stored is not None and made_with == stored.made_with
+        if differing or not kept:
+            write_sealed(path / CONFIG, settings, "config", identity, made_with=made_with)
         undo.pop_all()
         return run
 
 
+def _stored(path: Path) -> _Stored | None:
+    """Return what a directory's ``config.json`` says, or None without one.
+
+    Raises:
+        RunDirectoryError: it was changed.
+    """
+    try:
+        content = parse_json(read_regular(path / CONFIG), path / CONFIG)
+        settings = unseal(content, path / CONFIG, "config")
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
+        raise RunDirectoryError(
+            f"{error}; delete {path} or choose another directory (--runs-dir for experiments)"
+        ) from error
+    said = seal_of(content) or {}
+    return _Stored(
+        settings=settings, identity=str(said.get("of")), made_with=said.get("made_with", [])
+    )
+
+
+def _made_with(
+    path: Path, stored: _Stored | None, origin: Provenance | None
+) -> list[dict[str, str]]:
+    """Return what a run was made with, now too.
+
+    Raises:
+        RunDirectoryError: something else made what is there, and it is not to be kept.
+    """
+    now = [] if origin is None else [dict(origin.made_with)]
+    if stored is None:
+        return now
+    if origin is None or not (found := _staleness(stored, origin)):
+        return stored.made_with
+    if origin.stale == "keep":
+        warnings.warn(f"{path} is kept, though other code made it: {found}", StaleWarning, 5)
+        finished = (path / RESULT).exists()
+        return stored.made_with if finished else [*stored.made_with, *now]
+    raise RunDirectoryError(
+        f"{path} was made by other code: {found}; stale='redo' (--stale redo) makes it again and "
+        "keeps the old one beside it, stale='keep' goes on with it as it is"
+    )
+
+
+def _staleness(stored: _Stored, origin: Provenance) -> str:
+    """Return in what a stored run's origins differ from one, or ""."""
+    now = origin.made_with
+    if not stored.made_with:
+        return "it does not say which"
+    return next((text for each in stored.made_with if (text := differences(each, now))), "")
+
+
+def _set_aside(path: Path, origin: Provenance) -> None:
+    """Rename a directory whose run other code made, or which cannot be read."""
+    if not (path / CONFIG).exists():
+        return
+    lock = _lock(path)
+    try:
+        stored = _stored(path)
+        found = "" if stored is None else _staleness(stored, origin)
+    except RunDirectoryError as error:
+        found = str(error)
+    finally:
+        _free(path, lock)
+    if found:
+        names = (path.with_name(f"{path.name}.stale-{number}") for number in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
+        path.rename(aside)
+        text = f"{path} is made again, since other code made it ({found}); the old one is {aside}"
+        warnings.warn(text, StaleWarning, 5)
+
+
+def _tell_damage(run: RunDirectory) -> None:
+    """Warn of files that are not as they were written."""
+    if run.is_finished:
+        for name in run.damaged():
+            warnings.warn(
+                f"{run.path / name} was changed or lost after the run had ended; delete "
+                f"{run.path / RESULT} and run again to have it made anew",
+                DamageWarning,
+                stacklevel=5,
+            )
+    elif (run.path / RESULT).exists():
+        warnings.warn(
+            f"{run.path / RESULT} was changed or is of another run, so it does not count; it is "
+            "made anew from the checkpoints",
+            DamageWarning,
+            stacklevel=5,
+        )
+
+
 def _read_only(path: Path, settings: Json, exclude: Collection[str]) -> RunDirectory | None:
     """Return a finished run of these settings that cannot be written, or None."""
-    if not path.is_dir() or _read_object(path / "config.json") is None:
+    stored = _stored(path) if path.is_dir() else None
+    if stored is None:
         return None
-    _compare(path, settings, exclude, _NOTHING_MORE)
-    run = RunDirectory(path, settings, lock=None)
+    _compare(path, stored, settings, exclude, _NOTHING_MORE)
+    run = RunDirectory(path, settings, lock=None, identity=stored.identity)
     if run.is_finished:
         return run
     run.close()
@@ -383,23 +639,20 @@ def _free(path: Path, lock: BaseFileLock) -> None:
 
 
 def _compare(
-    path: Path, settings: Json, exclude: Collection[str], extension: Extension
+    path: Path,
+    stored: _Stored | None,
+    settings: Json,
+    exclude: Collection[str],
+    extension: Extension,
 ) -> list[str]:
     """Return the settings that differ from the stored ones as an extension allows.
 
     Raises:
         RunDirectoryError: others differ.
     """
-    config_path = path / "config.json"
-    if not config_path.exists():
-        return []
-    stored = _read_object(config_path)
     if stored is None:
-        raise RunDirectoryError(
-            f"{config_path} is no JSON object; delete {path} or choose another directory "
-            "(--runs-dir for experiments)"
-        )
-    before, now = _flat(_identity(stored, exclude)), _flat(_identity(settings, exclude))
+        return []
+    before, now = _flat(_identity(stored.settings, exclude)), _flat(_identity(settings, exclude))
     # Through JSON once more, so that a number reads back as what was written.
     now = json.loads(json.dumps(now))
     missing = object()
@@ -430,39 +683,58 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _read_object(path: Path) -> Json | None:
-    """Return a file's JSON object, or None without a whole one."""
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _delete_leftovers(path: Path) -> None:
     """Delete temporary files that a killed process left behind."""
     for file in path.glob(".*.tmp"):
         file.unlink(missing_ok=True)
 
 
-def _repair(path: Path) -> None:
-    """Cut an unfinished last line, and refuse any other broken one."""
-    whole = 0
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        if not _is_record(line):
-            if number < len(lines):
-                raise RunDirectoryError(
-                    f"line {number} of {path} is not a record of metrics; "
-                    f"delete {path.parent} or choose another directory (--runs-dir for experiments)"
-                )
-            os.truncate(path, whole)
-        whole += len(line)
+def _next_line(seals: dict[str, list[str]], record: Json) -> bytes:
+    """Return a record as a line, sealed behind the last of its stage, which ``seals`` remembers."""
+    own = seals.setdefault(record["stage"], [])
+    line, mark = seal_line(record, own[-1] if own else "")
+    own.append(mark)
+    return line.encode() + b"\n"
 
 
-def _is_record(line: bytes) -> bool:
+def _seals(path: Path) -> dict[str, list[str]]:
+    """Return the seals of each stage, of the rows that are whole."""
+    seals: dict[str, list[str]] = {}
+    for line in read_regular(path).splitlines(keepends=True):
+        _is_next(seals, line)
+    return seals
+
+
+def _repair(path: Path) -> dict[str, list[str]]:
+    """Cut an unfinished last line and drop damaged rows; return the seals of each stage."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        lines = read_regular(path).splitlines(keepends=True)
+    except FileNotFoundError:
+        return {}
+    seals: dict[str, list[str]] = {}
+    bad = [number for number, line in enumerate(lines) if not _is_next(seals, line)]
+    if bad == [len(lines) - 1] and not lines[-1].endswith(b"\n"):
+        os.truncate(path, sum(map(len, lines[:-1])))
+    elif bad:
+        aside = path.with_name("metrics-damaged.jsonl")
+        write_atomically(aside, lines)
+        write_atomically(path, [line for number, line in enumerate(lines) if number not in bad])
+        warnings.warn(
+            f"line {bad[0] + 1} of {path} was changed or comes after one that was; {len(bad)} "
+            f"lines do not count (the file as it was is {aside.name})",
+            DamageWarning,
+            stacklevel=6,
+        )
+    return seals
+
+
+def _is_next(seals: dict[str, list[str]], line: bytes) -> bool:
+    """Return whether a line is the next record of its stage, which is then remembered."""
+    opened = open_line(line, None) if line.endswith(b"\n") else None
+    if opened is None or not isinstance(opened[0].get("stage"), str):
         return False
-    return line.endswith(b"\n") and isinstance(record, dict) and {"stage", "step"} <= set(record)
+    own = seals.setdefault(opened[0]["stage"], [])
+    whole = type(opened[0].get("step")) is int and open_line(line, own[-1] if own else "")
+    if whole:
+        own.append(opened[1])
+    return bool(whole)

@@ -4,6 +4,7 @@ import contextlib
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeGuard
@@ -17,6 +18,7 @@ from rlprune_jax.pytree import flatten_with_paths, is_key
 from rlprune_jax.runs.interruption import end_if_asked, is_ending, saving
 from rlprune_jax.runs.progress import show_progress
 from rlprune_jax.runs.run import Run, Values, check_run
+from rlprune_jax.sealed import DamageWarning
 from rlprune_jax.types import PyTree
 
 if TYPE_CHECKING:
@@ -191,8 +193,12 @@ def run_stage(
                 f"ask for at least {start} or choose another run directory"
             )
         if checkpointer is not None and start:
-            state, _ = checkpointer.restore(state)
-            _refuse_checkpoint(checkpointer, name, state, options.check)
+            found, about = checkpointer.restore(state)
+            _refuse_checkpoint(checkpointer, name, found, options.check)
+            if run.has_rows(name, about.get("rows")):
+                state = found
+            else:
+                start = _begin_anew(checkpointer, run, name)
         run.rewind_metrics(name, start)
         saved = time.monotonic()
         # A run in memory has nothing to save, so a signal ends it at once.
@@ -211,7 +217,7 @@ def run_stage(
                 due = start == total or late or is_ending()
                 _refuse_divergence(name, state if due else None, rows, options.check)
                 if due and checkpointer is not None:
-                    checkpointer.save(start, state)
+                    checkpointer.save(start, state, {"rows": run.mark_of(name)})
                     saved = time.monotonic()
                     end_if_asked()
     return state
@@ -226,8 +232,22 @@ def _open_checkpoints(run: Run, name: str) -> Iterator["Checkpointer | None"]:
     # Only here, since it loads Orbax.
     from rlprune_jax.runs.checkpoint import Checkpointer
 
-    with Checkpointer(run.checkpoints / name, keep=1) as checkpointer:
+    owners = run.owners(name)
+    with Checkpointer(run.checkpoints / name, keep=1, owners=owners) as checkpointer:
         yield checkpointer
+
+
+def _begin_anew(checkpointer: "Checkpointer", run: Run, name: str) -> int:
+    """Take a stage back to its beginning, since what it recorded is lost; return its step, 0."""
+    warnings.warn(
+        f"metrics of stage {name!r} are not those of its checkpoint in {checkpointer.directory}: "
+        "rows were lost or changed, so the stage is computed again",
+        DamageWarning,
+        stacklevel=3,
+    )
+    checkpointer.forget()
+    run.rewind_metrics(name, -1)
+    return 0
 
 
 def _refuse_divergence(name: str, state: PyTree, rows: Sequence[Row], check: Check | None) -> None:

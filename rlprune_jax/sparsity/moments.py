@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 from rlprune_jax.sparsity.masks import make_mask, prunable_leaves
 from rlprune_jax.sparsity.scopes import (
     PerScope,
+    bundle,
     check_scope,
     count_dtype,
     map_scopes,
@@ -65,7 +66,8 @@ def measure_leaves(
         unit_axis: axis of the output units of a leaf.
 
     Returns:
-        Live weights per scope, and by path each prunable leaf with what its sums need.
+        Live weights per scope, and by path each prunable leaf with what its sums need; small ones
+        of ``"global"`` together.
 
     Raises:
         ValueError: an unknown scope, a mask that is not congruent, or nothing prunable.
@@ -74,10 +76,6 @@ def measure_leaves(
     check_scope(scope, unit_axis)
     chosen = default_mask(tree) if mask is None else mask
     leaves = prunable_leaves(tree, chosen)
-    # Without a mask nothing need be read to know what is alive.
-    live: Mapping[str, jax.Array | None] = (
-        dict.fromkeys(leaves) if mask is None else prunable_leaves(mask, mask)
-    )
     if not leaves:
         raise ValueError("mask has no prunable leaf; make it by make_mask(params)")
     for path, leaf in leaves.items():
@@ -87,7 +85,12 @@ def measure_leaves(
                 "or leave it out of the mask"
             )
     dtype = jnp.result_type(jnp.float32, *leaves.values())
-    leaves = {path: jnp.asarray(leaf) for path, leaf in leaves.items()}
+    bundles = bundle(leaves, scope)
+    leaves = bundles.join({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
+    # Without a mask nothing need be read to know what is alive.
+    live: Mapping[str, jax.Array | None] = (
+        dict.fromkeys(leaves) if mask is None else bundles.join(prunable_leaves(mask, mask))
+    )
     axes = {path: summed_axes(path, leaf.ndim, scope, unit_axis) for path, leaf in leaves.items()}
     counting = count_dtype(leaves, scope)
     tops: PerScope = {}

@@ -186,13 +186,15 @@ def sap(
     def update(
         params: PyTree, mask: Mask, state: PrunerState, scores: PyTree = None
     ) -> tuple[Mask, PrunerState]:
+        found, by_magnitude = _scores(score, params, scores)
         mask = drop_smallest(
-            score(params) if scores is None else scores,
+            found,
             mask,
             count(params, mask),
             scope=scope,
             unit_axis=unit_axis,
             ties="keep" if float32 else "index",
+            magnitudes=by_magnitude,
         )
         return mask, PrunerState(state.step + 1)
 
@@ -235,8 +237,9 @@ def lottery_ticket(
     def update(
         params: PyTree, mask: Mask, state: PrunerState, scores: PyTree = None
     ) -> tuple[Mask, PrunerState]:
-        found = score(params) if scores is None else scores
-        return _prune_share(found, mask, rate, scope, unit_axis), PrunerState(state.step + 1)
+        found, by_magnitude = _scores(score, params, scores)
+        mask = _prune_share(found, mask, rate, scope, unit_axis, by_magnitude)
+        return mask, PrunerState(state.step + 1)
 
     return Pruner(_init_step, update)
 
@@ -338,12 +341,14 @@ def gradual(
             return jnp.clip(floor_product(total, sparsity) - (total - live), 0, live)
 
         live = count_live(mask, scope, unit_axis)
+        found, by_magnitude = _scores(score, params, scores)
         mask = drop_smallest(
-            score(params) if scores is None else scores,
+            found,
             mask,
             map_scopes(missing, state.total, live),
             scope=scope,
             unit_axis=unit_axis,
+            magnitudes=by_magnitude,
         )
         return mask, GradualState(state.step + 1, state.total)
 
@@ -434,10 +439,27 @@ def _init_step(params: PyTree, mask: Mask) -> PrunerState:
     return PrunerState(jnp.zeros((), jnp.int32))
 
 
-def _prune_share(scores: PyTree, mask: Mask, rate: ArrayLike, scope: str, unit_axis: int) -> Mask:
+def _scores(score: Score, params: PyTree, given: PyTree) -> tuple[PyTree, bool]:
+    """Return what ranks the weights, and whether by its absolute values."""
+    if given is not None:
+        return given, False
+    # Taken where leaves are together already, and not leaf by leaf.
+    return (params, True) if score is magnitude else (score(params), False)
+
+
+def _prune_share(
+    scores: PyTree,
+    mask: Mask,
+    rate: ArrayLike,
+    scope: str,
+    unit_axis: int,
+    magnitudes: bool = False,
+) -> Mask:
     live = count_live(mask, scope, unit_axis)
     count = map_scopes(lambda d: floor_product(d, rate), live)
-    return drop_smallest(scores, mask, count, scope=scope, unit_axis=unit_axis)
+    return drop_smallest(
+        scores, mask, count, scope=scope, unit_axis=unit_axis, magnitudes=magnitudes
+    )
 
 
 def _released_count(

@@ -5,8 +5,9 @@ output unit of each leaf by itself: of a convolution a filter with all its input
 quantity per scope is a scalar, a dict path -> scalar, or a dict path -> [units].
 """
 
-from collections.abc import Callable
-from typing import Literal, get_args
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,91 @@ MOST_AXES = 64
 
 PerScope = PyTree
 """Scalar, dict path -> scalar, or dict path -> [units of the leaf], by scope."""
+
+
+BUNDLED = {"cpu": 2**17}
+"""Most weights of a leaf that is reduced together with its neighbours, by backend.
+
+Putting large ones together costs a CPU time: of 20 leaves of 400,000, half as much again in SAP's
+update.
+"""
+BUNDLED_ELSEWHERE = 2**20
+
+
+class Bundles(NamedTuple):
+    """Hold which leaves are reduced as one vector.
+
+    Every reduction over a leaf is a program of its own, so many leaves compile for long. Small ones
+    that follow one another are put together, which copies little; large ones are left alone, and
+    there cannot be many.
+
+    Attributes:
+        paths: of each bundle, by the path of its first leaf.
+        shapes: of each leaf, by its path.
+    """
+
+    paths: dict[str, tuple[str, ...]]
+    shapes: dict[str, tuple[int, ...]]
+
+    def join(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return an array for each bundle, single leaves unchanged.
+
+        Args:
+            values: of each leaf's shape.
+        """
+        return {
+            first: jnp.concatenate([jnp.ravel(values[path]) for path in paths])
+            if len(paths) > 1
+            else values[first]
+            for first, paths in self.paths.items()
+        }
+
+    def part(self, values: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return each leaf's part of the bundles' arrays."""
+        found = {}
+        for first, paths in self.paths.items():
+            if len(paths) == 1:
+                found[first] = values[first]
+                continue
+            start = 0
+            # Behind a barrier, or what is parted may be computed anew for each part.
+            whole = jax.lax.optimization_barrier(values[first])
+            for path in paths:
+                size = math.prod(self.shapes[path])
+                piece = jax.lax.slice(whole, (start,), (start + size,))
+                found[path] = piece.reshape(self.shapes[path])
+                start += size
+        return found
+
+
+def bundle(leaves: Mapping[str, jax.Array], scope: str) -> Bundles:
+    """Return which leaves a scope reduces together.
+
+    All alone but in ``"global"``; and on several devices, where a leaf may be sharded and putting
+    it together with others would gather it.
+
+    Args:
+        leaves: by path, in order.
+        scope: as in ``count_live``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> leaves = {"a": jnp.ones(2), "b": jnp.ones((2, 2)), "c": jnp.ones(3, bool)}
+        >>> bundle(leaves, "global").paths
+        {'a': ('a', 'b'), 'c': ('c',)}
+    """
+    paths: dict[str, tuple[str, ...]] = {}
+    alone = scope != "global" or jax.device_count() > 1
+    most = BUNDLED.get(jax.default_backend(), BUNDLED_ELSEWHERE)
+    kind = last = None
+    for path, leaf in leaves.items():
+        following = None if alone or np.size(leaf) > most else jnp.result_type(leaf)
+        if last is not None and following is not None and following == kind:
+            paths[last] += (path,)
+        else:
+            paths[path], last = (path,), path
+        kind = following
+    return Bundles(paths, {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()})
 
 
 def check_scope(scope: str, unit_axis: int = -1) -> None:
@@ -97,6 +183,7 @@ def count_live(mask: Mask, scope: str = "global", unit_axis: int = -1) -> PerSco
     if not leaves:
         raise ValueError("mask has no prunable leaf; make it by make_mask(params)")
     dtype = count_dtype(leaves, scope)
+    leaves = bundle(leaves, scope).join(leaves)
     flags = {path: [leaf, ~leaf] for path, leaf in leaves.items()}
     return count_flags(flags, scope, unit_axis, dtype)[0]
 

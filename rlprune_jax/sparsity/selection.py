@@ -1,10 +1,10 @@
 """Prune exactly the k smallest live scores of a pytree, k traced.
 
-There is no sort, no concatenation and no gather. Order: by value; -0 equals 0; -inf comes first,
-+inf after every number, NaN last of all, so that it is dropped only when nothing else is left.
-Among equals the lower index goes first, counted in row-major order through the leaves as
-``jax.tree.leaves`` lists them. Every step is a reduction, so sharded leaves exchange counts and
-never weights.
+There is no sort and no gather, and no large leaf is put together with others. Order: by value; -0
+equals 0; -inf comes first, +inf after every number, NaN last of all, so that it is dropped only
+when nothing else is left. Among equals the lower index goes first, counted in row-major order
+through the leaves as ``jax.tree.leaves`` lists them. Every step is a reduction, so sharded leaves
+exchange counts and never weights.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from rlprune_jax.sparsity.masks import prunable_leaves
 from rlprune_jax.sparsity.scopes import (
     PerScope,
+    bundle,
     check_scope,
     count_dtype,
     count_flags,
@@ -42,6 +43,7 @@ def drop_smallest(
     scope: str = "global",
     unit_axis: int = -1,
     ties: Literal["index", "keep"] = "index",
+    magnitudes: bool = False,
 ) -> Mask:
     """Prune exactly the smallest live scores of each scope.
 
@@ -58,6 +60,8 @@ def drop_smallest(
         unit_axis: axis of the output units of a leaf, for ``"neuron"``; Flax has them last.
         ties: ``"index"`` drops exactly ``count``; ``"keep"`` spares all that equal the smallest
             score to stay, as a strict comparison with a threshold does.
+        magnitudes: whether the absolute values of ``scores`` are the scores; of many leaves that
+            compiles faster than taking them before.
 
     Returns:
         The mask with those False too.
@@ -82,7 +86,10 @@ def drop_smallest(
     live = count_live(mask, scope, unit_axis)
     wanted = _check_count(count, live, scope)
     wanted = map_scopes(lambda k, all_: jnp.clip(k, 0, all_).astype(all_.dtype), wanted, live)
-    keys = _sort_keys(leaves, alive)
+    bundles = bundle(leaves, scope)
+    alive = bundles.join(alive)
+    joined = bundles.join(leaves)
+    keys = _sort_keys(jax.tree.map(jnp.abs, joined) if magnitudes else joined, alive)
     if scope == "neuron":
         # Rows are summed ten times faster than columns.
         keys = {path: jnp.moveaxis(key, unit_axis, 0) for path, key in keys.items()}
@@ -95,19 +102,10 @@ def drop_smallest(
         dropped = {path: dropped[path] | first[path] for path in keys}
     if scope == "neuron":
         dropped = {path: jnp.moveaxis(gone, 0, unit_axis) for path, gone in dropped.items()}
-    flat = [
-        leaf if np.ndim(leaf) == 0 else leaf & ~gone
-        for leaf, gone in _beside(jax.tree.leaves(mask), dropped)
-    ]
+    masks = {path: alive[path] & ~gone for path, gone in dropped.items()}
+    kept = iter(bundles.part(masks).values())
+    flat = [next(kept) if np.ndim(leaf) else leaf for leaf in jax.tree.leaves(mask)]
     return jax.tree.unflatten(jax.tree.structure(mask), flat)
-
-
-def _beside(
-    leaves: list[jax.Array], values: dict[str, jax.Array]
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Return pairs of each leaf and its value, the leaf itself where it is not prunable."""
-    each = iter(values.values())
-    return [(leaf, next(each) if np.ndim(leaf) else leaf) for leaf in leaves]
 
 
 def _check_count(count: PerScope, live: PerScope, scope: str) -> PerScope:

@@ -44,6 +44,7 @@ class StaticGroup(NamedTuple):
         columns: traced numbers [h] of the group's settings.
         places: of these settings in the study, [h].
         shared: arrays on the devices.
+        metrics: names of what a cell gives.
     """
 
     name: str
@@ -52,6 +53,7 @@ class StaticGroup(NamedTuple):
     columns: Mapping[str, np.ndarray]
     places: tuple[int, ...]
     shared: PyTree
+    metrics: tuple[str, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -190,7 +192,7 @@ class Runner:
         if self.plan.strategy != "auto":
             return self.plan.strategy, left
         kept = self.store.measured(self.group.name)
-        if kept is not None:
+        if isinstance(kept, dict) and kept.get("strategy") in STRATEGIES[1:]:
             return str(kept["strategy"]), left
         count = len(self.plan.devices)
         order = ("map", "vmap") if self.plan.devices[0].platform == "cpu" else ("vmap", "map")

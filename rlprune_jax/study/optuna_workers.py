@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optuna
 from filelock import BaseFileLock
@@ -34,7 +35,11 @@ from sqlalchemy.exc import SQLAlchemyError
 import rlprune_jax
 from rlprune_jax.addresses import hide_password, secret_of, with_driver
 from rlprune_jax.checks import require_count
+from rlprune_jax.devices import available_cores
 from rlprune_jax.files import Closing, try_lock
+from rlprune_jax.origin import function_digest
+from rlprune_jax.pytree import tree_hash
+from rlprune_jax.sealed import digest_json
 from rlprune_jax.study.blocks import Programs, StudyTick
 from rlprune_jax.study.program import Job, job_name
 from rlprune_jax.study.results import StudyResult
@@ -120,15 +125,9 @@ def run_worker(
     }
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with Worker(storage) as worker, _naming_the_storage(storage):
-        study = optuna.create_study(
-            storage=worker.storage,
-            study_name=study_name,
-            direction="maximize" if maximize else "minimize",
-            # Waiting trials of others are taken for bad ones, so that a batch spreads out.
-            sampler=optuna.samplers.TPESampler(constant_liar=True, seed=sampler_seed),
-            load_if_exists=True,
-        )
+        study = worker.open_study(study_name, maximize, sampler_seed)
         _check_same(study, about)
+        _check_arrays(study, shared)
         _fill(study, trials)
         compiled: Programs = {}
         objective = StudyObjective(metric=metric, maximize=maximize, limits=limits or {})
@@ -204,7 +203,8 @@ class Worker(Closing):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = JournalFileOpenLock(str(path))
         check_journal(path, lock)
-        self.storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+        with _telling_damage(f"journal {path}"):
+            self.storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
         self._locks = path.with_name(path.name + ".workers")
         self._locks.mkdir(exist_ok=True)
         self._lock = try_lock(self._locks / self.name)
@@ -216,6 +216,27 @@ class Worker(Closing):
             self._lock = None
             with contextlib.suppress(OSError):
                 (self._locks / self.name).unlink()
+
+    def open_study(self, name: str, maximize: bool, seed: int | None = None) -> optuna.Study:
+        """Return a study of the storage, old or new.
+
+        Args:
+            name: of it.
+            maximize: whether more is better.
+            seed: of the sampler.
+
+        Raises:
+            StudyError: what the storage says of it cannot be.
+        """
+        with _telling_damage(f"study {name!r}"):
+            return optuna.create_study(
+                storage=self.storage,
+                study_name=name,
+                direction="maximize" if maximize else "minimize",
+                # Waiting trials of others are taken for bad ones, so that a batch spreads out.
+                sampler=optuna.samplers.TPESampler(constant_liar=True, seed=seed),
+                load_if_exists=True,
+            )
 
     def take_over(self, study: optuna.Study) -> None:
         """Put what dead workers left back into the queue."""
@@ -369,6 +390,12 @@ def study_result(study: optuna.Study, seeds: Sequence[int]) -> StudyResult:
     ):
         by_params.setdefault(json.dumps(trial.params, sort_keys=True), trial)
     trials = list(by_params.values())
+    for trial in trials:
+        if trial.user_attrs.get("sha256") != _digest(trial.params, trial.user_attrs):
+            raise StudyError(
+                f"trial {trial.number} of study {study.study_name!r} was changed after it was "
+                "told: its checksum differs; choose another study name, or another storage"
+            )
     if not trials:
         raise StudyError(f"study {study.study_name!r} has no finished trial")
     metrics = {
@@ -388,9 +415,9 @@ def study_result(study: optuna.Study, seeds: Sequence[int]) -> StudyResult:
 def code_version(fn: Job) -> str:
     """Return the version of the package and the job.
 
-    With a digest of the package's sources and of the job's own file.
+    With a digest of the package's sources, of the job's own file and of its body.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(function_digest(fn).code.encode())
     root = Path(rlprune_jax.__file__).parent
     files = sorted(root.rglob("*.py"))
     code = getattr(fn, "__code__", None)
@@ -422,6 +449,22 @@ def _check_same(study: optuna.Study, about: Mapping[str, object]) -> None:
             f"study {study.study_name!r} is another one: they differ in {', '.join(differing)}; "
             "choose another study name"
         )
+
+
+def _check_arrays(study: optuna.Study, shared: PyTree) -> None:
+    """Refuse other shared arrays than this machine has had in this study.
+
+    Another kind of machine rounds otherwise where it trains them, and so may an accelerator.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    name, mine = f"arrays on {platform.node()}, {available_cores()} cores", tree_hash(shared)
+    if study.user_attrs.get(name, mine) != mine:
+        raise StudyError(
+            f"study {study.study_name!r} was computed with other shared arrays on this machine; "
+            "choose another study name"
+        )
+    study.set_user_attr(name, mine)
 
 
 def _fill(study: optuna.Study, trials: int) -> None:
@@ -497,10 +540,16 @@ def _tell(
     with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
         trial.set_user_attr("metrics", rows)
         trial.set_user_attr("seconds", [float(seconds) for seconds in result.seconds[index]])
+        trial.set_user_attr("sha256", _digest(trial.params, trial.user_attrs))
         for name, limit in limits.items():
             over = float(result.metrics[name][index].mean()) - limit
             trial.set_constraint(name, np.inf if np.isnan(over) else over)
         study.tell(trial, value)
+
+
+def _digest(params: Mapping[str, object], told: Mapping[str, object]) -> str:
+    """Return the digest of what a trial was given and told."""
+    return digest_json([dict(params), *(told.get(name) for name in ("slot", "metrics", "seconds"))])
 
 
 def _finished(study: optuna.Study) -> int:
@@ -517,6 +566,18 @@ def _best(study: optuna.Study) -> str:
         return f"{study.best_value:.4g}"
     except ValueError:
         return "none within the limits"
+
+
+@contextlib.contextmanager
+def _telling_damage(what: str) -> Iterator[None]:
+    """Turn whatever Optuna raises on records that cannot be into one error that says so."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise StudyError(
+            f"{what} cannot be read: it was changed by others than its workers "
+            f"({type(error).__name__}: {error}); choose another storage or study name"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlprune_jax.devices import is_out_of_memory as is_out_of_memory
 from rlprune_jax.study.settings import RESERVED, StudySettings, Value
 from rlprune_jax.types import PyTree
 
@@ -321,11 +322,3 @@ def bytes_free(device: jax.Device) -> int:
         return int(lines["MemAvailable"].split()[0]) * 1024 // 2
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether XLA ran out of the device's memory."""
-    text = str(error)
-    return isinstance(error, jax.errors.JaxRuntimeError | MemoryError) and (
-        "RESOURCE_EXHAUSTED" in text or "ut of memory" in text or isinstance(error, MemoryError)
-    )

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from rlprune_jax.checks import require, require_count, require_flag, require_range
 from rlprune_jax.files import write_atomically
+from rlprune_jax.sealed import read_summed, write_sums
 from rlprune_jax.study.settings import StudySettings
 from rlprune_jax.study.store import Chunk
 
@@ -239,7 +240,7 @@ def write_table(
 ) -> tuple[Path, Path]:
     """Write columns as Parquet and CSV.
 
-    ``<name>.parquet`` and ``<name>.csv``.
+    ``<name>.parquet`` and ``<name>.csv``, and their checksums in ``SHA256SUMS``.
 
     Raises:
         UnwritableError: the place cannot be written.
@@ -257,4 +258,21 @@ def write_table(
         buffer = io.BytesIO()
         writer(arrow, buffer)
         write_atomically(path, buffer.getvalue())
+    write_sums(folder, [path.name for path in paths])
     return paths
+
+
+def read_table(path: str | os.PathLike) -> dict[str, list]:
+    """Read a table that `write_table` wrote, by columns.
+
+    Args:
+        path: of the Parquet file; its checksum is looked up in the ``SHA256SUMS`` beside it.
+
+    Raises:
+        OSError: it cannot be read.
+        DamagedFileError: it was changed, or its checksum is gone.
+    """
+    import pyarrow.parquet
+
+    content = read_summed(path)
+    return pyarrow.parquet.read_table(io.BytesIO(content)).to_pydict()

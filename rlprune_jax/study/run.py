@@ -1,6 +1,5 @@
 """Run settings times seeds of one job, durably."""
 
-import importlib.metadata
 import inspect
 import json
 import os
@@ -18,12 +17,15 @@ from rlprune_jax.checks import (
     require_path,
     require_type,
 )
+from rlprune_jax.origin import Stale, check_stale, code_origin, function_digest
+from rlprune_jax.pytree import tree_hash
+from rlprune_jax.sealed import digest_json
 from rlprune_jax.study.blocks import STRATEGIES, Plan, Programs, Runner, StaticGroup, StudyTick
 from rlprune_jax.study.distributed import process_settings
 from rlprune_jax.study.program import Job, check_job, job_name, place_shared, traced_columns
 from rlprune_jax.study.results import StudyResult, collect
 from rlprune_jax.study.settings import StudySettings, Value, check_listed
-from rlprune_jax.study.store import Store
+from rlprune_jax.study.store import MADE_WITH, Store
 from rlprune_jax.types import PyTree
 
 POLL_SECONDS = 0.5
@@ -45,6 +47,7 @@ def run_study(
     memory: int | None = None,
     compiled: Programs | None = None,
     tick: StudyTick | None = None,
+    stale: Stale = "refuse",
 ) -> StudyResult:
     """Run every setting with every seed.
 
@@ -77,6 +80,9 @@ def run_study(
         compiled: a dictionary, empty at first, that keeps compiled programs for further calls with
             the same job, ``shared`` and types of settings.
         tick: called with the number of cells that are done and a note.
+        stale: what is done with finished chunks that another body of the job, other arrays (shared
+            or closed over) or other versions made: "refuse" them, "redo" them and keep the old
+            ones beside, or "keep" them and go on.
 
     Returns:
         The result, in every process of a study over many hosts.
@@ -84,7 +90,8 @@ def run_study(
     Raises:
         ValueError: settings are empty or repeat, seeds repeat, a name that the job does not have,
             metrics that are no scalars. It is a JobError where the job itself fails.
-        StudyError: the directory holds another study, or another process works on it.
+        StudyError: the directory holds another study, or what other code made, or another process
+            works on it.
         UnwritableError: the directory cannot be written, as on a full disk.
 
     Example:
@@ -102,6 +109,7 @@ def run_study(
     require_function("fn", fn, "a function (hparams, key) -> metrics")
     settings, seeds = as_settings(settings), check_seeds(seeds)
     _check_options(settings, static, known, strategy)
+    check_stale(stale)
     _check_resources(chunk, memory, devices, directory)
     if compiled is not None:
         require_type("compiled", compiled, dict, "an empty dictionary at first")
@@ -115,8 +123,10 @@ def run_study(
         shared = place_shared(shared, chosen)
     groups = group_settings(fn, settings, static, shared, known)
     about = study_identity(fn, settings, seeds, static, identity)
+    about["metrics"] = sorted({tuple(sorted(group.metrics)) for group in groups})
+    about[MADE_WITH], values = made_by(fn, shared) if directory is not None else ({}, "")
     plan = Plan(strategy=strategy, chunk=chunk, devices=chosen, memory=memory)
-    with Store(directory, about, process) as store:
+    with Store(directory, about, process, values=values, stale=stale) as store:
         mine = set(process_settings(len(settings), process, processes))
         runners = [Runner(group, seeds, plan, store, compiled) for group in groups]
         strategies, cells_run, corrupt = dict.fromkeys((g.name for g in groups), "none"), 0, []
@@ -175,7 +185,7 @@ def group_settings(
     groups = []
     for signature, places in by_static.items():
         arguments = json.loads(signature)
-        check_job(fn, columns, arguments, shared, known)
+        metrics = check_job(fn, columns, arguments, shared, known)
         numbers = {name: column[places] for name, column in columns.items()}
         if not numbers:
             # A program needs an axis of settings, even where all that differs is static.
@@ -190,6 +200,7 @@ def group_settings(
                 columns=numbers,
                 places=tuple(places),
                 shared=shared,
+                metrics=metrics,
             )
         )
     return groups
@@ -202,22 +213,28 @@ def study_identity(
     static: Collection[str],
     identity: object,
 ) -> dict[str, object]:
-    """Return everything that decides a study's numbers.
+    """Return what decides a study's numbers, besides code and arrays.
 
     As plain JSON; settings may be added later.
     """
-    try:
-        version = importlib.metadata.version("rlprune_jax")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
     return {
         "job": job_name(fn),
         "settings": {name: list(values) for name, values in settings.columns.items()},
         "seeds": list(seeds),
         "static": sorted(static),
-        "version": version,
         "identity": identity,
     }
+
+
+def made_by(fn: Job, shared: PyTree) -> tuple[dict[str, str], str]:
+    """Return a study's code, and digits of its arrays.
+
+    Args:
+        fn: the job.
+        shared: arrays that all settings read.
+    """
+    own = function_digest(fn)
+    return code_origin(job=own.code), digest_json([own.values, tree_hash(shared)])
 
 
 def check_names(argument: str, names: object) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rlprune_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rlprune_jax.training.augmentation import AlternatingFlip as AlternatingFlip
     from rlprune_jax.training.augmentation import CropAndFlip as CropAndFlip
     from rlprune_jax.training.augmentation import Standardise as Standardise
     from rlprune_jax.training.augmentation import augment as augment
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batch": "task",
     "BatchSource": "task",
+    "AlternatingFlip": "augmentation",
     "CropAndFlip": "augmentation",
     "Data": "task",
     "Dataset": "data",
@@ -101,6 +103,7 @@ _HOMES = {
 
 __all__ = [
     "METRICS",
+    "AlternatingFlip",
     "Batch",
     "BatchSource",
     "CropAndFlip",

@@ -1,38 +1,35 @@
 """Named arrays kept whole in one file."""
 
-import os
-import tempfile
 import warnings
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from rlprune_jax.files import write_atomically
+from rlprune_jax.private import check_private, private_folder
+from rlprune_jax.sealed import DamagedFileError, open_arrays, pack_arrays, read_regular
+
+_KIND = "cache"
+
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Write arrays to an ``.npz`` file at once.
+    """Write arrays to a sealed file at once.
 
     Use it for a cache. The file is whole or not there; one that cannot be written costs time, not
     results, so it warns instead of raising.
 
     Args:
-        path: the file; folders above it are made.
+        path: the file; its folder is made, for this user alone, and nothing is written to one
+            that others can write to. Its name is what it belongs to.
         arrays: name -> array of any shape and a plain dtype.
 
     Returns:
         Whether the file was written.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        private_folder(path.parent)
+        write_atomically(path, pack_arrays(arrays, _KIND, path.name))
     except OSError as error:
         warnings.warn(
             f"cannot cache decoded arrays in {path.parent} ({error}); they will be decoded again "
@@ -41,29 +38,26 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
             stacklevel=2,
         )
         return False
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
     return True
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Read every array of an ``.npz`` file, checksums included.
+    """Read every array of a sealed file, checked.
 
     Args:
         path: the file.
 
     Returns:
-        Name -> array, or ``None`` for a file that is missing, damaged or no ``.npz`` of arrays;
-        a file that is there and cannot be read also gives a warning.
+        Name -> array, or ``None`` for a file that is missing, damaged or of another name; a file
+        that is there and cannot be read also gives a warning.
     """
-    if not path.exists():
-        return None
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        # TypeError: an .npy file under this name loads as a bare array.
+        content = read_regular(path)
+        check_private(path.parent)
+        return open_arrays(content, path, _KIND, path.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, DamagedFileError) as error:
         warnings.warn(
             f"cached arrays in {path} cannot be read ({error}); they are decoded again",
             RuntimeWarning,

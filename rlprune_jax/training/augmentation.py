@@ -80,11 +80,12 @@ def augment(
     pad: int = 4,
     flip: bool = True,
     padding_mode: PaddingMode = "constant",
+    cutout: float = 0.0,
 ) -> jax.Array:
     """Crop and mirror each image at random.
 
     Use it on raw images in training. An image is cropped at a random place of its padded self, and
-    mirrored with probability 1/2.
+    mirrored with probability 1/2; a square of it may be covered.
 
     Args:
         images: [B, H, W, C] of any dtype; raw ones, since zeros are padded before normalisation.
@@ -92,13 +93,15 @@ def augment(
         pad: pixels added on each side; 0 for no crop.
         flip: mirror left and right; wrong for digits and letters.
         padding_mode: ``"constant"`` (zeros) or ``"reflect"``.
+        cutout: side of a square at a random place, as a fraction of the image's smaller side, that
+            is covered by the mean colour of the batch; 0 for none.
 
     Returns:
         Images of the same shape and dtype.
 
     Raises:
-        ValueError: not rank 4, ``pad`` negative or, reflecting, not below the image's size, or an
-            unknown ``padding_mode``.
+        ValueError: not rank 4, ``pad`` negative or, reflecting, not below the image's size,
+            ``cutout`` outside [0, 1], or an unknown ``padding_mode``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -110,12 +113,16 @@ def augment(
         raise ValueError(f"images have shape {images.shape}; augment takes [B, H, W, C]")
     require_key("key", key)
     check_augmentation(pad, flip, padding_mode)
+    if not 0 <= cutout <= 1:
+        raise ValueError(f"cutout={cutout} must be from 0 to 1, a fraction of the image's side")
     if padding_mode == "reflect" and pad >= min(images.shape[1:3]):
         raise ValueError(
             f"pad={pad} cannot be reflected from images of {images.shape[1]}x{images.shape[2]}; "
             "lower pad or use padding_mode='constant'"
         )
-    return _augment(images, key, pad=pad, flip=flip, padding_mode=padding_mode)
+    moved = _augment(images, key, pad=pad, flip=flip, padding_mode=padding_mode)
+    side = round(cutout * min(images.shape[1:3]))
+    return _cover(moved, jax.random.fold_in(key, 1), side=side) if side else moved
 
 
 def check_augmentation(pad: object, flip: object, padding_mode: object) -> None:
@@ -181,11 +188,13 @@ class CropAndFlip:
         pad: pixels added on each side before cropping; 0 for no crop.
         flip: mirror left and right; wrong for digits and letters.
         padding_mode: ``"constant"`` (zeros) or ``"reflect"``.
+        cutout: side of the square that is covered, as a fraction of the image's; 0 for none.
     """
 
     pad: int = 4
     flip: bool = True
     padding_mode: PaddingMode = "constant"
+    cutout: float = 0.0
 
     def __post_init__(self) -> None:
         check_augmentation(self.pad, self.flip, self.padding_mode)
@@ -193,8 +202,42 @@ class CropAndFlip:
     def __call__(self, batch: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple:
         """Return the batch with images of the same shape and dtype; see ``augment``."""
         images, labels = batch
-        mode = self.padding_mode
-        return augment(images, key, pad=self.pad, flip=self.flip, padding_mode=mode), labels
+        return augment(images, key, **dataclasses.asdict(self)), labels
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternatingFlip:
+    """Mirror each image in every other epoch.
+
+    Use it as the ``arrange`` of ``train`` in place of random mirroring. Which images begin mirrored
+    is drawn once; from then on a network sees every image both ways in any two epochs, where
+    random mirroring shows half of them the same way again.
+
+    Reference: Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU, arXiv:2404.00498.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> images, labels = jnp.arange(2.0).reshape(1, 1, 2, 1), jnp.zeros(1)
+        >>> [AlternatingFlip()((images, labels), jnp.array([5]), epoch)[0].ravel().tolist()
+        ...  for epoch in range(3)]
+        [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
+    """
+
+    def __call__(
+        self, batch: tuple[jax.Array, jax.Array], places: jax.Array, epoch: jax.Array
+    ) -> tuple:
+        """Return the batch, some of its images mirrored.
+
+        Args:
+            batch: images [B, H, W, C] and labels.
+            places: i32[B], of the examples among all.
+            epoch: i32[], from 0.
+        """
+        images, labels = batch
+        # Fibonacci hashing: its highest bit is as good as drawn.
+        first = (places.astype(jnp.uint32) * jnp.uint32(2654435769)) >> 31
+        is_mirrored = (first + jnp.uint32(epoch)) % 2 == 1
+        return jnp.where(is_mirrored[:, None, None, None], images[:, :, ::-1], images), labels
 
 
 @jax.jit
@@ -221,3 +264,18 @@ def _augment(
     # axes and a fifth of a vmapped dynamic_slice.
     cropped = jnp.take_along_axis(padded, rows[:, :, None, None], axis=1, mode="clip")
     return jnp.take_along_axis(cropped, columns[:, None, :, None], axis=2, mode="clip")
+
+
+@partial(jax.jit, static_argnames=("side",))
+def _cover(images: jax.Array, key: jax.Array, *, side: int) -> jax.Array:
+    batch, height, width, _ = images.shape
+    down_key, right_key = jax.random.split(key)
+    down = jax.random.randint(down_key, (batch, 1), 0, height - side + 1)
+    right = jax.random.randint(right_key, (batch, 1), 0, width - side + 1)
+
+    def inside(first: jax.Array, size: int) -> jax.Array:
+        return (jnp.arange(size) >= first) & (jnp.arange(size) < first + side)
+
+    covered = inside(down, height)[:, :, None] & inside(right, width)[:, None, :]
+    colour = images.astype(jnp.float32).mean((0, 1, 2)).astype(images.dtype)
+    return jnp.where(covered[..., None], colour, images)

@@ -211,7 +211,7 @@ def _prepared(
             f"cache_dir={str(cache)!r} lies inside data_dir={str(root)!r}, which is only read; "
             "name another folder"
         )
-    cached = cache / f"{name}-{folder.name}-{_fingerprint(folder)}.npz"
+    cached = cache / f"{name}-{folder.name}-{_fingerprint(folder)}.arrays"
     splits = _splits(read_arrays(cached), sizes)
     if splits is None:
         splits = _decode(folder, source, sizes, progress)

@@ -49,6 +49,13 @@ class StepFunction(Protocol):
         """Return the next state and what to record of this step."""
 
 
+class Arrange(Protocol):
+    """Change a batch by where its examples stand."""
+
+    def __call__(self, batch: Batch, places: jax.Array, epoch: jax.Array, /) -> Batch:
+        """Return the batch for ``places`` i32[B] among all examples and an epoch i32[]."""
+
+
 def parameters_of(variables: Variables) -> PyTree:
     """Return the part of the variables that is trained.
 
@@ -140,6 +147,7 @@ def train(
     batch_size: int,
     num_steps: int,
     key: jax.Array,
+    arrange: Arrange | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Train for some steps on random batches without replacement.
 
@@ -156,6 +164,8 @@ def train(
         batch_size: examples a step, at most n.
         num_steps: how many steps to do; any number, epochs need not be whole.
         key: typed key.
+        arrange: what becomes of each batch before the step, hashable, such as
+            ``AlternatingFlip()``; not of a source's batches, whose examples have no places.
 
     Returns:
         The state afterwards and what every step recorded, [num_steps, ...] each.
@@ -174,7 +184,7 @@ def train(
     if batch_size > count:
         raise ValueError(f"batch_size={batch_size} is above the {count} examples; lower it")
     arrays = jax.tree.map(jnp.asarray, data)
-    return _train(step_fn, state, arrays, key, batch_size=batch_size, num_steps=num_steps)
+    return _train(step_fn, state, arrays, key, arrange, batch_size=batch_size, num_steps=num_steps)
 
 
 def evaluate(
@@ -225,12 +235,13 @@ def passes(source: BatchSource) -> Iterator[Batch]:
             )
 
 
-@partial(jax.jit, static_argnames=("step_fn", "batch_size", "num_steps"))
+@partial(jax.jit, static_argnames=("step_fn", "arrange", "batch_size", "num_steps"))
 def _train(
     step_fn: StepFunction,
     state: TrainState,
     data: Batch,
     key: jax.Array,
+    arrange: Arrange | None,
     *,
     batch_size: int,
     num_steps: int,
@@ -251,6 +262,8 @@ def _train(
 
     def body(state: TrainState, places: jax.Array) -> tuple[TrainState, Metrics]:
         batch = jax.tree.map(lambda leaf: leaf[places], data)
+        if arrange is not None:
+            batch = arrange(batch, places, state.step // per_epoch)
         return step_fn(state, batch, jax.random.fold_in(step_key, state.step))
 
     return jax.lax.scan(body, state, batches)

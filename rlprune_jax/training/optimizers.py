@@ -92,13 +92,14 @@ def make_optimizer(
     nesterov: bool = True,
     weight_decay: ArrayLike = 0.0,
     decayed: Literal["kernels", "all"] = "kernels",
+    decoupled: bool = False,
     clip_norm: ArrayLike | None = None,
 ) -> optax.GradientTransformation:
     """Make an optimizer by its name.
 
     It clips, decays weights, applies the rule and then the learning rate. For ``"sgd"`` weight
-    decay is added to the gradient, so that momentum carries it, as is customary; for ``"adam"`` it
-    is decoupled (AdamW).
+    decay is added to the gradient, so that momentum carries it, as is customary, unless it is
+    ``decoupled``; for ``"adam"`` it always is (AdamW).
 
     Args:
         name: ``"sgd"`` or ``"adam"``.
@@ -111,6 +112,8 @@ def make_optimizer(
         weight_decay: coefficient; a number or a traced scalar.
         decayed: what weight decay touches: ``"kernels"``, the arrays of rank above 1 (no biases, no
             norms), or ``"all"`` parameters.
+        decoupled: whether weight decay of ``"sgd"`` comes after the momentum. With momentum ``m``
+            it then shrinks weights as much as one ``1 / (1 - m)`` times as large that is not.
         clip_norm: greatest norm of the whole gradient; ``None`` for no clipping.
 
     Returns:
@@ -148,7 +151,8 @@ def make_optimizer(
     if name == "adam":
         rule = [optax.scale_by_adam(), *decay]
     else:
-        rule = [*decay, *([optax.trace(momentum, nesterov)] if momentum else [])]
+        carried = [optax.trace(momentum, nesterov)] if momentum else []
+        rule = [*carried, *decay] if decoupled else [*decay, *carried]
     return optax.chain(*clip, *rule, optax.scale_by_learning_rate(rate))
 
 

@@ -120,7 +120,7 @@ def retention(graph: Graph, covariances: Covariances, gates: Gates) -> Gates:
     by_size: dict[int, list[str]] = {}
     for name, covariance in covariances.of.items():
         by_size.setdefault(len(covariance), []).append(name)
-    found = {}
+    found: Gates = {}
     for names in by_size.values():
         explained = jax.vmap(_explained)(
             jnp.stack([covariances.of[name] for name in names]),

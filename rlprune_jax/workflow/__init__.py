@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.pruning import bind_budgets as bind_budgets
     from rlprune_jax.workflow.pruning import make_pruning as make_pruning
     from rlprune_jax.workflow.recipes import DenseRecipe as DenseRecipe
+    from rlprune_jax.workflow.recipes import FastRecipe as FastRecipe
     from rlprune_jax.workflow.recipes import FinetuneRecipe as FinetuneRecipe
     from rlprune_jax.workflow.recipes import finetune_recipe as finetune_recipe
     from rlprune_jax.workflow.results import NetworkResult as NetworkResult
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from rlprune_jax.workflow.sap_config import SapConfig as SapConfig
     from rlprune_jax.workflow.searches import Search as Search
     from rlprune_jax.workflow.searches import search as search
+    from rlprune_jax.workflow.seeds import TrainedSeeds as TrainedSeeds
+    from rlprune_jax.workflow.seeds import train_seeds as train_seeds
     from rlprune_jax.workflow.shipping import Shipped as Shipped
     from rlprune_jax.workflow.shipping import ship as ship
     from rlprune_jax.workflow.tuning import Finetune as Finetune
@@ -64,6 +67,9 @@ _HOMES = {
     "Definition": "network",
     "Delivered": "delivery",
     "DenseRecipe": "recipes",
+    "FastRecipe": "recipes",
+    "TrainedSeeds": "seeds",
+    "train_seeds": "seeds",
     "Evaluator": "candidates",
     "Finetune": "tuning",
     "FinetuneRecipe": "recipes",
@@ -120,6 +126,7 @@ __all__ = [
     "Delivered",
     "DenseRecipe",
     "Evaluator",
+    "FastRecipe",
     "Finetune",
     "FinetuneRecipe",
     "IterativeData",
@@ -139,6 +146,7 @@ __all__ = [
     "Search",
     "Shipped",
     "Strategy",
+    "TrainedSeeds",
     "all_controls",
     "bind_budgets",
     "compare_pruners",
@@ -162,6 +170,7 @@ __all__ = [
     "search",
     "ship",
     "train_dense",
+    "train_seeds",
     "trained_on",
 ]
 

@@ -17,6 +17,7 @@ import numpy as np
 from rlprune_jax.costs import import_function, source_digest
 from rlprune_jax.export.weights import read_leaves
 from rlprune_jax.models import create_model
+from rlprune_jax.origin import Provenance, Stale, code_origin
 from rlprune_jax.pytree import flatten_with_paths
 from rlprune_jax.training import data
 from rlprune_jax.training.image_task import image_task
@@ -24,6 +25,7 @@ from rlprune_jax.training.metrics import Metric, SoftmaxCrossEntropy, labels_of,
 from rlprune_jax.training.task import SPLITS, Task, classification
 from rlprune_jax.training.text import load_text, text_names, text_task
 from rlprune_jax.types import PyTree, Variables
+from rlprune_jax.workflow.fingerprints import data_digest
 from rlprune_jax.workflow.network import Network, check_weights
 from rlprune_jax.workflow.sources import LANGUAGE_MODELS, DataOptions, NetworkOptions, is_own
 
@@ -84,6 +86,16 @@ def build_task(options: DataOptions, seed: int) -> Task:
         )
     task = as_task(options.dataset, found)
     return task if metric is None else dataclasses.replace(task, metric=metric, metric_name=None)
+
+
+def origin_of(task: Task, stale: Stale = "refuse") -> Provenance:
+    """Return what makes results on a task.
+
+    Args:
+        task: whose data count.
+        stale: what is done with results that others made.
+    """
+    return Provenance(code_origin(data=data_digest(task)), stale)
 
 
 def load_metric(metric: str | None) -> Metric | str | None:

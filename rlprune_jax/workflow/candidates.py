@@ -7,6 +7,8 @@ one after the other; so are repaired ones, but they need no gradient.
 
 import dataclasses
 import math
+import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rlprune_jax.checks import require, require_count
+from rlprune_jax.devices import is_out_of_memory
 from rlprune_jax.graph.program import trace_program
 from rlprune_jax.training.loops import init_train_state, make_train_step, train
 from rlprune_jax.training.recalibration import recalibrate
@@ -25,7 +28,9 @@ from rlprune_jax.units.repair import (
     dense_reference,
     repair_towards,
 )
+from rlprune_jax.workflow.config import Precision
 from rlprune_jax.workflow.network import Definition
+from rlprune_jax.workflow.precision import in_precision
 from rlprune_jax.workflow.recipes import FinetuneRecipe
 
 SHORT = FinetuneRecipe(batch_size=64)
@@ -33,6 +38,13 @@ SHORT = FinetuneRecipe(batch_size=64)
 
 CPU_CACHE = 4 * 2**20
 """Bytes of intermediate arrays that a core keeps close."""
+
+EXAMPLES_IN_FLIGHT = 8_000
+"""Examples that an accelerator evaluates at once, of all candidates together.
+
+Fewer leave it idle and more gain nothing, but compile for longer: on an H200 VGG16 ran at the same
+rate with 4,000 images at once as with 36,000, and compiled in 2 s instead of 54.
+"""
 
 
 class CandidateData(NamedTuple):
@@ -64,11 +76,12 @@ class Evaluator:
             and so does a candidate whose weights are refitted, so that its activations are like the
             dense network's, and not finetuned. Without either the result says little of what
             finetuning makes of a candidate.
-        chunk: how many candidates are evaluated at once; None as ``chunk_for_memory`` says.
+        chunk: how many candidates are evaluated at once; None as ``usual_chunk`` says.
         finetune_steps: steps that each candidate is trained before it is evaluated, which goes one
             after the other.
         recipe: of that training.
         repair: how candidates are repaired before that; None leaves them as they are.
+        precision: of contractions, but in a repair.
     """
 
     definition: Definition
@@ -78,6 +91,7 @@ class Evaluator:
     finetune_steps: int = 0
     recipe: FinetuneRecipe = SHORT
     repair: RepairMethod | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.chunk is not None:
@@ -165,10 +179,11 @@ def evaluate_candidate(
     """
     definition = evaluator.definition
     if evaluator.recalibrates:
-        masked = masked_training(definition, gates)
+        masked = in_precision(masked_training(definition, gates), evaluator.precision)
         variables = recalibrate(masked, variables, *data.calibration)
     inputs = evaluator.objective.network_inputs(data.batch)
-    outputs = definition.masked(variables, gates, *inputs)
+    masked_network = in_precision(definition.masked, evaluator.precision)
+    outputs = masked_network(variables, gates, *inputs)
     found = evaluator.objective.evaluate(outputs, data.batch)
     return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), found)
 
@@ -199,8 +214,7 @@ def evaluate_candidates(
         raise ValueError("gates hold no candidates; ask for at least one")
     chunk = evaluator.chunk
     if chunk is None:
-        inputs = evaluator.objective.network_inputs(data.batch)
-        chunk = chunk_for_memory(evaluator.definition.apply, variables, inputs)
+        chunk = usual_chunk(evaluator, variables, data)
 
     def one(each: tuple[Gates, jax.Array]) -> Evaluation:
         gates, key = each
@@ -223,7 +237,7 @@ def short_finetune(
     if not evaluator.finetune_steps:
         return variables
     optimizer = evaluator.recipe.optimizer(evaluator.finetune_steps)
-    masked = masked_training(evaluator.definition, gates)
+    masked = in_precision(masked_training(evaluator.definition, gates), evaluator.precision)
     step = make_train_step(masked, optimizer, evaluator.objective)
     state, _ = train(
         step,
@@ -236,13 +250,87 @@ def short_finetune(
     return state.variables
 
 
+class Halving:
+    """Evaluate candidates in smaller chunks once memory runs out.
+
+    What was found small enough stays.
+
+    Attributes:
+        chunk: the most that are evaluated at once; None as long as memory lasts.
+    """
+
+    def __init__(self) -> None:
+        """Start without a limit."""
+        self.chunk: int | None = None
+
+    def __call__(
+        self,
+        evaluate: Callable[[Evaluator], Evaluation],
+        evaluator: Evaluator,
+        at_once: Callable[[], int],
+    ) -> Evaluation:
+        """Return what the evaluation returns.
+
+        Args:
+            evaluate: under an evaluator, a jitted call.
+            evaluator: how candidates are evaluated.
+            at_once: how many of them without a limit.
+
+        Raises:
+            RuntimeError: memory does not suffice for one candidate.
+
+        Warns:
+            UserWarning: memory ran out, and how many candidates go together from now on.
+        """
+        while True:
+            limited = evaluator
+            if self.chunk is not None:
+                limited = dataclasses.replace(evaluator, chunk=self.chunk)
+            try:
+                return jax.block_until_ready(evaluate(limited))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                used = at_once() if self.chunk is None else self.chunk
+                if used <= 1 or evaluator.finetune_steps:
+                    raise RuntimeError(
+                        "memory ran out with one candidate at a time; lower reward_images and "
+                        "calibration_images"
+                    ) from error
+                self.chunk = used // 2
+                warnings.warn(
+                    f"memory ran out with {used} candidates at once; {self.chunk} go together "
+                    f"from now on, which chunk={self.chunk} asks for from the start",
+                    stacklevel=2,
+                )
+
+
+def usual_chunk(evaluator: Evaluator, variables: Variables, data: CandidateData) -> int:
+    """Return how many candidates are evaluated at once unless told.
+
+    As memory allows; on an accelerator no more than make ``EXAMPLES_IN_FLIGHT``.
+
+    Args:
+        evaluator: how.
+        variables: dense.
+        data: that each candidate sees.
+    """
+    inputs = evaluator.objective.network_inputs(data.batch)
+    if evaluator.recalibrates and count_examples(data.calibration) > count_examples(inputs):
+        inputs = data.calibration
+    fitting = chunk_for_memory(evaluator.definition.apply, variables, inputs)
+    if jax.default_backend() == "cpu":
+        return fitting
+    return max(1, min(fitting, EXAMPLES_IN_FLIGHT // count_examples(inputs)))
+
+
 def chunk_for_memory(
     apply: Apply,
     variables: Variables,
     inputs: tuple[PyTree, ...],
     memory: int | None = None,
 ) -> int:
-    """Return how many candidates to evaluate at once.
+    """Return how many candidates memory holds at once.
 
     A candidate is taken to hold three copies of the network's largest intermediate array. On an
     accelerator half of its memory is used, on a CPU what stays in a core's caches: one candidate of

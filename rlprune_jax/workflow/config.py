@@ -17,6 +17,8 @@ ConstraintHandling = Literal["projection", "multiplier", "both"]
 PolicyKind = Literal["table", "network"]
 DualRule = Literal["pid", "projected_gradient", "adam_clip", "softplus_adam"]
 Rule = Literal["sgd", "adam"]
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS = get_args(Precision)
 UnitScore = Literal[
     "taylor",
     "fisher",
@@ -236,6 +238,10 @@ class RunConfig:
 
     seed: int = 0
     """Of data split, initialisation, training and search."""
+    precision: Precision = "float32"
+    """Of convolutions and matrix products in training, finetuning and the evaluation of candidates;
+    bfloat16 halves what accelerators read and write. Weights, statistics, loss and optimizer are
+    float32 in any case, and so are the final metrics and the check that slim equals masked."""
     save_seconds: float = 20.0
     """A kill loses at most so many seconds, and the step under way."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from rlprune_jax.checks import require_range, require_seed, require_type
 from rlprune_jax.runs import MemoryRun, Run, StageOptions, run_stage
+from rlprune_jax.training.averaging import averaged, start_averaging
 from rlprune_jax.training.loops import (
     Metrics,
     StepFunction,
@@ -26,24 +28,39 @@ from rlprune_jax.wording import NEGATIVE
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.network import Definition, Network
-from rlprune_jax.workflow.recipes import DenseRecipe, Recipe
+from rlprune_jax.workflow.precision import in_precision
+from rlprune_jax.workflow.recipes import (
+    DenseRecipe,
+    FastRecipe,
+    Recipe,
+    arrangement,
+    trained_on,
+)
 
 STEPS_AT_ONCE = 60
 """Most steps of training between two looks at the clock."""
 
 
-def steps_at_once(steps: int) -> int:
+def steps_at_once(steps: int, others: Sequence[int] = ()) -> int:
     """Return how many steps one compiled program takes.
 
-    It divides them all, unless that would make it short: a remainder is a second program.
+    It divides them all, unless that would make it short: a remainder is a second program. Where it
+    can it divides those of other trainings too, which then run in the same program.
+
+    Args:
+        steps: of a training.
+        others: steps of trainings that differ in length alone.
 
     Example:
         >>> steps_at_once(1000), steps_at_once(100), steps_at_once(997)
         (50, 50, 60)
+        >>> steps_at_once(1500), steps_at_once(1500, others=(100,))
+        (60, 50)
     """
     fewest = STEPS_AT_ONCE // 2
-    even = (count for count in range(STEPS_AT_ONCE, fewest, -1) if steps % count == 0)
-    return min(steps, next(even, STEPS_AT_ONCE))
+    even = [count for count in range(STEPS_AT_ONCE, fewest, -1) if steps % count == 0]
+    shared = [count for count in even if not any(other % count for other in others)]
+    return min(steps, next(iter(shared + even), STEPS_AT_ONCE))
 
 
 class TrainingProgram(NamedTuple):
@@ -61,15 +78,22 @@ class TrainingProgram(NamedTuple):
     objective: Objective
     recipe: Recipe
 
-    def step_function(self, gates: Gates | None, total: jax.Array) -> StepFunction:
+    def step_function(
+        self, gates: Gates | None, total: jax.Array, is_placed: bool = False
+    ) -> StepFunction:
         """Return one step of training, masked where there are gates."""
         definition = self.definition
         apply = definition.training_mode if gates is None else masked_training(definition, gates)
-        return make_train_step(apply, self.recipe.optimizer(total), self.objective)
+        apply = in_precision(apply, self.recipe.precision)
+        objective = trained_on(self.recipe, self.objective, is_placed)
+        step = make_train_step(apply, self.recipe.optimizer(total), objective)
+        if isinstance(self.recipe, FastRecipe):
+            return averaged(step, self.recipe.decay)
+        return step
 
 
 @partial(jax.jit, static_argnames=("learner", "steps"))
-def _train(
+def train_steps(
     learner: TrainingProgram,
     state: TrainState,
     gates: Gates | None,
@@ -78,9 +102,24 @@ def _train(
     key: jax.Array,
     steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    step = learner.step_function(gates, total)
+    """Take some steps of a training over arrays.
+
+    Args:
+        learner: its static structure.
+        state: made by ``start_training``, or of an earlier call.
+        gates: of the masked network; None for the dense one.
+        total: f32[], steps of the whole training.
+        data: all examples.
+        key: of the whole training.
+        steps: to take.
+
+    Returns:
+        The state afterwards, and what each step recorded.
+    """
+    step = learner.step_function(gates, total, is_placed=True)
     size = min(learner.recipe.batch_size, count_examples(data))
-    return train(step, state, data, batch_size=size, num_steps=steps, key=key)
+    arrange = arrangement(learner.recipe, learner.objective)
+    return train(step, state, data, batch_size=size, num_steps=steps, key=key, arrange=arrange)
 
 
 @partial(jax.jit, static_argnames="learner")
@@ -96,8 +135,10 @@ def _step(
 
 
 @partial(jax.jit, static_argnames="recipe")
-def _start(recipe: Recipe, variables: Variables) -> TrainState:
-    return init_train_state(variables, recipe.optimizer(1))
+def start_training(recipe: Recipe, variables: Variables) -> TrainState:
+    """Return the state before a training's first step."""
+    state = init_train_state(variables, recipe.optimizer(1))
+    return start_averaging(state) if isinstance(recipe, FastRecipe) else state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,6 +153,7 @@ class Training:
         recipe: the optimizer.
         steps: of training.
         gates: of the masked network; None for the dense one.
+        others: steps of trainings that differ in length alone, to share their program.
     """
 
     name: str
@@ -121,6 +163,7 @@ class Training:
     recipe: Recipe
     steps: int
     gates: Gates | None = None
+    others: tuple[int, ...] = ()
 
     @property
     def learner(self) -> TrainingProgram:
@@ -143,7 +186,7 @@ def _steps(training: Training, key: jax.Array) -> _Take:
     total = jnp.float32(training.steps)
 
     def take(state: TrainState, start: int, count: int) -> tuple[TrainState, Metrics]:
-        return _train(learner, state, training.gates, total, training.data, key, steps=count)
+        return train_steps(learner, state, training.gates, total, training.data, key, steps=count)
 
     return take
 
@@ -190,16 +233,21 @@ def run_training(
     state = run_stage(
         run,
         training.name,
-        _start(training.recipe, training.network.variables),
+        start_training(training.recipe, training.network.variables),
         training.steps,
         advance,
         StageOptions(
-            chunk=steps_at_once(training.steps),
+            chunk=steps_at_once(training.steps, training.others),
             save_seconds=save_seconds,
             note=partial(_note, metric_name),
         ),
     )
-    return state.variables
+    return trained_variables(training.recipe, state)
+
+
+def trained_variables(recipe: Recipe, state: TrainState) -> Variables:
+    """Return what a training delivers of its last state."""
+    return state.opt_state.variables if isinstance(recipe, FastRecipe) else state.variables
 
 
 def _note(metric_name: str, row: dict[str, float]) -> str:
@@ -213,7 +261,7 @@ def _note(metric_name: str, row: dict[str, float]) -> str:
 def train_dense(
     network: Network,
     task: Task,
-    recipe: DenseRecipe,
+    recipe: DenseRecipe | FastRecipe,
     seed: int = 0,
     run: Run | None = None,
     save_seconds: float = 20.0,

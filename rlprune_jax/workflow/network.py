@@ -675,10 +675,13 @@ def check_module(network: Network) -> None:
     definition, variables = network.definition, network.variables
     assert definition.dense_apply is not None
     inputs = _drawn(definition.example)
-    expected = definition.jitted(variables, *inputs)
+    # At their default precision accelerators round, each program in its own way.
+    with jax.default_matmul_precision("highest"):
+        expected = definition.jitted(variables, *inputs)
     way_out = "use network(inputs), network.apply and network.apply_train instead"
     try:
-        found = jax.jit(definition.dense_apply)(variables, *inputs)
+        with jax.default_matmul_precision("highest"):
+            found = jax.jit(definition.dense_apply)(variables, *inputs)
     except Exception as error:
         raise NetworkError(
             f"the module's code stands on a dense width, so it cannot run with slim weights "

@@ -1,5 +1,7 @@
 """Tell what is done otherwise than the settings say."""
 
+import jax
+
 from rlprune_jax.training.task import Task
 from rlprune_jax.units.repair import repair_reach
 from rlprune_jax.workflow.config import PruneConfig
@@ -54,6 +56,10 @@ def notes(config: PruneConfig, task: Task, network: Network | None = None) -> di
     if config.chunk is not None and any(config.reward_finetune):
         found["chunk"] = (
             f"chunk={config.chunk}: candidates that are finetuned go one after the other"
+        )
+    if config.precision != "float32" and jax.default_backend() == "cpu":
+        found["precision"] = (
+            f"precision={config.precision}: CPUs emulate it and are slower than in float32"
         )
     for name, split in (
         ("reward_images", "held_out"),

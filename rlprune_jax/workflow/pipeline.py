@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import os
 import time
 import warnings
@@ -14,8 +13,9 @@ import numpy as np
 from rlprune_jax.checks import require, require_function, require_path, require_type
 from rlprune_jax.costs import Budget, count_macs, count_params, limits, parse_budgets
 from rlprune_jax.devices import describe_device, versions
+from rlprune_jax.origin import Provenance, Stale, check_stale, code_origin
 from rlprune_jax.pytree import tree_hash
-from rlprune_jax.runs import Extension, MemoryRun, Run, open_run_at
+from rlprune_jax.runs import Extension, MemoryRun, Run, open_run_at, read_config
 from rlprune_jax.training.task import SPLITS, Task
 from rlprune_jax.types import PyTree
 from rlprune_jax.workflow.config import (
@@ -26,6 +26,7 @@ from rlprune_jax.workflow.config import (
 )
 from rlprune_jax.workflow.controls import all_controls
 from rlprune_jax.workflow.delivery import Delivered, confirm, deliver, evaluate_network
+from rlprune_jax.workflow.fingerprints import fingerprint, functions_digest
 from rlprune_jax.workflow.methods import METHODS
 from rlprune_jax.workflow.network import Network
 from rlprune_jax.workflow.notes import notes
@@ -43,6 +44,7 @@ def prune(
     *,
     finetune: Finetune | None = None,
     run_dir: str | os.PathLike | None = None,
+    stale: Stale = "refuse",
     config: PruneConfig | None = None,
     **settings: PyTree,
 ) -> PruneResult:
@@ -63,6 +65,8 @@ def prune(
             ``finetune_steps=0``.
         run_dir: a folder that makes the run resumable; without one nothing is written. A finished
             run in it goes on where more ``evaluations`` are asked for.
+        stale: what is done with a run there that other code or versions made: "refuse" it, "redo"
+            it and keep the old one beside it, or "keep" it and go on.
         config: settings; ``PruneConfig()`` where None.
         **settings: fields of ``PruneConfig`` by name, such as ``seed=1`` or ``evaluations=256``.
 
@@ -76,7 +80,7 @@ def prune(
             can.
         EmptyArchiveError: every reward was NaN.
         DivergenceError: finetuning diverged.
-        RunDirectoryError: ``run_dir`` holds another run.
+        RunDirectoryError: ``run_dir`` holds another run, or one that other code made.
         TypeError: a setting that there is not, or what is no ``Network`` or ``Task``.
 
     Warns:
@@ -99,6 +103,7 @@ def prune(
         (True, (64, 1))
     """
     config = with_settings(config, settings)
+    check_stale(stale)
     if finetune is not None:
         require_function("finetune", finetune, "a function (apply, variables, steps, key)")
     if run_dir is not None:
@@ -113,7 +118,10 @@ def prune(
     if run_dir is None:
         return run_pruning(problem, MemoryRun(), finetune)
     settings_of_run = identity(network, task, given, config)
-    with open_run_at(run_dir, settings_of_run, extension=extension(run_dir, config)) as run:
+    functions = functions_digest(network, task, given, finetune)
+    origin = Provenance(code_origin(functions=functions), stale)
+    more = extension(run_dir, config)
+    with open_run_at(run_dir, settings_of_run, extension=more, origin=origin) as run:
         if run.is_finished:
             return read_finished(network, run.path)
         result = run_pruning(problem, run, finetune, run.path)
@@ -131,8 +139,8 @@ def extension(run_dir: str | os.PathLike, config: PruneConfig) -> Extension:
         ValueError: the run has had more evaluations than are asked for now.
     """
     try:
-        stored = json.loads((Path(run_dir) / "config.json").read_text()).get("evaluations", 0)
-    except (OSError, ValueError, AttributeError):
+        stored = read_config(run_dir).get("evaluations", 0)
+    except (OSError, ValueError):
         stored = 0  # no run there, or none of ours, which opening it will say
     require(
         config.evaluations >= stored,
@@ -170,8 +178,8 @@ def identity(
 ) -> dict[str, PyTree]:
     """Return what tells a run from others, as JSON.
 
-    It holds settings, budgets and the metric's name, and fingerprints of the weights and of the
-    first examples of each split; of functions it knows no more than that.
+    It holds settings, budgets and the metric's name, and fingerprints of the weights and of each
+    split. Functions and versions are told apart by the run's origin.
     """
     settings = dataclasses.asdict(config)
     # How often checkpoints are written changes no result.
@@ -183,14 +191,6 @@ def identity(
         "variables": tree_hash(network.variables),
         "data": {split: fingerprint(task, split) for split in SPLITS},
     }
-
-
-def fingerprint(task: Task, split: str) -> str:
-    """Return what tells a split's data from others.
-
-    By their first examples and number.
-    """
-    return tree_hash(task.sample(split, 256)) + f"/{task.size(split)}"
 
 
 def read_finished(network: Network, path: os.PathLike) -> PruneResult:
@@ -271,6 +271,8 @@ def conclude(
         budgets=with_times(delivered[AGENT], shipped),
         search=search_numbers(searches[AGENT], run, limits(pruning.constraints)),
         max_abs_diff=shipped.max_abs_diff,
+        default_max_abs_diff=shipped.equivalence.default_max_abs_diff,
+        is_equal=shipped.equivalence.holds,
         groups=dict(zip(graph.names, graph.sizes, strict=True)),
         seed=pruning.config.seed,
         seconds=seconds,

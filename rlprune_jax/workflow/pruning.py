@@ -32,6 +32,7 @@ from rlprune_jax.units.repair import RepairMethod, repair_reach
 from rlprune_jax.workflow.candidates import CandidateData, reference_of
 from rlprune_jax.workflow.config import PruneConfig, Rule, overrides, resolve
 from rlprune_jax.workflow.network import Definition, Network, check_weights
+from rlprune_jax.workflow.precision import check_precision
 from rlprune_jax.workflow.scoring import score_units
 
 Budgets = Sequence[Budget | str] | Budget | str
@@ -211,6 +212,7 @@ def check_problem(network: Network, task: Task, budgets: Budgets, config: PruneC
         )
     require_type("config", config, PruneConfig, "make it by PruneConfig(...)")
     filled = resolve(config)
+    check_precision(filled.precision)
     if config.finetune_rule is None:
         config = dataclasses.replace(config, finetune_rule=usual_rule(network.definition))
     if config.reward_retention is None:

@@ -1,7 +1,6 @@
 """The result of a pruning run: a value to read, print, save and store as JSON."""
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -12,6 +11,7 @@ import numpy as np
 
 from rlprune_jax.costs import Latency
 from rlprune_jax.files import to_json, unwritable
+from rlprune_jax.sealed import DamagedFileError, parse_json, read_regular, seal_of, unseal
 from rlprune_jax.types import PyTree
 from rlprune_jax.wording import metric_text, metric_title
 from rlprune_jax.workflow.config import AGENT
@@ -19,8 +19,8 @@ from rlprune_jax.workflow.delivery import Delivered
 from rlprune_jax.workflow.network import Network
 from rlprune_jax.workflow.searches import Search
 
-VERSION = 2
-"""Of ``result.json``: 2 names the metric, and may have entries that 1 has not."""
+VERSION = 3
+"""Of ``result.json``: 2 names the metric, and may have entries that 1 has not; 3 is sealed."""
 
 
 class ResultError(ValueError):
@@ -116,7 +116,7 @@ class PruneResult:
             ``achieved``.
         search: ``evaluations``, ``seconds``, ``compile_seconds``, ``candidates_per_second``,
             ``feasible_fraction``, ``best_held_out_reward``.
-        max_abs_diff: between the outputs of the slim and the masked network.
+        max_abs_diff: between the outputs of the slim and the masked network, in full float32.
         groups: units of each group of the dense network.
         seed: of the run.
         seconds: that it took.
@@ -124,6 +124,10 @@ class PruneResult:
         device: that it was computed on.
         labels: what else is to be told, such as the names of data set and model.
         test_examples: examples of the test data; None where they come batch by batch.
+        default_max_abs_diff: the same as the device computes by default; None where it is not
+            known.
+        is_equal: whether the difference is one of rounding; where it is not, the slim network is
+            not what was searched for, and the files beside it say so.
         controls: what the agent's network is to be compared with, by name, each with ``metric``,
             ``loss`` and ``steps``; empty unless asked for.
         network: the slim network; None where the result was read from a file.
@@ -146,6 +150,8 @@ class PruneResult:
     device: dict[str, PyTree]
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     test_examples: int | None = None
+    default_max_abs_diff: float | None = None
+    is_equal: bool = True
     controls: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     network: Network | None = None
     delivered: dict[str, Delivered] = dataclasses.field(default_factory=dict, repr=False)
@@ -180,7 +186,8 @@ class PruneResult:
 
         written = None if self.run_dir is None else self.run_dir / "slim"
         if self.network is not None and AGENT in self.delivered:
-            save_slim(self.delivered[AGENT], self.network, path)
+            defect = None if self.is_equal else self.max_abs_diff
+            save_slim(self.delivered[AGENT], self.network, path, defect)
         elif written is not None and written.is_dir():
             copy_folder(written, Path(path))
         else:
@@ -205,7 +212,11 @@ class PruneResult:
                 "baselines": {
                     method: found.to_json(name) for method, found in self.baselines.items()
                 },
-                "equivalence": {"max_abs_diff": self.max_abs_diff},
+                "equivalence": {
+                    "max_abs_diff": self.max_abs_diff,
+                    "default_max_abs_diff": self.default_max_abs_diff,
+                    "equal": self.is_equal,
+                },
                 "groups": self.groups,
                 **({"controls": self.controls} if self.controls else {}),
                 **({"test_examples": self.test_examples} if self.test_examples else {}),
@@ -228,10 +239,8 @@ class PruneResult:
             ResultError: an entry is missing, or the version is not known.
         """
         version = content.get("version", 1)
-        if version not in (1, VERSION):
-            raise ResultError(
-                f"{where} has version {version!r}; this package reads 1 and {VERSION}"
-            )
+        if version not in range(1, VERSION + 1):
+            raise ResultError(f"{where} has version {version!r}; this package reads 1 to {VERSION}")
         try:
             name = content["metric"] if version > 1 else "accuracy"
             return cls(
@@ -245,6 +254,8 @@ class PruneResult:
                 budgets=content["budgets"],
                 search=content["search"],
                 max_abs_diff=_number(content["equivalence"]["max_abs_diff"]),
+                default_max_abs_diff=content["equivalence"].get("default_max_abs_diff"),
+                is_equal=bool(content["equivalence"].get("equal", True)),
                 groups=content["groups"],
                 seed=content["seed"],
                 seconds=_number(content.get("seconds")),
@@ -270,15 +281,16 @@ class PruneResult:
         file = Path(path)
         file = file / "result.json" if file.is_dir() else file
         try:
-            content = json.loads(file.read_text())
+            content = parse_json(read_regular(file), file)
+            # Before version 3 there were no seals.
+            if seal_of(content) or not isinstance(content, dict) or content.get("version") == 3:
+                content = unseal(content, file, "result")
         except OSError as error:
             raise ResultError(
                 f"{file} cannot be read: {error.strerror}; is the run finished?"
             ) from error
-        except ValueError as error:
-            raise ResultError(f"{file} is not JSON: {error}; run the command again") from error
-        if not isinstance(content, dict):
-            raise ResultError(f"{file} holds a {type(content).__name__}, not a result")
+        except DamagedFileError as error:
+            raise ResultError(f"{error}; run the command again") from error
         result = cls.from_json(content, str(file))
         return dataclasses.replace(result, run_dir=file.parent)
 
@@ -311,6 +323,11 @@ class PruneResult:
                 f"budget {row['name']}: {row['achieved']:.4g}{measured} of {row['limit']:.4g} "
                 f"{row['unit']}"
                 f"{'' if row['satisfied'] else ', NOT respected'}"
+            )
+        if not self.is_equal:
+            lines.append(
+                f"slim and masked outputs DIFFER by {self.max_abs_diff:.3g}: a defect of "
+                "rlprune_jax, please report it"
             )
         return "\n".join(lines)
 

@@ -28,7 +28,13 @@ from rlprune_jax.search import (
 )
 from rlprune_jax.training.task import Evaluation
 from rlprune_jax.types import PyTree, Variables
-from rlprune_jax.workflow.candidates import CandidateData, Evaluator, evaluate_candidates
+from rlprune_jax.workflow.candidates import (
+    CandidateData,
+    Evaluator,
+    Halving,
+    evaluate_candidates,
+    usual_chunk,
+)
 from rlprune_jax.workflow.config import AGENT, PruneConfig
 from rlprune_jax.workflow.keys import stage_key
 from rlprune_jax.workflow.methods import METHODS, Strategy
@@ -99,6 +105,7 @@ def evaluator_of(pruning: Pruning, finetune_steps: int) -> Evaluator:
         finetune_steps=finetune_steps,
         recipe=dataclasses.replace(recipe, batch_size=min(config.batch_size, 64)),
         repair=reward_repair(pruning),
+        precision=config.precision,
     )
 
 
@@ -209,6 +216,7 @@ def run_strategy(
     data = candidate_data(pruning, train=max(config.reward_finetune) > 0)
     covariances = dense_covariances(pruning)
     costs_of = search_costs(pruning.constraints)
+    variables, halving = pruning.network.variables, Halving()
     stairs = config.reward_finetune[-1:] if strategy.remembers else config.reward_finetune
 
     def costs(masks: np.ndarray) -> np.ndarray:
@@ -216,7 +224,11 @@ def run_strategy(
 
     def rewards(steps: int, masks: jax.Array, key: jax.Array) -> jax.Array:
         evaluator = evaluator_of(pruning, steps)
-        found = _evaluate(evaluator, pruning.network.variables, env, masks, data, key)
+        found = halving(
+            lambda limited: _evaluate(limited, variables, env, masks, data, key),
+            evaluator,
+            lambda: min(len(masks), evaluator.chunk or usual_chunk(evaluator, variables, data)),
+        )
         reward = -found.loss if config.reward == "loss" else found.metric
         return with_retention(pruning, covariances, reward, masks)
 

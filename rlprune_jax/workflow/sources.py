@@ -7,7 +7,7 @@ import os
 import re
 from typing import TypeVar
 
-from rlprune_jax.checks import MOST_COUNTED, refuse_unless
+from rlprune_jax.checks import MOST_COUNTED, names_file, refuse_unless
 from rlprune_jax.workflow.config import Lines
 
 NamedNetwork = TypeVar("NamedNetwork", bound="NetworkOptions")
@@ -244,15 +244,22 @@ def check_pair(model: str, dataset: str) -> None:
 def check_path(option: str, path: str) -> None:
     """Refuse what does not name a function of a module.
 
-    The package has to be there; nothing is imported.
+    The package or file has to be there; nothing is imported.
 
     Raises:
         ValueError: naming the option and its value.
     """
-    module, _, function = path.partition(":")
-    parts = [*module.split("."), *function.split(".")]
-    if not all(part.isidentifier() for part in parts):
-        raise ValueError(f"{option}={path!r} is not of the form package.module:function")
+    module, _, function = path.rpartition(":")
+    by_file = names_file(module)
+    parts = [*([] if by_file else module.split(".")), *function.split(".")]
+    if not module or not all(part.isidentifier() for part in parts):
+        raise ValueError(
+            f"{option}={path!r} is not of the form package.module:function or file.py:function"
+        )
+    if by_file:
+        if not os.path.isfile(os.path.expanduser(module)):
+            raise ValueError(f"{option}={path!r} cannot be imported: there is no file {module!r}")
+        return
     package = parts[0]
     here = os.path.exists(package) or os.path.exists(f"{package}.py")
     try:

@@ -134,6 +134,7 @@ class Tuner:
             recipe=finetune_recipe(config),
             steps=steps,
             gates=gates,
+            others=(int(config.rerank_steps or 0), int(config.finetune_steps or 0)),
         )
         return run_training(training, key, self.run, config.save_seconds)
 

@@ -114,3 +114,16 @@ def test_what_cannot_be_is_refused(changed, message):
 def test_an_option_that_is_not_there_is_named():
     with pytest.raises(TypeError, match="sed= is no option; options are model, widths"):
         PruneOptions().replace(sed=3)
+
+
+def test_the_fast_recipe_has_larger_batches_and_a_higher_rate():
+    given = {"dataset": "cifar10", "model": "vgg16", "data_dir": ".", "budget": ("params=0.5",)}
+    plain, fast = (
+        resolved(PruneOptions().replace(**given, recipe=name)).dense for name in ("plain", "fast")
+    )
+    assert (plain.dense_steps, plain.dense_batch, plain.dense_rate) == (2000, 128, 0.1)
+    assert (fast.dense_steps, fast.dense_batch, fast.dense_rate) == (8800, 512, 0.4)
+    with pytest.raises(ValueError, match="recipe='slow' must be one of plain, fast"):
+        resolved(PruneOptions().replace(**given, recipe="slow"))
+    with pytest.raises(ValueError, match="dense_batch=0 must be at least 1"):
+        resolved(PruneOptions().replace(**given, dense_batch=0))

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 
 from rlprune_jax.cli import prune as command
+from rlprune_jax.cli.common import run_command
 from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.cli.predict import PredictOptions, predict
-from rlprune_jax.cli.prune import identity, prune
+from rlprune_jax.cli.prune import exit_code, identity, prune
 from rlprune_jax.export import load_stablehlo
-from rlprune_jax.runs import RunDirectory, config_hash
+from rlprune_jax.origin import StaleWarning
+from rlprune_jax.runs import RunDirectory, RunDirectoryError, config_hash
+from rlprune_jax.sealed import read_sealed, write_sealed
 from rlprune_jax.training import data
+from rlprune_jax.workflow.config import RunConfig
 from rlprune_jax.workflow.results import PruneResult
 
 ROOT = Path(__file__).parents[2]
@@ -238,8 +242,12 @@ def test_a_bad_run_directory_is_one_line(finished, tmp_path, file, change, messa
     _, path = finished
     for name in ("config.json", "result.json"):
         shutil.copy(path / name, tmp_path / name)
-    content = json.loads((tmp_path / file).read_text())
-    (tmp_path / file).write_text(json.dumps(change(content)))
+    kind = file.removesuffix(".json")
+    changed = change(read_sealed(tmp_path / file, kind))
+    if isinstance(changed, dict):
+        write_sealed(tmp_path / file, changed, kind)
+    else:
+        (tmp_path / file).write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=message) as caught:
         predict(PredictOptions(run_dir=tmp_path))
     assert "\n" not in str(caught.value)
@@ -403,3 +411,27 @@ def test_a_dense_network_that_diverges_does_not_poison_the_next_start(tmp_path):
         with pytest.raises(RuntimeError, match="stage 'dense' diverged"):
             prune(options)
     assert not list(tmp_path.glob("*/checkpoints/dense/[0-9]*"))
+
+
+def test_the_exit_code_says_that_slim_and_masked_differ(tmp_path):
+    for content, code in (({}, 0), ({"equal": True}, 0), ({"equal": False}, 3)):
+        (tmp_path / "result.json").write_text(json.dumps({"equivalence": content}))
+        assert exit_code(tmp_path) == code
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda options: tmp_path, RunConfig, "", args=[], code=exit_code)
+    assert stopped.value.code == 3
+
+
+@pytest.mark.slow
+def test_a_finished_run_of_other_code_is_refused_or_kept(finished, monkeypatch, capsys):
+    runs, path = finished
+    with monkeypatch.context() as patch:
+        patch.setattr("rlprune_jax.workflow.building.data_digest", lambda task: "other")
+        with pytest.raises(RunDirectoryError, match=r"data \(\w+ there, other here\)"):
+            prune(tiny(runs))
+    monkeypatch.setattr("rlprune_jax.origin.package_digest", lambda: "other")
+    with pytest.raises(RunDirectoryError, match=r"other code: code .*--stale redo"):
+        prune(tiny(runs))
+    with pytest.warns(StaleWarning, match="is kept"):
+        assert prune(tiny(runs, stale="keep")) == path
+    assert "finished before" in capsys.readouterr().err

@@ -131,3 +131,18 @@ def test_the_digest_follows_the_source_of_the_function(tmp_path, monkeypatch):
     assert first == source_digest(type(energy)) == source_digest(energy)
     file.write_text(file.read_text().replace("1", "2"))
     assert source_digest(energy) != first
+
+
+def test_a_file_is_loaded_by_its_path(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("import beside\ndef energy(w, g):\n    return beside.two\n")
+    (tmp_path / "beside.py").write_text("two = 2\n")
+    monkeypatch.chdir(tmp_path)
+    before = [*sys.path]
+    for path in ("json.py:energy", "./json.py:energy", f"{tmp_path}/json.py:energy"):
+        energy = import_function(path)
+        assert energy({}, {}) == 2 and energy is import_function("json.py:energy")
+    assert sys.path == before and import_function("json:dumps")(1) == "1"
+    (tmp_path / "other.py").write_text("def energy(w, g):\n    return 3\n")
+    assert source_digest(energy) != source_digest(import_function("other.py:energy"))
+    with pytest.raises(ValueError, match="cannot be imported: FileNotFoundError"):
+        import_function("none.py:energy")

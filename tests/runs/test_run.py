@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlprune_jax.runs.run import MemoryRun, is_past, metrics_line
+from rlprune_jax.runs.run import MemoryRun, is_past, metrics_record
 from rlprune_jax.runs.run_directory import open_run_at
 
 stages = st.sampled_from(["dense", "search"])
@@ -65,7 +65,7 @@ def test_what_is_returned_is_a_copy():
 
 def test_names_of_arguments_are_refused():
     with pytest.raises(ValueError, match=r"must not hold \['stage', 'step'\].*rename"):
-        metrics_line("dense", 1, {"stage": 1, "step": 2})
+        metrics_record("dense", 1, {"stage": 1, "step": 2})
 
 
 def test_past_is_later_in_the_same_stage():

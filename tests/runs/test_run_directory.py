@@ -16,6 +16,7 @@ import pytest
 
 import rlprune_jax
 from rlprune_jax.files import UnwritableError
+from rlprune_jax.origin import Provenance, StaleWarning
 from rlprune_jax.runs import run_directory
 from rlprune_jax.runs.run_directory import (
     Extension,
@@ -23,7 +24,11 @@ from rlprune_jax.runs.run_directory import (
     config_hash,
     open_run,
     open_run_at,
+    read_config,
+    read_made_with,
+    read_of_run,
 )
+from rlprune_jax.sealed import DamagedFileError, DamageWarning, read_sealed
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(rlprune_jax.__file__).parents[1])}
 
@@ -107,7 +112,9 @@ def test_metrics_are_on_disk_after_each_step(tmp_path):
     with open_run(tmp_path, "x", {}) as run:
         run.append_metrics("search", 1, {"cost": np.array([0.5, np.inf]), "step_name": "a"})
         line = (run.path / "metrics.jsonl").read_text()
-    assert line == '{"stage": "search", "step": 1, "cost": [0.5, null], "step_name": "a"}\n'
+    start, _, seal = line.partition(', "seal": ')
+    assert start == '{"stage": "search", "step": 1, "cost": [0.5, null], "step_name": "a"'
+    assert len(seal) == len('"0123456789abcdef"}\n')
     with open_run(tmp_path, "x", {}) as run, pytest.raises(ValueError, match="step"):
         run.append_metrics("search", 2, {"step": 3})
 
@@ -157,14 +164,24 @@ def test_a_torn_last_line_is_cut(tmp_path, torn):
         assert steps(run) == [("a", 1), ("a", 2), ("a", 3)]
 
 
-def test_a_broken_line_in_the_middle_is_refused(tmp_path):
+def test_rows_from_a_broken_line_on_do_not_count(tmp_path):
     with open_run(tmp_path, "x", {}) as run:
+        write_steps(run, "a", [1, 2, 3])
+        write_steps(run, "b", [1])
         path = run.path / "metrics.jsonl"
-    path.write_text('{"stage": "a", "step": 1}\nrubbish\n{"stage": "a", "step": 2}\n')
-    with pytest.raises(RunDirectoryError, match=r"line 2 .*--runs-dir"):
-        open_run(tmp_path, "x", {})
-    path.write_text("")
-    open_run(tmp_path, "x", {}).close()  # the failed opening has dropped its lock
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].replace("0.25", "0.26")
+    damaged = "\n".join(lines) + "\n"
+    path.write_text(damaged)
+    with (
+        pytest.warns(DamageWarning, match=r"line 2 of .*; 2 lines do not count"),
+        open_run(tmp_path, "x", {}) as run,
+    ):
+        assert steps(run) == [("a", 1), ("b", 1)]
+        write_steps(run, "a", [2])
+    assert (run.path / "metrics-damaged.jsonl").read_text() == damaged
+    with open_run(tmp_path, "x", {}) as run:
+        assert steps(run) == [("a", 1), ("b", 1), ("a", 2)]
 
 
 def test_runs_dir_that_cannot_be_written(tmp_path):
@@ -265,12 +282,13 @@ def test_a_finished_run_is_extended(tmp_path):
             stages = {record["stage"] for record in run.metrics()}
             assert stages == {"dense", "search"}
             assert {path.name for path in run.checkpoints.iterdir()} == stages
-            kept = json.loads((run.path / f"result-{number}.json").read_text())
+            place = run.path / f"result-{number}.json"
+            kept = read_sealed(place, "result", run.identity)
             assert kept == {"accuracy": 0.5}
             run.write_result(kept)
         with open_run_at(tmp_path / "mine", config, extension=MORE) as run:
             assert run.is_finished
-            assert json.loads((run.path / "config.json").read_text()) == config
+            assert read_config(run.path) == config
 
 
 def test_an_extension_allows_what_it_names_only(tmp_path):
@@ -391,6 +409,113 @@ def test_kill_leaves_whole_files(tmp_path):
         # The result of a step is written after its line.
         assert run.result()["step"] in (count - 1, count)
         assert run.result()["values"] == list(range(5000))
+
+
+def made(stale="refuse", **with_):
+    return Provenance({"code": "a", "data": "b", **with_}, stale)
+
+
+def test_a_run_that_other_code_made_is_refused(tmp_path):
+    for finished in (False, True):
+        config = {"finished": finished}
+        with open_run(tmp_path, "x", config, origin=made()) as run:
+            write_steps(run, "a", [1])
+            if finished:
+                run.write_result({"accuracy": 0.5})
+        with open_run(tmp_path, "x", config, origin=made()) as run:
+            assert run.is_finished == finished
+        with pytest.raises(
+            RunDirectoryError, match=r"made by other code: code \(a there, c here\)"
+        ):
+            open_run(tmp_path, "x", config, origin=made(code="c"))
+        with pytest.raises(RunDirectoryError, match=r"data \(b there, c here\); stale='redo'"):
+            open_run(tmp_path, "x", config, origin=made(data="c"))
+        # Whoever does not ask is not told.
+        open_run(tmp_path, "x", config).close()
+
+
+def test_a_run_that_other_code_made_is_made_again(tmp_path):
+    with open_run(tmp_path, "x", {}, origin=made()) as run:
+        run.write_result({"accuracy": 0.5})
+    for number in (1, 2):
+        code = f"other {number}"
+        with (
+            pytest.warns(StaleWarning, match=rf"the old one is .*\.stale-{number}"),
+            open_run(tmp_path, "x", {}, origin=made("redo", code=code)) as run,
+        ):
+            assert not run.is_finished and run.metrics() == []
+            run.write_result({"accuracy": number})
+        with open_run(tmp_path, "x", {}, origin=made("redo", code=code)) as run:
+            assert run.result() == {"accuracy": number}
+    old = [read_sealed(path / "result.json", "result") for path in sorted(tmp_path.iterdir())]
+    assert [each["accuracy"] for each in old] == [2, 0.5, 1]
+
+
+def test_a_run_that_other_code_made_is_kept(tmp_path):
+    with open_run(tmp_path, "x", {}, origin=made()) as run:
+        write_steps(run, "a", [1])
+    with (
+        pytest.warns(StaleWarning, match="is kept"),
+        open_run(tmp_path, "x", {}, origin=made("keep", code="c")) as run,
+    ):
+        assert len(run.metrics()) == 1
+        path = run.path
+    assert [each["code"] for each in read_made_with(path)] == ["a", "c"]
+    # Both have worked on it, so it is neither's alone.
+    for code in "ac":
+        with pytest.raises(RunDirectoryError, match="made by other code"):
+            open_run(tmp_path, "x", {}, origin=made(code=code))
+
+
+def test_a_run_without_an_origin_is_not_taken_for_one_of_this_code(tmp_path):
+    open_run(tmp_path, "x", {}).close()
+    with pytest.raises(RunDirectoryError, match="does not say which"):
+        open_run(tmp_path, "x", {}, origin=made())
+
+
+def test_a_run_that_cannot_be_read_is_made_again_if_asked_for(tmp_path):
+    with open_run(tmp_path, "x", {}, origin=made()) as run:
+        (run.path / "config.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match="carries no checksum"):
+        open_run(tmp_path, "x", {}, origin=made())
+    with pytest.warns(StaleWarning, match="no checksum"):
+        open_run(tmp_path, "x", {}, origin=made("redo")).close()
+
+
+def test_files_of_a_finished_run_are_looked_at(tmp_path):
+    with open_run(tmp_path, "x", {}) as run:
+        write_steps(run, "a", [1, 2])
+        run.report.write_text("<html>")
+        run.slim.mkdir()
+        (run.slim / "plan.json").write_text("{}")
+        run.write_result({"accuracy": 0.5})
+        assert run.damaged() == [] and read_of_run(run.path, "report.html") == b"<html>"
+    open_run(tmp_path, "x", {}).close()  # without a warning
+    run.report.write_text("<html >")
+    (run.slim / "plan.json").unlink()
+    metrics = (run.path / "metrics.jsonl").read_text().splitlines()
+    (run.path / "metrics.jsonl").write_text(metrics[0] + "\n")
+    with pytest.warns(DamageWarning) as told:
+        open_run(tmp_path, "x", {}).close()
+    found = [str(each.message).split(" was changed")[0].rpartition("/")[2] for each in told]
+    assert found == ["report.html", "plan.json", "metrics.jsonl"]
+    with pytest.raises(DamagedFileError, match=r"report\.html was changed"):
+        read_of_run(run.path, "report.html")
+
+
+def test_a_result_that_was_changed_does_not_count(tmp_path):
+    with open_run(tmp_path, "x", {}) as run:
+        run.write_result({"accuracy": 0.5})
+        place = run.path / "result.json"
+    place.write_text(place.read_text().replace("0.5", "0.6"))
+    with pytest.warns(DamageWarning, match="does not count"), open_run(tmp_path, "x", {}) as run:
+        assert not run.is_finished
+    # That of another run neither.
+    with open_run(tmp_path, "x", {"seed": 1}) as other:
+        other.write_result({"accuracy": 0.7})
+    place.write_bytes((other.path / "result.json").read_bytes())
+    with pytest.warns(DamageWarning, match="of another run"), open_run(tmp_path, "x", {}) as run:
+        assert not run.is_finished
 
 
 def test_a_finished_run_is_found_where_nothing_can_be_written(tmp_path, monkeypatch):

@@ -181,7 +181,8 @@ def test_weights_are_checked_where_no_loss_is_recorded(tmp_path):
 
 def test_a_checkpoint_that_diverged_is_refused(tmp_path):
     with open_run_at(tmp_path / "mine", {}) as run:
-        with Checkpointer(run.checkpoints / "dense") as checkpointer:
+        place, owners = run.checkpoints / "dense", run.owners("dense")
+        with Checkpointer(place, owners=owners) as checkpointer:
             checkpointer.save(4, Counting(np.array([0.0, np.nan]), 4))
         with pytest.raises(
             DivergenceError,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlprune_jax.sparsity import selection
+from rlprune_jax.sparsity import make_mask, sap, scopes, selection
 from rlprune_jax.sparsity.selection import drop_smallest
 
 # What CPU and other backends find in one pass.
@@ -218,6 +218,40 @@ def test_bad_input():
         drop_smallest(scores, mask, 1, ties="some")
     with pytest.raises(ValueError, match=r"count=\{'w': 1\} must be an integer for scope='global'"):
         drop_smallest(scores, mask, {"w": 1})
+
+
+def test_small_leaves_together_and_large_ones_alone_are_the_stable_sort(monkeypatch):
+    monkeypatch.setattr(scopes, "BUNDLED", {jax.default_backend(): 12})
+    rng = np.random.default_rng(0)
+    values = rng.integers(-3, 4, SIZE + 7).astype(np.float32)
+    # A large leaf between small ones, so that ties have to pass through it in order.
+    scores = {"0": jnp.asarray(values[:7]), **tree_of(values[7:], "float32")}
+    scores = {"0": scores["0"], "1": scores["b"], "2": scores["a"], "3": scores["c"]}
+    alive = {name: jnp.asarray(rng.random(leaf.shape) < 0.8) for name, leaf in scores.items()}
+    assert list(scopes.bundle(scores, "global").paths.values()) == [("0", "1"), ("2",), ("3",)]
+    order = [np.concatenate([np.ravel(leaf) for leaf in tree.values()]) for tree in (scores, alive)]
+    for count in (0, 5, int(order[1].sum())):
+        found = drop_smallest(scores, alive, count)
+        flat = np.concatenate([np.ravel(leaf) for leaf in found.values()])
+        np.testing.assert_array_equal(flat, oracle(*order, count))
+        found = drop_smallest(scores, alive, count, magnitudes=True)
+        flat = np.concatenate([np.ravel(leaf) for leaf in found.values()])
+        np.testing.assert_array_equal(flat, oracle(np.abs(order[0]), order[1], count))
+    leaves = {name: jnp.ones(2) for name in "abc"}
+    assert len(scopes.bundle(leaves, "layer").paths) == 3
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert len(scopes.bundle(leaves, "global").paths) == 3
+
+
+def test_more_leaves_make_no_more_reductions():
+    def reductions(leaves):
+        params = {f"w{number}": jnp.ones((3, 4)) for number in range(leaves)}
+        mask, pruner = make_mask(params), sap(p=0.5, q=1.0)
+        program = jax.jit(pruner.update).lower(params, mask, pruner.init(params, mask))
+        text = program.as_text()
+        return text.count("stablehlo.reduce"), text.count("stablehlo.while")
+
+    assert reductions(2) == reductions(9)
 
 
 SHARDED = """

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from rlprune_jax.sealed import open_arrays
 from rlprune_jax.study import grid
 
 AXES = {"scale": [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5], "rate": [0.1, 0.2]}
@@ -21,3 +22,8 @@ def job(hparams, key):
 
 def settings():
     return grid(AXES)
+
+
+def read_cells(file):
+    """The cells of a chunk's file."""
+    return open_arrays(file.read_bytes(), file, "chunk")["cell"]

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,12 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from study_jobs import job, settings
+from study_jobs import job, read_cells, settings
 
 from rlprune_jax import run_study
 from rlprune_jax.files import UnwritableError
+from rlprune_jax.origin import StaleWarning
+from rlprune_jax.sealed import DamagedFileError, write_sealed
 from rlprune_jax.study import (
     JobError,
     StudyError,
@@ -25,7 +28,8 @@ from rlprune_jax.study import (
     summarise,
 )
 from rlprune_jax.study.blocks import Runner
-from rlprune_jax.study.store import CorruptChunkWarning
+from rlprune_jax.study.results import read_table
+from rlprune_jax.study.store import Cells, CorruptChunkWarning
 
 SEEDS = (3, 1, 7)
 
@@ -105,7 +109,7 @@ def test_the_strategy_is_measured_once_and_kept(tmp_path, monkeypatch):
         file.unlink()
     other = {"vmap": "map", "map": "vmap"}[kept["{}"]["strategy"]]
     kept["{}"]["strategy"] = other
-    (tmp_path / "measured-0.json").write_text(json.dumps(kept))
+    write_sealed(tmp_path / "measured-0.json", kept, "measured", kept["seal"]["of"])
     again = run_study(job, settings(), SEEDS, directory=tmp_path, chunk=3)
     assert again.strategies == {"{}": other} and again.cells_run > 0
     same(first, again)
@@ -161,7 +165,7 @@ def test_finished_cells_are_never_run_again(tmp_path, whole):
     again = run_study(job, settings(), SEEDS, directory=tmp_path, chunk=7, strategy="vmap")
     assert again.cells_run == 3 * (4 + 4 + 2)
     same(again, whole)
-    cells = np.concatenate([np.load(file)["cell"] for file in (tmp_path / "chunks").iterdir()])
+    cells = np.concatenate([read_cells(file) for file in (tmp_path / "chunks").iterdir()])
     assert sorted(cells) == list(range(66))
     assert run_study(job, settings(), SEEDS, directory=tmp_path).cells_run == 0
 
@@ -344,3 +348,108 @@ def test_rank_correlation_agrees_with_scipy_and_its_interval_covers():
     assert np.isnan(rank_correlation(x, np.ones(40)).value)
     with pytest.raises(ValueError, match="at least 3"):
         rank_correlation([1, np.nan, 2], [1, 2, 3])
+
+
+def scaled(scale, array=None):
+    """A job that closes over a number and an array; its body and both can be replaced."""
+    array = np.ones(3, np.float32) if array is None else array
+
+    def work(hparams, key, shared):
+        return {"value": hparams["a"] * scale * shared["x"].sum() * array.sum()}
+
+    return work
+
+
+def otherwise(scale, array=None):
+    array = np.ones(3, np.float32) if array is None else array
+
+    def work(hparams, key, shared):
+        return {"value": hparams["a"] + scale + shared["x"].sum() + array.sum()}
+
+    work.__qualname__ = scaled(1).__qualname__
+    return work
+
+
+ONES = {"x": np.ones(3, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("fn", "shared", "message"),
+    [
+        (otherwise(2.0), ONES, r"job \(\w+ there, \w+ here\)"),
+        (scaled(3.0), ONES, "the arrays that it reads"),
+        (scaled(2.0, np.zeros(3, np.float32)), ONES, "the arrays that it reads"),
+        (scaled(2.0), {"x": np.zeros(3, np.float32)}, "the arrays that it reads"),
+    ],
+    ids=["body", "number", "closed over", "shared"],
+)
+def test_chunks_of_another_job_of_the_same_name_are_stale(tmp_path, fn, shared, message):
+    few = grid({"a": [1.0, 2.0]})
+    first = run_study(scaled(2.0), few, [0], shared=ONES, directory=tmp_path)
+    again = run_study(scaled(2.0), few, [0], shared=ONES, directory=tmp_path)
+    assert again.cells_run == 0
+    with pytest.raises(StudyError, match=message + ".*stale='redo'"):
+        run_study(fn, few, [0], shared=shared, directory=tmp_path)
+    with pytest.warns(StaleWarning, match="is kept"):
+        kept = run_study(fn, few, [0], shared=shared, directory=tmp_path, stale="keep")
+    assert kept.cells_run == 0
+    np.testing.assert_array_equal(kept.metrics["value"], first.metrics["value"])
+    fresh = run_study(fn, few, [0], shared=shared)
+    with pytest.warns(StaleWarning, match="computed again") if "job" in message else nullcontext():
+        redone = run_study(fn, few, [0], shared=shared, directory=tmp_path, stale="redo")
+    if "job" in message:
+        np.testing.assert_array_equal(redone.metrics["value"], fresh.metrics["value"])
+        assert (tmp_path / "chunks.stale-1").is_dir()
+
+
+def test_chunks_of_another_study_are_not_taken(tmp_path):
+    few = grid({"a": [1.0, 2.0]})
+    other = {"x": np.zeros(3, np.float32)}
+    for place, fn, shared, seeds in (
+        ("own", scaled(2.0), ONES, [0]),
+        ("seeds", scaled(2.0), ONES, [1]),
+        ("arrays", scaled(2.0), other, [0]),
+    ):
+        run_study(fn, few, seeds, shared=shared, directory=tmp_path / place)
+    for place in ("seeds", "arrays"):
+        (chunk,) = (tmp_path / place / "chunks").iterdir()
+        (tmp_path / "own" / "chunks" / f"{place}.arrays").write_bytes(chunk.read_bytes())
+    with pytest.warns(CorruptChunkWarning):
+        again = run_study(scaled(2.0), few, [0], shared=ONES, directory=tmp_path / "own")
+    assert again.corrupt == ("arrays.arrays", "seeds.arrays") and again.cells_run == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cell": np.array([0, 7])},
+        {"cell": np.array([0, 0])},
+        {"cell": np.array([-1, 0])},
+        {"cell": np.array([0.0, 1.0])},
+        {"cell": np.zeros(0, np.int64)},
+        {"metric/value": np.zeros(3)},
+        {"metric/value": np.zeros(2, np.float32)},
+        {"metric/other": np.zeros(2)},
+        {"more": np.zeros(2)},
+    ],
+)
+def test_crafted_chunks_are_refused(change):
+    cells = Cells({"settings": {"a": [1, 2]}, "seeds": [0], "metrics": [["value"]]})
+    good = {"cell": np.array([0, 1]), "seconds": np.zeros(2), "metric/value": np.zeros(2)}
+    cells.check(good)
+    with pytest.raises(DamagedFileError):
+        cells.check(good | change)
+    for name in good:
+        with pytest.raises(DamagedFileError):
+            cells.check({each: good[each] for each in good if each != name})
+
+
+def test_a_table_reads_back_whole_or_not_at_all(tmp_path):
+    found = run_study(job, grid({"scale": [1.0], "rate": [0.1]}), [0], directory=tmp_path)
+    table = read_table(tmp_path / "table.parquet")
+    assert table["loss"] == found.metrics["loss"][0].tolist()
+    content = bytearray((tmp_path / "table.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "table.parquet").write_bytes(content)
+    with pytest.raises(DamagedFileError, match="was changed"):
+        read_table(tmp_path / "table.parquet")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study_jobs import job, settings
+from study_jobs import job, read_cells, settings
 
 from rlprune_jax.study import initialize, run_study
 from rlprune_jax.study.distributed import process_settings
@@ -22,7 +22,7 @@ PRELUDE = f"""
 import sys, time
 sys.path.insert(0, {str(HERE)!r})
 import jax, numpy as np
-from study_jobs import job, settings
+from study_jobs import job, read_cells, settings
 from rlprune_jax.study import run_study, initialize
 SEEDS = {SEEDS}
 """
@@ -50,7 +50,7 @@ def whole():
 
 
 def cells(directory):
-    return sorted(np.concatenate([np.load(f)["cell"] for f in (directory / "chunks").iterdir()]))
+    return sorted(np.concatenate([read_cells(f) for f in (directory / "chunks").iterdir()]))
 
 
 @pytest.mark.slow

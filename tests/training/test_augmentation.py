@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlprune_jax.training.augmentation import CropAndFlip, Standardise, augment, normalise
+from rlprune_jax.training.augmentation import (
+    AlternatingFlip,
+    CropAndFlip,
+    Standardise,
+    augment,
+    normalise,
+)
 
 MEAN, STD = (0.5, 0.25, 0.1), (0.2, 0.3, 0.4)
 
@@ -146,3 +152,39 @@ def test_normalise_refuses_another_number_of_channels():
 def test_augment_refuses(shape, options, message):
     with pytest.raises(ValueError, match=message):
         augment(np.zeros(shape, np.uint8), jax.random.key(0), **options)
+
+
+def test_a_square_is_covered_by_the_mean_colour():
+    images = random_images((200, 8, 6, 2)) // 2  # no byte is above 127
+    images[:, :, :, 1] = 200
+    plain = augment(images, jax.random.key(0), pad=0, flip=False)
+    covered = np.asarray(augment(images, jax.random.key(0), pad=0, flip=False, cutout=0.5))
+    np.testing.assert_array_equal(plain, images)
+    colour = int(images[..., 0].mean(dtype=np.float64))
+    for image, before in zip(covered, images, strict=True):
+        changed = (image[..., 0] != before[..., 0]).nonzero()
+        assert (image[..., 1] == 200).all()
+        down, right = (each.max() - each.min() + 1 for each in changed)
+        assert down <= 3 and right <= 3  # half of the smaller side
+        assert set(image[changed][:, 0].tolist()) <= {colour, colour + 1}
+    first = {
+        tuple(each.min() for each in (a[..., 0] != b[..., 0]).nonzero())
+        for a, b in zip(covered, images, strict=True)
+    }
+    assert {(0, 0), (5, 3)} <= first
+    with pytest.raises(ValueError, match="cutout=2 must be from 0 to 1"):
+        augment(images, jax.random.key(0), cutout=2)
+
+
+def test_two_epochs_show_every_image_both_ways():
+    images = random_images((64, 2, 3, 1))
+    places = jnp.arange(100, 164)
+    views = [
+        np.asarray(AlternatingFlip()((images, places), places, jnp.int32(epoch))[0])
+        for epoch in range(3)
+    ]
+    mirrored = [(view != images).any((1, 2, 3)) for view in views]
+    np.testing.assert_array_equal(mirrored[0], ~mirrored[1])
+    np.testing.assert_array_equal(mirrored[0], mirrored[2])
+    assert 16 < mirrored[0].sum() < 48
+    np.testing.assert_array_equal(views[0][mirrored[0]], images[mirrored[0]][:, :, ::-1])

@@ -417,3 +417,17 @@ def test_bare_parameters_are_trained_as_they_are():
     after, _ = step(init_train_state(bare, OPTIMIZER), (images, labels), jax.random.key(0))
     known, _ = STEP(linear_state(), (images, labels), jax.random.key(0))
     chex.assert_trees_all_close(after.variables, known.variables["params"])
+
+
+def test_batches_are_arranged_by_the_places_of_their_examples_and_the_epoch():
+    def step(state, batch, key):
+        return state._replace(step=state.step + 1), batch
+
+    def arrange(batch, places, epoch):
+        return {"places": places, "epoch": epoch, "example": batch}
+
+    start = TrainState(variables={}, opt_state=(), step=jnp.int32(1))
+    data, options = 10 * jnp.arange(7), {"batch_size": 2, "key": jax.random.key(0)}
+    _, found = train(step, start, data, num_steps=8, arrange=arrange, **options)
+    assert found["epoch"].tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
+    np.testing.assert_array_equal(found["example"], 10 * found["places"])

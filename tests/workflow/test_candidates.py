@@ -12,14 +12,17 @@ from small import Small, random_gates, small_mlp
 import rlprune_jax as rp
 from rlprune_jax.training.recalibration import recalibrate
 from rlprune_jax.units import RepairMethod, merge_units, repair
+from rlprune_jax.workflow import candidates
 from rlprune_jax.workflow.candidates import (
     CandidateData,
     Evaluator,
+    Halving,
     chunk_for_memory,
     evaluate_candidate,
     evaluate_candidates,
     reference_of,
     short_finetune,
+    usual_chunk,
 )
 from rlprune_jax.workflow.recipes import FinetuneRecipe
 
@@ -238,6 +241,53 @@ def test_no_candidates_and_empty_chunks_are_refused():
         evaluator(small, chunk=0)
     with pytest.raises(ValueError, match="no candidates"):
         evaluated(small, jax.tree.map(lambda each: each[:0], gates))
+
+
+def test_an_accelerator_evaluates_so_many_examples_at_once(monkeypatch):
+    small = small_mlp()
+    how = evaluator(small)
+    monkeypatch.setattr(candidates, "chunk_for_memory", lambda *_: 1000)
+    assert usual_chunk(how, small.variables, small.data) == 1000
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert usual_chunk(how, small.variables, small.data) == 8000 // 24
+    # Candidates that are recalibrated see the calibration images too.
+    more = small.data._replace(calibration=(jnp.ones((4000, 4)),))
+    normed = small_normed()
+    how = evaluator(normed)
+    assert usual_chunk(how, normed.variables, more) == 2
+    more = more._replace(calibration=(jnp.ones((9000, 4)),))
+    assert usual_chunk(how, normed.variables, more) == 1
+
+
+def test_chunks_are_halved_when_memory_runs_out():
+    small, halving, tried = small_mlp(), Halving(), []
+    gates = random_gates(small.graph, 12, jax.random.key(1))
+
+    def evaluate(limited):
+        tried.append(limited.chunk)
+        if (limited.chunk or 12) > 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to")
+        return CALL(limited, small.variables, gates, small.data, KEY)
+
+    with pytest.warns(UserWarning) as warned:
+        found = halving(evaluate, evaluator(small), lambda: 12)
+    said = [str(each.message) for each in warned]
+    assert "memory ran out with 12 candidates at once; 6 go together" in said[0]
+    assert "chunk=3" in said[1]
+    np.testing.assert_allclose(found.loss, evaluated(small, gates, chunk=3).loss, rtol=1e-6)
+    halving(evaluate, evaluator(small), lambda: 12)
+    assert tried == [None, 6, 3, 3]
+    halving.chunk = 1
+    with pytest.raises(RuntimeError, match="one candidate at a time; lower reward_images"):
+        halving(lambda _: evaluate(evaluator(small, chunk=12)), evaluator(small), lambda: 12)
+
+
+def test_another_error_than_memory_passes():
+    def broken(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        Halving()(broken, evaluator(small_mlp()), lambda: 12)
 
 
 def test_the_chunk_follows_the_memory():

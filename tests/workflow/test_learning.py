@@ -1,6 +1,7 @@
 """Training in a run: resumable, stopped by NaN, over arrays and batches."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,19 @@ from small import in_batches, small_mlp, small_pruning
 
 import rlprune_jax as rp
 from rlprune_jax.runs import DivergenceError, MemoryRun, open_run_at
+from rlprune_jax.training.augmentation import AlternatingFlip, CropAndFlip
 from rlprune_jax.training.loops import init_train_state, make_train_step
 from rlprune_jax.workflow import learning
-from rlprune_jax.workflow.learning import Training, run_training, train_dense
-from rlprune_jax.workflow.recipes import DenseRecipe, FinetuneRecipe, finetune_recipe
+from rlprune_jax.workflow.learning import Training, run_training, steps_at_once, train_dense
+from rlprune_jax.workflow.recipes import (
+    DenseRecipe,
+    FastRecipe,
+    FinetuneRecipe,
+    arrangement,
+    finetune_recipe,
+    trained_on,
+)
+from rlprune_jax.workflow.sources import DEFAULT_STEPS, OTHER_STEPS
 
 SMALL = small_mlp()
 KEY = jax.random.key(0)
@@ -79,7 +89,7 @@ def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch,
     monkeypatch.setattr(learning, "STEPS_AT_ONCE", 2)
     data = in_batches(SMALL.task.train, 16) if streamed else SMALL.task.train
     whole = run_training(training(data), KEY)
-    name, kill_at = ("_step", 5) if streamed else ("_train", 3)
+    name, kill_at = ("_step", 5) if streamed else ("train_steps", 3)
     original, calls = getattr(learning, name), []
 
     def killed(*arguments, **options):
@@ -175,11 +185,76 @@ def test_a_gradient_that_explodes_is_clipped():
         last(dataclasses.replace(recipe, clip_norm=None))
 
 
+def test_short_and_long_finetunes_run_in_one_program():
+    """For the usual numbers of steps of every data set."""
+    for _, short, long in (*DEFAULT_STEPS.values(), OTHER_STEPS):
+        found = {steps_at_once(steps, (short, long)) for steps in (short, long, 2 * long)}
+        assert len(found) == 1 and short % found.pop() == 0
+    # Without a common number each has its own.
+    assert (steps_at_once(37, (41,)), steps_at_once(0, (0, 0))) == (37, 0)
+
+
 def test_settings_become_the_recipe():
     assert finetune_recipe(small_pruning().config) == FinetuneRecipe(3e-3, 16, "adam")
     pruning = small_pruning(finetune_rule="sgd")
     assert finetune_recipe(pruning.config) == FinetuneRecipe(0.1, 16, "sgd")
     assert finetune_recipe(small_pruning(finetune_rate=0.5).config).rate == 0.5
+
+
+def test_a_fast_recipe_changes_what_images_are_trained_on_and_nothing_else():
+    fast, plain = FastRecipe(4), DenseRecipe(4)
+    images = (np.zeros((8, 6, 6, 1), np.uint8), np.arange(8) % 3)
+    task = rp.classification(*[images] * 3, augment=CropAndFlip(pad=2))
+    own = task.objective
+    assert (FastRecipe(100).decay, FastRecipe(8800).decay, fast.decay) == (0.9, 0.99, 0)
+    assert trained_on(plain, own, True) is own and arrangement(plain, own) is None
+    placed, streamed = (trained_on(fast, own, is_placed) for is_placed in (True, False))
+    assert placed.loss.label_smoothing == 0.2 and placed.metric is own.metric
+    assert placed.augment == CropAndFlip(2, False, "reflect", 12 / 32)
+    assert streamed.augment == CropAndFlip(2, True, "reflect", 12 / 32)
+    assert arrangement(fast, own) == AlternatingFlip()
+    digits = dataclasses.replace(own, augment=CropAndFlip(pad=1, flip=False))
+    assert arrangement(fast, digits) is None
+    other = rp.regression(*[(np.ones((4, 1)), np.ones((4, 1)))] * 3).objective
+    assert trained_on(fast, other, True) == other and arrangement(fast, other) is None
+
+
+def test_a_fast_recipe_delivers_the_average():
+    """Against a loop over the steps of a plain training by the same optimizer."""
+    recipe = FastRecipe(steps=24, rate=0.05, batch_size=48, label_smoothing=0.0, average=0.5)
+    network = fresh()
+    found = train_dense(network, SMALL.task, recipe).variables
+    step = jax.jit(
+        make_train_step(
+            network.definition.training_mode, recipe.optimizer(24), SMALL.task.objective
+        )
+    )
+    state = init_train_state(network.variables, recipe.optimizer(24))
+    average = network.variables
+
+    def mix(a, b, kept):
+        return kept * a + (1 - kept) * b
+
+    for number in range(24):
+        state, _ = step(state, SMALL.task.train, KEY)
+        kept = min(0.5, (1 + number) / (10 + number))
+        average = jax.tree.map(partial(mix, kept=kept), average, state.variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, average)
+    assert float(jnp.abs(average["a"] - state.variables["a"]).max()) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cutout": 1.5}, "cutout=1.5 must be"),
+        ({"average": 1.0}, "average=1.0 must be below 1"),
+        ({"label_smoothing": -0.1}, "label_smoothing=-0.1 must be"),
+        ({"precision": "tf32"}, "precision='tf32' must be"),
+    ],
+)
+def test_wrong_fast_recipes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FastRecipe(steps=4, **options)
 
 
 @pytest.mark.parametrize(

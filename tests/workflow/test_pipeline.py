@@ -1,5 +1,6 @@
 """One call from a network and its task to a smaller one."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ from small import QUICK, count_compilations, mlp_apply, small_mlp
 import rlprune_jax as rp
 from rlprune_jax.costs import COSTS
 from rlprune_jax.costs.cost import Cost, without_noise
+from rlprune_jax.origin import StaleWarning
 from rlprune_jax.runs import RunDirectoryError
 from rlprune_jax.search import EmptyArchiveError
 from rlprune_jax.workflow import learning, pipeline, pruning, searches
@@ -101,7 +103,8 @@ def test_a_second_call_compiles_nothing_and_other_limits_the_slim_network_alone(
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path, monkeypatch, stage):
     module, name, kill_at = {
         "search": (searches, "run_search_host", 2),
-        "finetune": (learning, "_train", 4),  # two reranks of one chunk, then the second of two
+        # Two reranks of one chunk, then the second of two.
+        "finetune": (learning, "train_steps", 4),
         "ship": (pipeline, "ship", 1),
     }[stage]
     monkeypatch.setattr(learning, "STEPS_AT_ONCE", 2)
@@ -151,6 +154,17 @@ def test_a_run_directory_is_found_again_and_keeps_others_out(tmp_path):
         settings = {"budgets": "params=0.5", **ALONE, **changes}
         with pytest.raises(RunDirectoryError, match=f"a run of other settings: {name}"):
             rp.prune(network, task, run_dir=folder, **settings)
+    # Other functions of the same names, which no setting tells.
+    doubled = dataclasses.replace(TASK, loss=lambda outputs, batch: 2 * TASK.loss(outputs, batch))
+    for task, finetune in ((doubled, None), (TASK, lambda apply, variables, steps, key: variables)):
+        settings = {"finetune": finetune, "run_dir": folder, **ALONE}
+        with pytest.raises(RunDirectoryError, match=r"other code: functions \(\w+ there, \w+ here"):
+            rp.prune(NETWORK, task, "params=0.5", **settings)
+        with pytest.warns(StaleWarning, match="is kept"):
+            kept = rp.prune(NETWORK, task, "params=0.5", stale="keep", **settings)
+        assert kept.to_json() == first.to_json()
+    with pytest.raises(ValueError, match="stale='never' must be one of"):
+        rp.prune(NETWORK, TASK, "params=0.5", stale="never", **ALONE)
 
 
 def test_a_finished_run_goes_on_with_more_evaluations(tmp_path):

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from rlprune_jax.costs import Latency
+from rlprune_jax.sealed import write_sealed
 from rlprune_jax.workflow.results import (
     NetworkResult,
     PruneResult,
@@ -44,6 +46,7 @@ def make(metric_name="accuracy", **changes):
         "budgets": [row | {"count": 90}],
         "search": {"evaluations": 16, "seconds": 2.0, "feasible_fraction": 1.0},
         "max_abs_diff": 1e-7,
+        "default_max_abs_diff": 2e-2,
         "groups": {"conv": 8},
         "seed": 3,
         "seconds": 4.5,
@@ -56,11 +59,19 @@ def make(metric_name="accuracy", **changes):
 @pytest.mark.parametrize("metric_name", ["accuracy", "negative_loss", "my_metric"])
 def test_what_is_stored_reads_back_the_same(tmp_path, metric_name):
     result = make(metric_name, labels={"dataset": "digits", "model": "cnn"})
-    (tmp_path / "result.json").write_text(json.dumps(result.to_json()))
+    write_sealed(tmp_path / "result.json", result.to_json(), "result")
     expected = dataclasses.replace(result, run_dir=tmp_path)
     assert PruneResult.read(tmp_path) == expected
     assert PruneResult.read(tmp_path / "result.json") == expected
     assert PruneResult.from_json(result.to_json()) == result
+
+
+def test_results_of_earlier_versions_have_no_seal(tmp_path):
+    stored = make().to_json()
+    for version, refused in ((2, False), (3, True)):
+        (tmp_path / "result.json").write_text(json.dumps(stored | {"version": version}))
+        with pytest.raises(ResultError, match="no checksum") if refused else nullcontext():
+            assert PruneResult.read(tmp_path).pruned == make().pruned
 
 
 def test_the_keys_that_others_read():
@@ -68,7 +79,11 @@ def test_the_keys_that_others_read():
     assert {"accuracy", "params", "macs"} <= set(stored["dense"])
     assert {"accuracy", "params", "macs", "latency_ms"} <= set(stored["pruned"])
     assert stored["pruned"]["latency_ms"]["median"] == 128.0
-    assert stored["equivalence"] == {"max_abs_diff": 1e-7}
+    assert stored["equivalence"] == {
+        "max_abs_diff": 1e-7,
+        "default_max_abs_diff": 2e-2,
+        "equal": True,
+    }
     assert stored["baselines"]["global_threshold"]["accuracy"] == 0.9
     assert {"budgets", "search", "seed", "versions", "device"} <= set(stored)
     assert "loss" not in stored["dense"]
@@ -108,7 +123,7 @@ def test_files_of_the_first_version_are_read():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c | {"version": 3}, "has version 3; this package reads 1 and 2"),
+        (lambda c: c | {"version": 4}, "has version 4; this package reads 1 to 3"),
         (lambda c: {k: v for k, v in c.items() if k != "budgets"}, "'budgets' is missing"),
         (lambda c: c | {"dense": {"params": 1}}, "'accuracy' is missing"),
         (lambda c: c | {"dense": 3}, "no whole result"),
@@ -127,7 +142,7 @@ def test_damaged_results_are_refused(change, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not JSON"), ("[1]", "holds a list, not a result"), ("", "is not JSON")],
+    [("{", "is not JSON"), ("[1]", "holds a list, not an object"), ("", "is not JSON")],
 )
 def test_damaged_files_are_refused(tmp_path, text, message):
     (tmp_path / "result.json").write_text(text)
@@ -136,8 +151,9 @@ def test_damaged_files_are_refused(tmp_path, text, message):
 
 
 def test_every_truncation_of_a_file_is_noticed(tmp_path):
-    text = json.dumps(make().to_json())
-    for length in range(0, len(text), 97):
+    write_sealed(tmp_path / "result.json", make().to_json(), "result")
+    text = (tmp_path / "result.json").read_text()
+    for length in range(0, len(text) - 1, 97):
         (tmp_path / "result.json").write_text(text[:length])
         with pytest.raises(ResultError):
             PruneResult.read(tmp_path)

@@ -10,6 +10,7 @@ from rlprune_jax.addresses import Address
 from rlprune_jax.checks import refuse_unless, require_count, require_processes, require_seed
 from rlprune_jax.workflow.config import check_choices
 from rlprune_jax.workflow.sources import (
+    DataOptions,
     DatasetOptions,
     NetworkOptions,
     check_dataset,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rlprune_jax.runs import Run
     from rlprune_jax.study import Job, StudyResult, StudySettings
     from rlprune_jax.study.settings import Distribution
+    from rlprune_jax.training.task import Task
     from rlprune_jax.types import PyTree
 
 Strategy = Literal["auto", "vmap", "map"]
@@ -96,6 +98,9 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
     """Of data split and dense training; searches have seeds 0, 1, ..."""
     runs_dir: str = "runs"
     """Where run directories go."""
+    stale: Literal["refuse", "redo", "keep"] = "refuse"
+    """What to do with results that are there and that other code, versions or data made: refuse
+    them, redo them (the old ones are kept beside), or keep them and go on."""
     seeds: int = 4
     """S, seeds of every setting."""
     strategy: Strategy = "auto"
@@ -203,6 +208,17 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
             ValueError: a budget that cannot be met, or an option that does not fit the data.
         """
 
+    def task(self) -> "Task":
+        """Return what the network is to do.
+
+        Built once for one object.
+        """
+        from rlprune_jax.costs.memo import remember
+        from rlprune_jax.workflow.building import build_task
+
+        options = DataOptions(dataset=self.dataset, data_dir=self.data_dir)
+        return remember(self, "task", lambda: build_task(options, self.seed))
+
     def conclude(self, found: "StudyResult", dense_accuracy: float) -> dict[str, object]:
         """Return what goes into ``result.json``.
 
@@ -272,7 +288,8 @@ class Study(NetworkOptions, DatasetOptions, abc.ABC):
 
     def identity(self) -> dict[str, str]:
         """Return the options that decide what a setting gives."""
-        left_out = {*PLACE, *HOW, *EXTENDS, *BY_CONTENT, "optuna", "runs_dir", "data_dir"}
+        places = ("optuna", "runs_dir", "data_dir", "stale")
+        left_out = {*PLACE, *HOW, *EXTENDS, *BY_CONTENT, *places}
         return {name: str(value) for name, value in self.record().items() if name not in left_out}
 
 

@@ -1,15 +1,15 @@
 """Run a study of any kind in a run directory."""
 
-import json
 import sys
 import time
 from pathlib import Path
 
 import jax
 
-from rlprune_jax.runs import COSMETIC, Extension, config_hash, open_run, show_progress
+from rlprune_jax.runs import COSMETIC, Extension, config_hash, open_run, read_config, show_progress
 from rlprune_jax.study import StudyResult, initialize, run_study
 from rlprune_jax.study.results import write_table
+from rlprune_jax.workflow.building import origin_of
 from rlprune_jax.workflow.studies.base import (
     BY_CONTENT,
     EXTENDS,
@@ -54,7 +54,8 @@ def conduct(study: Study) -> Path:
     refuse_fewer(own / f"{name}-{digits}", study)
     # Processes of one study share its directory; all but the first train in one of their own.
     home = Path(study.runs_dir) / f"{name}-{digits}"
-    with open_run(own, name, record, exclude=NOT_HASHED, extension=MORE) as run:
+    origin = origin_of(study.task(), study.stale)
+    with open_run(own, name, record, exclude=NOT_HASHED, extension=MORE, origin=origin) as run:
         if run.is_finished:
             print(f"finished before; delete {run.path} to run again", file=sys.stderr)
             return run.path
@@ -112,7 +113,7 @@ def refuse_fewer(path: Path, study: Study) -> None:
         ValueError: naming the option, its value and that of the study in the directory.
     """
     try:
-        stored = json.loads((path / "config.json").read_text())
+        stored = read_config(path)
     except (OSError, ValueError):
         return  # opening the directory says what is wrong
     for field, option in zip(EXTENDS, ("settings", "trials"), strict=True):
@@ -168,6 +169,7 @@ def run_settings(study: Study, job: StudyJob, folder: Path) -> StudyResult:
             shared=job.shared,
             known=job.known,
             identity=study.identity(),
+            stale=study.stale,
         )
 
 

@@ -10,7 +10,7 @@ from rlprune_jax.runs import Run
 from rlprune_jax.training.loops import init_train_state, make_train_step, train
 from rlprune_jax.training.task import Batch, Task, count_examples
 from rlprune_jax.types import Gates, PyTree, Variables
-from rlprune_jax.workflow.building import Built, build_network, build_task, wanted_of
+from rlprune_jax.workflow.building import Built, build_network, wanted_of
 from rlprune_jax.workflow.candidates import masked_training
 from rlprune_jax.workflow.delivery import evaluate_masked, evaluate_network
 from rlprune_jax.workflow.learning import train_dense
@@ -23,7 +23,7 @@ from rlprune_jax.workflow.pruning import (
     pose,
 )
 from rlprune_jax.workflow.recipes import DenseRecipe, finetune_recipe
-from rlprune_jax.workflow.sources import DataOptions, usual_steps, with_usual_widths
+from rlprune_jax.workflow.sources import usual_steps, with_usual_widths
 from rlprune_jax.workflow.studies.base import Study
 from rlprune_jax.workflow.studies.trained import TrainedStudy
 from rlprune_jax.workflow.tuning import training_data
@@ -37,7 +37,7 @@ def build(study: Study) -> tuple[Built, Task]:
             else; options or weights that do not fit.
         OSError: the data are missing.
     """
-    task = build_task(DataOptions(dataset=study.dataset, data_dir=study.data_dir), study.seed)
+    task = study.task()
     network = with_usual_widths(study, study.dataset)
     return build_network(network, wanted_of(task, study.seed)), task
 

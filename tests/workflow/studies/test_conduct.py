@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlprune_jax.runs import RunDirectoryError, config_hash
+from rlprune_jax.sealed import write_sealed
 from rlprune_jax.workflow.studies import BudgetStudy, ProxyStudy, SapStudy, SearchStudy
 from rlprune_jax.workflow.studies.base import EXTENDS
 from rlprune_jax.workflow.studies.conduct import NOT_HASHED, conduct
@@ -123,6 +124,6 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     digits = config_hash(study.record(), exclude=(*NOT_HASHED, *EXTENDS))
     folder = tmp_path / f"study-search-{digits}"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"seed": 0}))
+    write_sealed(folder / "config.json", {"seed": 0}, "config")
     with pytest.raises(RunDirectoryError, match="other settings"):
         conduct(study)
