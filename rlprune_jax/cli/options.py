@@ -264,11 +264,12 @@ def check_measuring(options: MeasureConfig, budgets: tuple[Budget, ...]) -> None
 
 
 def check_place(options: PlaceOptions) -> None:
-    """Refuse a place that has no name.
+    """Refuse a place without a name, or an unknown choice.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: naming the option, its value and what it may be.
     """
+    check_choices(options)
     if not options.runs_dir:
         raise ValueError("runs_dir='' is empty; name a directory, such as 'runs'")
 

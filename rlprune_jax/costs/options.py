@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlprune_jax.checks import (
+    refuse_unless,
     require,
     require_above,
     require_count,
     require_expression,
-    require_range,
     require_type,
 )
 
@@ -58,13 +58,12 @@ def check_levels(levels: Sequence[float]) -> None:
     Raises:
         ValueError: naming them.
     """
-    wanted = "numbers that rise, from 0 or above to 1, two at least"
     several = isinstance(levels, Sequence) and not isinstance(levels, str)
-    require(several, "levels", levels, wanted)
-    for level in levels:
-        require_range("levels", level, 0.0, 1.0)
-    rising = list(levels) == sorted(set(levels)) and len(levels) > 1 and levels[-1] == 1
-    require(rising, "levels", tuple(levels), wanted)
+    require(several, "levels", levels, "numbers that rise to 1")
+    good = all(isinstance(each, int | float) and 0 <= each <= 1 for each in levels)
+    rising = good and list(levels) == sorted(set(levels)) and len(levels) > 1 and levels[-1] == 1
+    wanted = "must rise, from 0 or above to 1, two at least"
+    refuse_unless("levels", tuple(levels), rising, wanted)
 
 
 def check_options(options: "CostOptions") -> None:

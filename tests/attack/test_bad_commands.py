@@ -7,7 +7,6 @@ every option of every command to every wrong number that its type allows.
 import dataclasses
 import functools
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import get_type_hints
@@ -19,6 +18,7 @@ from rlprune_jax.cli.inspect import InspectOptions
 from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.cli.sap import SapOptions
 from rlprune_jax.cli.sap import resolved as resolved_sap
+from rlprune_jax.sealed import write_sealed
 from rlprune_jax.workflow import building
 from rlprune_jax.workflow.studies import STUDIES, conduct
 
@@ -259,21 +259,22 @@ def lines(text):
 def write_runs(folder):
     """Write run directories that are wrong, each in its way."""
     right = {"model": "cnn", "dataset": "digits", "budget": ["params=0.5"], "seed": 0}
-    contents = {
-        "listcfg": "[]",
-        "nojson": "{",
-        "nomodel": json.dumps({"seed": 0}),
-        "badmodel": json.dumps(right | {"model": "nonet"}),
-        "extramodel": json.dumps(right | {"width": 0.5}),
-        "objectmodel": json.dumps(right | {"model": {}}),
-        "nopruned": json.dumps(right),
-        "noresult": json.dumps(right),
-        "whole": json.dumps(right),
+    settings = {
+        "nomodel": {"seed": 0},
+        "badmodel": right | {"model": "nonet"},
+        "extramodel": right | {"width": 0.5},
+        "objectmodel": right | {"model": {}},
+        "nopruned": right,
+        "noresult": right,
+        "whole": right,
     }
-    for name, content in contents.items():
+    for name, content in settings.items():
         (folder / name).mkdir()
-        (folder / name / "config.json").write_text(content)
-    (folder / "nopruned" / "result.json").write_text(json.dumps({"dense": {}, "seed": 0}))
+        write_sealed(folder / name / "config.json", content, "config")
+    for name, text in {"listcfg": "[]", "nojson": "{"}.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(text)
+    write_sealed(folder / "nopruned" / "result.json", {"dense": {}, "seed": 0}, "result")
 
 
 def test_each_wrong_line_is_refused_by_name(command, tmp_path):

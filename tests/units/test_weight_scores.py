@@ -129,7 +129,7 @@ def test_weights_of_zero_and_equal_weights_give_finite_scores():
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(ValueError, match="norm=0 must be above 0"):
+    with pytest.raises(ValueError, match="norm=0 must be a finite number above 0"):
         magnitude_scores(GRAPH, VARIABLES, norm=0)
     with pytest.raises(ValueError, match="reduction='last' must be one of 'sum'"):
         reduce_slots([jnp.ones(2)], "last")
