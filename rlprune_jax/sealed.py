@@ -356,7 +356,8 @@ def open_trailer(
     said = parse_json(line, where)
     if not isinstance(said, dict):
         raise DamagedFileError(f"{place} does not say what it holds")
-    if said.get("sha256") != _trailer_digest(body, kind, said.get("of")):
+    right = _trailer_digest(body, kind, said.get("of"))
+    if said.get("sha256") != right or said.get("kind") != kind:
         raise DamagedFileError(f"{place} was changed after it was written: its checksum differs")
     if of is not None and said.get("of") != of:
         raise DamagedFileError(f"{place} belongs to {said.get('of')!r}, not to {of!r}")
