@@ -285,7 +285,8 @@ def train_dense(
     """
     require_type("network", network, Network, "make it by Network.from_linen or its like")
     require_type("task", task, Task, "make it by classification, regression or their like")
-    require_type("recipe", recipe, DenseRecipe, "make it by DenseRecipe(steps)")
+    if not isinstance(recipe, FastRecipe):
+        require_type("recipe", recipe, DenseRecipe, "make it by DenseRecipe(steps)")
     require_seed("seed", seed)
     require_range("save_seconds", save_seconds, 0.0)
     task = task.on_device()
