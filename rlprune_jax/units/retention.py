@@ -15,6 +15,9 @@ from rlprune_jax.units.readings import Reading, look_at_readings
 RIDGE = 1e-4
 """Damping of the least squares, relative to the mean variance of a group's units."""
 
+LEAST_RIDGE = 1e-5
+"""Least damping, relative to the sum of variances: below it float32 is not sure of the sign."""
+
 MOST_UNITS = 4096
 """Units of the largest group whose covariances are kept; larger ones have no retention."""
 
@@ -132,11 +135,13 @@ def retention(graph: Graph, covariances: Covariances, gates: Gates) -> Gates:
 
 def _explained(covariance: jax.Array, gate: jax.Array) -> jax.Array:
     """Return the fraction of the trace that is explained, and 1 of an empty one."""
-    ridge = RIDGE / len(covariance)
+    ridge = RIDGE / len(covariance) + LEAST_RIDGE
     kept = covariance * gate[:, None]
     among = kept * gate[None] + jnp.diag(jnp.where(gate > 0, ridge, 1.0))
     solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(among), kept)
-    fraction = jnp.clip(jnp.sum(kept * solved), 0.0, 1.0)
+    alone = jnp.sum(jnp.diag(covariance) * gate)  # what rounding leaves where it is too much
+    fraction = jnp.sum(kept * solved)
+    fraction = jnp.clip(jnp.where(jnp.isfinite(fraction), fraction, alone), 0.0, 1.0)
     return jnp.where(jnp.trace(covariance) > 0.5, fraction, 1.0)
 
 

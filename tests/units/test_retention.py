@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small import mlp_apply, small_mlp
 
 from rlprune_jax import ones_gates, trace_graph
-from rlprune_jax.units.retention import mean_retention, retention, unit_covariances
+from rlprune_jax.units.retention import _explained, mean_retention, retention, unit_covariances
 
 SMALL = small_mlp()
 X = SMALL.data.calibration[0]
@@ -97,6 +97,16 @@ def test_layers_that_read_a_group_count_alike():
     graph = trace_graph(apply, variables, x)
     found = unit_covariances(apply, graph, variables, (x,))
     np.testing.assert_allclose(found.of["a"], [[0.7, 0.0], [0.0, 0.3]], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [64, 2048])
+def test_units_that_say_the_same_are_no_trouble(size):
+    rng = np.random.default_rng(0)
+    one = np.outer(rng.normal(size=50), np.abs(rng.normal(size=size)))
+    covariance = jnp.asarray(one.T @ one / np.trace(one.T @ one), jnp.float32)
+    for keep in (0.02, 0.3, 1.0):
+        gate = jnp.asarray(rng.uniform(size=size) < keep, jnp.float32).at[0].set(1)
+        assert 0.98 < float(_explained(covariance, gate)) <= 1.0
 
 
 def test_activations_that_never_vary_lose_nothing():
