@@ -96,7 +96,6 @@ def run_study(
 
     Example:
         >>> import jax
-    import numpy as np
         >>> from rlprune_jax.study import grid, run_study
         >>> def job(hparams, key):
         ...     return {"score": hparams["scale"] * jax.random.uniform(key)}
