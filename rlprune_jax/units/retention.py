@@ -26,8 +26,9 @@ class Covariances(NamedTuple):
     """Hold how units vary together, of the dense network.
 
     Attributes:
-        of: group name -> f32[units, units], divided by their trace. Groups that are read inside of
-            loops alone, that never vary, or that are larger than ``MOST_UNITS`` are not there.
+        of: group name -> f32[units, units], divided by their trace; zeros of a group that never
+            varies, which loses nothing. Groups that are read inside of loops alone, or that are
+            larger than ``MOST_UNITS``, are not there.
     """
 
     of: dict[str, jax.Array]
@@ -62,13 +63,13 @@ def unit_covariances(
     """
     matched = match(apply, graph, variables, inputs)
     wanted = {group.name: group for group in graph.groups if group.size <= MOST_UNITS}
-    sums = {name: jnp.zeros((group.size, group.size)) for name, group in wanted.items()}
+    sums: dict[str, jax.Array] = {}
 
     def look(reading: Reading) -> None:
         for name, group in wanted.items():
             found = _covariance(reading, group)
             if found is not None:
-                sums[name] = sums[name] + found
+                sums[name] = sums.get(name, 0.0) + found
 
     look_at_readings(matched, flat_arguments(variables, inputs), look)
     return Covariances({name: _to_trace_one(found) for name, found in sums.items()})

@@ -116,6 +116,22 @@ def test_activations_that_never_vary_lose_nothing():
     assert all(float(value) == 1.0 for value in retention(SMALL.graph, found, gates).values())
 
 
+def test_what_loops_alone_read_does_not_count():
+    def apply(variables, x):
+        hidden = x @ variables["a"]
+
+        def step(carry, weights):
+            return carry + (hidden @ weights).sum(), None
+
+        return jax.lax.scan(step, jnp.zeros(()), variables["b"])[0] + jnp.zeros((len(x), 1))
+
+    variables = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3, 4))}
+    x = jnp.ones((1, 2))
+    graph = trace_graph(apply, variables, x)
+    assert "a" in graph.names
+    assert "a" not in unit_covariances(apply, graph, variables, (x,)).of
+
+
 def test_the_mean_is_near_the_smallest():
     found = {"a": jnp.float32(0.9), "b": jnp.float32(0.1)}
     expected = ((0.9**-2 + 0.1**-2) / 2) ** -0.5
