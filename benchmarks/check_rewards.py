@@ -31,7 +31,6 @@ from rlprune_jax.cli.common import enable_compilation_cache
 from rlprune_jax.cli.options import PruneOptions, resolved
 from rlprune_jax.search import check_archive
 from rlprune_jax.types import Gates, PyTree
-from rlprune_jax.units import mean_retention, retention
 from rlprune_jax.workflow.building import build_network, build_task, wanted_of
 from rlprune_jax.workflow.candidates import Evaluator, evaluate_candidates
 from rlprune_jax.workflow.delivery import evaluate_masked
@@ -47,7 +46,7 @@ from rlprune_jax.workflow.pruning import (
     reward_repair,
 )
 from rlprune_jax.workflow.recipes import DenseRecipe, finetune_recipe
-from rlprune_jax.workflow.retaining import dense_covariances
+from rlprune_jax.workflow.retaining import dense_covariances, retained
 from rlprune_jax.workflow.searches import search
 from rlprune_jax.workflow.tuning import repaired, training_data
 
@@ -187,17 +186,6 @@ def with_reward(pruning: Pruning, kind: str) -> Pruning:
     return dataclasses.replace(pruning, config=config)
 
 
-def retained(pruning: Pruning, gates: Gates) -> np.ndarray:
-    """Return the mean retention of stacked gates."""
-    covariances = dense_covariances(pruning)
-    assert covariances is not None
-
-    def one(gates: Gates) -> jax.Array:
-        return mean_retention(retention(pruning.graph, covariances, gates))
-
-    return np.asarray(jax.jit(jax.vmap(one))(gates))
-
-
 def rewards_of(pruning: Pruning, kind: str, gates: Gates) -> tuple[np.ndarray, float]:
     """Return rewards of stacked gates, and seconds for each without compilation."""
     pruning = with_reward(pruning, kind)
@@ -206,10 +194,11 @@ def rewards_of(pruning: Pruning, kind: str, gates: Gates) -> tuple[np.ndarray, f
     )
     data, key = candidate_data(pruning), jax.random.key(0)
     call = jax.jit(evaluate_candidates, static_argnums=0)
+    covariances = dense_covariances(pruning)
 
     def run() -> np.ndarray:
-        if kind == "retention":
-            return retained(pruning, gates)
+        if covariances is not None:
+            return np.asarray(retained(pruning.graph, covariances, gates))
         return np.asarray(call(evaluator, pruning.network.variables, gates, data, key).metric)
 
     run()

@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rlprune_jax.private import make_folder
+
 LEAST_FILES = 64
 """Files that a command may have open at a time: checkpoints, compiled programs, libraries."""
 
@@ -47,9 +49,7 @@ def why_unusable(folder: Path) -> str:
     """
     probe = folder / f".probe.{os.getpid()}"
     try:
-        missing = [each for each in (folder, *folder.parents) if not each.exists()]
-        for each in reversed(missing):  # one by one, since parents would have the usual mode
-            each.mkdir(mode=0o700, exist_ok=True)
+        make_folder(folder)
         try:
             probe.write_bytes(bytes(PROBE))
         finally:

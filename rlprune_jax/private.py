@@ -23,11 +23,24 @@ def private_folder(path: str | os.PathLike) -> Path:
             message says which and what to do.
         OSError: it cannot be made.
     """
+    folder = make_folder(path)
+    check_private(folder)
+    return folder
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make what is missing of a path, with mode 0700.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     folder = Path(path)
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    for each in reversed(missing):
+    for each in reversed(missing):  # one by one, since parents would have the usual mode
         each.mkdir(mode=0o700, exist_ok=True)
-    check_private(folder)
     return folder
 
 

@@ -132,11 +132,24 @@ def unseal(content: object, where: str | os.PathLike, kind: str, of: str | None 
     rest = {name: value for name, value in said.items() if name != "sha256"}
     if digest_json([rest, body]) != said.get("sha256"):
         raise DamagedFileError(f"{place} was changed after it was written: its checksum differs")
+    _check_belongs(said, place, kind, of)
+    return body
+
+
+def _check_belongs(said: Json, place: str, kind: str, of: str | None) -> None:
+    """Refuse a seal of another kind, or of what belongs to something else."""
     if said.get("kind") != kind:
         raise DamagedFileError(f"{place} is of kind {said.get('kind')!r}, not {kind!r}")
     if of is not None and said.get("of") != of:
         raise DamagedFileError(f"{place} belongs to {said.get('of')!r}, not to {of!r}")
-    return body
+
+
+def _header(content: bytes, place: str) -> Json:
+    """Return what a file that is no JSON says of itself in JSON."""
+    said = parse_json(content, place)
+    if not isinstance(said, dict):
+        raise DamagedFileError(f"{place} does not say what it holds")
+    return said
 
 
 def seal_of(content: object) -> Json | None:
@@ -278,10 +291,7 @@ def open_arrays(
     """
     said = arrays_header(content, where)
     place = os.fspath(where)
-    if said.get("kind") != kind:
-        raise DamagedFileError(f"{place} is of kind {said.get('kind')!r}, not {kind!r}")
-    if of is not None and said.get("of") != of:
-        raise DamagedFileError(f"{place} belongs to {said.get('of')!r}, not to {of!r}")
+    _check_belongs(said, place, kind, of)
     found, start = {}, content.index(b"\n") + 1
     try:
         for name, (dtype, shape) in said["arrays"].items():
@@ -308,9 +318,7 @@ def arrays_header(content: bytes, where: str | os.PathLike) -> Json:
     end = content.find(b"\n")
     if end < 0 or not content.startswith(_ARRAYS):
         raise DamagedFileError(f"{place} is no file of arrays, or of an earlier version")
-    said = parse_json(content[len(_ARRAYS) : end], where)
-    if not isinstance(said, dict):
-        raise DamagedFileError(f"{place} does not say what it holds")
+    said = _header(content[len(_ARRAYS) : end], place)
     wanted = said.pop("sha256", None)
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     digest.update(memoryview(content)[end + 1 :])
@@ -353,14 +361,11 @@ def open_trailer(
         raise DamagedFileError(
             f"{place} carries no checksum: it is cut off, or written by an earlier version"
         )
-    said = parse_json(line, where)
-    if not isinstance(said, dict):
-        raise DamagedFileError(f"{place} does not say what it holds")
+    said = _header(line, place)
     right = _trailer_digest(body, kind, said.get("of"))
     if said.get("sha256") != right or said.get("kind") != kind:
         raise DamagedFileError(f"{place} was changed after it was written: its checksum differs")
-    if of is not None and said.get("of") != of:
-        raise DamagedFileError(f"{place} belongs to {said.get('of')!r}, not to {of!r}")
+    _check_belongs(said, place, kind, of)
     return body
 
 

@@ -192,7 +192,6 @@ def resolved(options: PruneOptions) -> PruneOptions:
     check_pair(options.network.model, options.data.dataset)
     budgets = parse_budgets(options.budgets.budget, options.budgets.budget_fn)
     check_dense(options.dense)
-    check_choices(options.dense)
     check_methods(options.search.baselines, get_args(MethodName))
     check_measuring(options.measuring, budgets)
     check_place(options.place)

@@ -40,11 +40,7 @@ class DenseRecipe:
 
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
-        require_count("batch_size", self.batch_size)
-        require_above("rate", self.rate)
-        require_range("weight_decay", self.weight_decay, 0.0)
-        require_choice("rule", self.rule, ("sgd", "adam"))
-        require_choice("precision", self.precision, PRECISIONS)
+        _check_common(self)
 
     def optimizer(self, total: jax.Array | int) -> optax.GradientTransformation:
         """Return the optimizer.
@@ -89,12 +85,8 @@ class FinetuneRecipe:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        require_above("rate", self.rate)
-        require_choice("rule", self.rule, ("sgd", "adam"))
-        require_range("weight_decay", self.weight_decay, 0.0)
+        _check_common(self)
         require_range("warmup", self.warmup, 0.0, 1.0)
-        require_choice("precision", self.precision, PRECISIONS)
-        require_count("batch_size", self.batch_size)
         if self.clip_norm is not None:
             require_above("clip_norm", self.clip_norm)
 
@@ -175,15 +167,11 @@ class FastRecipe:
 
     def __post_init__(self) -> None:
         require_count("steps", self.steps)
-        require_count("batch_size", self.batch_size)
-        require_above("rate", self.rate)
-        require_range("weight_decay", self.weight_decay, 0.0)
-        require_choice("rule", self.rule, ("sgd", "adam"))
+        _check_common(self)
         for name in ("label_smoothing", "cutout", "rise", "average"):
             require_range(name, getattr(self, name), 0.0, 1.0)
         require(self.average < 1, "average", self.average, "below 1")
         require(self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "below 1")
-        require_choice("precision", self.precision, PRECISIONS)
 
     @property
     def decay(self) -> float:
@@ -210,6 +198,15 @@ class FastRecipe:
 
 Recipe = DenseRecipe | FastRecipe | FinetuneRecipe
 """How a network is trained."""
+
+
+def _check_common(recipe: Recipe) -> None:
+    """Refuse what no recipe can have."""
+    require_count("batch_size", recipe.batch_size)
+    require_above("rate", recipe.rate)
+    require_range("weight_decay", recipe.weight_decay, 0.0)
+    require_choice("rule", recipe.rule, ("sgd", "adam"))
+    require_choice("precision", recipe.precision, PRECISIONS)
 
 
 def trained_on(recipe: Recipe, objective: Objective, is_placed: bool) -> Objective:

@@ -6,7 +6,7 @@ import jax
 
 from rlprune_jax.graph.groups import Graph
 from rlprune_jax.search import Environment, masks_to_gates
-from rlprune_jax.types import PyTree, Variables
+from rlprune_jax.types import Gates, PyTree, Variables
 from rlprune_jax.units.retention import Covariances, mean_retention, retention, unit_covariances
 from rlprune_jax.workflow.network import Definition
 from rlprune_jax.workflow.pruning import Pruning
@@ -52,15 +52,28 @@ def with_retention(
     if covariances is None:
         return rewards
     weight = pruning.config.reward_retention or 0.0
-    found = _retained(pruning.graph, covariances, pruning.env, masks)
+    found = _of_masks(pruning.graph, covariances, pruning.env, masks)
     return (rewards + weight * found) / (1.0 + weight)
 
 
 @partial(jax.jit, static_argnums=0)
-def _retained(
+def _of_masks(
     graph: Graph, covariances: Covariances, env: Environment, masks: jax.Array
 ) -> jax.Array:
-    def one(gates: PyTree) -> jax.Array:
+    return retained(graph, covariances, masks_to_gates(env, masks))
+
+
+@partial(jax.jit, static_argnums=0)
+def retained(graph: Graph, covariances: Covariances, gates: Gates) -> jax.Array:
+    """Return the mean retention of several candidates, f32[N].
+
+    Args:
+        graph: of the network.
+        covariances: of the dense network.
+        gates: group name -> f32[N, units].
+    """
+
+    def one(gates: Gates) -> jax.Array:
         return mean_retention(retention(graph, covariances, gates))
 
-    return jax.vmap(one)(masks_to_gates(env, masks))
+    return jax.vmap(one)(gates)
